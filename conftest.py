@@ -1,0 +1,22 @@
+"""Every Python block of README.md and docs/ is a test: Sybil runs a document's blocks in order, in one namespace."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One empty working folder per document: blocks save and load files."""
+    with contextlib.chdir(tmp_path_factory.mktemp("document")):
+        yield
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/*.md"],
+    fixtures=["own_folder"],
+).pytest()

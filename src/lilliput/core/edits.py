@@ -1,0 +1,138 @@
+"""Changes to the module tree, as data: a fresh module becomes the edited one by replaying them.
+
+`Fold` moves a BatchNorm into the layer before it, `Slice` keeps some slices of a tensor, `Replace` puts another module
+in a place. Replaying changes structure only; the tensors come from the file.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lilliput.core.errors import ArtifactError
+
+REPLACEMENTS: dict[str, type[nn.Module]] = {
+    "Identity": nn.Identity,
+    "ReLU": nn.ReLU,
+    "ReLU6": nn.ReLU6,
+    "Hardswish": nn.Hardswish,
+    "Hardsigmoid": nn.Hardsigmoid,
+    "Hardtanh": nn.Hardtanh,
+}
+"""What `Replace` can build, by name: a file can name these and nothing else."""
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """BatchNorm `norm` becomes part of `layer`, which gets a bias; an Identity stands where the norm was."""
+
+    layer: str
+    norm: str
+
+    def replay_(self, module: nn.Module) -> None:
+        layer, norm = _get(module, self.layer), _get(module, self.norm)
+        bias = dict(layer.named_parameters(recurse=False)).get("bias")
+        channels = getattr(norm, "num_features", None)
+        if not isinstance(channels, int):
+            raise ArtifactError(f"replay of fold into {self.layer!r}", f"{self.norm!r} is {type(norm).__name__}",
+                                "give the module that the file was made from")  # fmt: skip
+        if bias is None:
+            weight = layer.get_parameter("weight")
+            layer.register_parameter("bias", nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device)))
+        _put(module, self.norm, nn.Identity())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Keep the slices `index` of dimension `dim` of parameter or buffer `path` ("conv1.weight")."""
+
+    path: str
+    dim: int
+    index: tuple[int, ...]
+
+    def replay_(self, module: nn.Module) -> None:
+        owner_path, _, name = self.path.rpartition(".")
+        owner = _get(module, owner_path)
+        tensors = dict(owner.named_parameters(recurse=False)) | dict(owner.named_buffers(recurse=False))
+        tensor = tensors.get(name)
+        if tensor is None or self.dim >= tensor.dim() or any(i >= tensor.shape[self.dim] for i in self.index):
+            found = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise ArtifactError(f"replay of slice of {self.path!r}", found, "give the module that the file was made from")
+        sliced = tensor.detach().index_select(self.dim, torch.tensor(self.index, dtype=torch.int64, device=tensor.device))
+        if isinstance(tensor, nn.Parameter):
+            setattr(owner, name, nn.Parameter(sliced, requires_grad=tensor.requires_grad))
+        else:
+            owner.register_buffer(name, sliced)
+        _resize_(owner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replace:
+    """Another module at `path`: a name of `REPLACEMENTS` and its settings."""
+
+    path: str
+    cls: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def replay_(self, module: nn.Module) -> None:
+        if self.cls not in REPLACEMENTS:
+            raise ArtifactError(f"replay of replace at {self.path!r}", f"unknown class {self.cls!r}",
+                                f"known are {', '.join(REPLACEMENTS)}")  # fmt: skip
+        _get(module, self.path)
+        _put(module, self.path, REPLACEMENTS[self.cls](**self.settings))
+
+
+Edit = Fold | Slice | Replace
+EDITS: dict[str, type[Fold] | type[Slice] | type[Replace]] = {"fold": Fold, "slice": Slice, "replace": Replace}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits that tell one architecture from another: class names, tensors' shapes, the settings of layers.
+
+    Values of weights do not matter. Functional code in `forward` is not seen.
+    """
+    settings = ("stride", "padding", "dilation", "groups", "kernel_size", "output_padding", "eps", "negative_slope")
+    lines = [
+        f"{path}:{type(m).__name__}:" + ",".join(f"{s}={getattr(m, s)}" for s in settings if s in vars(m))
+        for path, m in module.named_modules()
+    ]
+    lines += [f"{name}:{tuple(t.shape)}:{t.dtype}" for name, t in module.state_dict().items()]
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
+
+
+def _get(module: nn.Module, path: str) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        raise ArtifactError(f"replay of an edit at {path!r}", "the module has nothing there",
+                            "give the module that the file was made from") from None  # fmt: skip
+
+
+def _put(module: nn.Module, path: str, new: nn.Module) -> None:
+    """At every place where the old module stands: a shared module may have several paths."""
+    old = module.get_submodule(path)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _resize_(layer: nn.Module) -> None:
+    """Layers remember their sizes; keep them true to their tensors."""
+    weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    if weight is None:
+        return
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        layer.out_channels = weight.shape[0]
+        if layer.groups == 1:
+            layer.in_channels = weight.shape[1]
+        elif weight.shape[1] == 1:  # depthwise: a group for each channel
+            layer.groups = layer.in_channels = weight.shape[0]
+    elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        layer.num_features = weight.shape[0]

@@ -1,0 +1,326 @@
+"""How a tensor is stored: four slots that passes fill in any order.
+
+- **mask**: which entries are stored (True = kept; the others are exactly zero);
+- **sharing**: entries name centroids of a table, one table for the tensor or one for each slice of an axis (ragged);
+- **grid**: what is stored are integers q; the value is (q - zero_point) * scale, for the tensor or for each slice;
+- **coding**: how the packed streams are coded, chosen per stream in `lilliput.core.streams`.
+
+The stored numbers (`values`) are kept, never recomputed: a learned rounding is not the nearest rounding. An encoding is
+immutable; every change gives a new one. Laws, each a test: `z.encode(z.decode()) == z`, `z.select(d, i).decode() ==
+z.decode().index_select(d, i)`, reported bits = packed bits.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lilliput.core.errors import UsageError
+from lilliput.ops.fixed_point import dequantize, integer_range, quantize
+
+MAX_BITS = 23
+"""|q - zero_point| < 2^23, so that rounding a decoded float32 gives q back: `encode` inverts `decode`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """Integers q in `low..high` stand for (q - zero_point) * scale.
+
+    Each field is a tensor of one entry (whole tensor) or of one entry for each slice of `axis`. A bit width of 0 means
+    that the slice is gone: all its values are 0. Signed grids are narrow (-127..127) when `narrow`.
+    """
+
+    scale: Tensor  # float32 [1] or [slices], positive
+    zero_point: Tensor  # int64
+    bit_width: Tensor  # int64, 0..MAX_BITS
+    signed: bool = True
+    narrow: bool = False
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        n = self.scale.numel()
+        same = self.zero_point.shape == self.bit_width.shape == self.scale.shape == (n,)
+        if not same or (self.axis is None and n != 1):
+            raise UsageError("a grid", f"scale, zero_point and bit_width of shapes {tuple(self.scale.shape)}, "
+                             f"{tuple(self.zero_point.shape)}, {tuple(self.bit_width.shape)} for axis {self.axis}",
+                             "give each one entry, or one for each slice of the axis")  # fmt: skip
+        if self.scale.dtype != torch.float32 or not bool((torch.isfinite(self.scale) & (self.scale > 0)).all()):
+            raise UsageError("a grid", "a scale that is not a positive finite float32", "choose scales with ops.affine")
+        if bool(((self.bit_width < 0) | (self.bit_width > MAX_BITS)).any()):
+            raise UsageError("a grid", f"bit widths {self.bit_width.tolist()}", f"use 0 to {MAX_BITS} bits")
+
+    @staticmethod
+    def per_tensor(scale: float, zero_point: int, bit_width: int, *, signed: bool, narrow: bool = False) -> "Grid":
+        return Grid(scale=torch.tensor([scale], dtype=torch.float32), zero_point=torch.tensor([zero_point]),
+                    bit_width=torch.tensor([bit_width]), signed=signed, narrow=narrow)  # fmt: skip
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest integer of each slice; both are the zero point where the bit width is 0."""
+        low, high = torch.empty_like(self.zero_point), torch.empty_like(self.zero_point)
+        for bits in self.bit_width.unique().tolist():
+            at = self.bit_width == bits
+            if bits == 0:
+                low[at] = high[at] = self.zero_point[at]
+            else:
+                low[at], high[at] = integer_range(bits, signed=self.signed, narrow=self.narrow)
+        return low, high
+
+    def spread(self, values: Tensor, rank: int) -> Tensor:
+        """One of the fields, shaped so that it broadcasts over a tensor of `rank` dimensions."""
+        if self.axis is None:
+            return values.reshape(())
+        return values.reshape([-1 if d == self.axis else 1 for d in range(rank)])
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """int64: nearest integers, halves up, saturated."""
+        low, high = self.range()
+        s = [self.spread(v, x.dim()) for v in (self.scale, self.zero_point, low, high)]
+        return quantize(x, *s)
+
+    def dequantize(self, q: Tensor) -> Tensor:
+        return dequantize(q, self.spread(self.scale, q.dim()), self.spread(self.zero_point, q.dim()))
+
+    def select(self, dim: int, index: Tensor) -> "Grid":
+        if dim != self.axis:
+            return self
+        return replace(self, scale=self.scale[index], zero_point=self.zero_point[index], bit_width=self.bit_width[index])
+
+    def to(self, device: torch.device) -> "Grid":
+        return replace(self, scale=self.scale.to(device), zero_point=self.zero_point.to(device), bit_width=self.bit_width.to(device))
+
+    def same(self, other: "Grid | None") -> bool:
+        return (
+            other is not None
+            and (self.signed, self.narrow, self.axis) == (other.signed, other.narrow, other.axis)
+            and all(torch.equal(a, b) for a, b in zip(self._fields(), other._fields(), strict=True))
+        )
+
+    def _fields(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.scale, self.zero_point, self.bit_width
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sharing:
+    """Which centroid each entry uses. `sizes[g]` centroids belong to slice g of `axis` (one slice if None)."""
+
+    indices: Tensor  # int64, the tensor's shape, 0 <= index < sizes of its slice
+    sizes: Tensor  # int64 [1] or [slices]
+    axis: int | None = None
+
+    def offsets(self) -> Tensor:
+        return torch.cumsum(self.sizes, 0) - self.sizes
+
+    def rows(self) -> Tensor:
+        """Position in the table of each entry."""
+        offsets = self.offsets()
+        if self.axis is None:
+            return self.indices + offsets[0]
+        return self.indices + offsets.reshape([-1 if d == self.axis else 1 for d in range(self.indices.dim())])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoding:
+    """One tensor and its slots.
+
+    `values` holds what is stored: float32 or the integers of the grid (int64); of the tensor's shape, or, with sharing,
+    the tables one after the other. Entries that the mask drops hold 0 (index 0 with sharing).
+    """
+
+    shape: tuple[int, ...]
+    values: Tensor
+    mask: Tensor | None = None
+    sharing: Sharing | None = None
+    grid: Grid | None = None
+
+    @staticmethod
+    def of(tensor: Tensor) -> "Encoding":
+        """A float tensor as it is."""
+        if not tensor.is_floating_point():
+            raise UsageError("an encoding", f"a tensor of {tensor.dtype}", "encode floating-point tensors")
+        return Encoding(shape=tuple(tensor.shape), values=tensor.detach().float().clone())
+
+    @property
+    def is_plain(self) -> bool:
+        return self.mask is None and self.sharing is None and self.grid is None
+
+    @property
+    def is_integer(self) -> bool:
+        return self.grid is not None
+
+    def integers(self) -> Tensor:
+        """int64 of the tensor's shape: the grid's integers, the zero point where masked.
+
+        Raises `UsageError` without a grid.
+        """
+        if self.grid is None:
+            raise UsageError("integers of an encoding", "it has no grid", "quantize the tensor first")
+        q = self._dense()
+        if self.mask is not None:
+            zero = self.grid.spread(self.grid.zero_point, len(self.shape)).expand(self.shape)
+            q = torch.where(self.mask, q, zero)
+        return q
+
+    def decode(self) -> Tensor:
+        """float32: the values that the network computes with."""
+        x = self._dense()
+        if self.grid is not None:
+            x = self.grid.dequantize(x)
+        if self.mask is not None:
+            x = torch.where(self.mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+        return x
+
+    def encode(self, x: Tensor) -> "Encoding":
+        """`x` in these slots: masked, its clusters' means, rounded. Inverts `decode`.
+
+        The assignment to clusters, the mask and the grid stay; only the stored numbers move.
+        """
+        if tuple(x.shape) != self.shape:
+            raise UsageError("encode", f"a tensor of shape {tuple(x.shape)}", f"give one of shape {self.shape}")
+        x = x.detach()
+        if self.sharing is not None:
+            if self.grid is None:
+                return replace(self, values=cluster_means(x, self.sharing, self.mask).float())
+            rank, grid = len(self.shape), self.grid  # means of q, not of x: scales may differ inside a cluster
+            real = x.double() / grid.spread(grid.scale, rank) + grid.spread(grid.zero_point, rank)
+            low, high = grid.range()
+            means = torch.floor(cluster_means(real, self.sharing, self.mask) + 0.5).long()
+            return replace(self, values=means.clamp(int(low.min()), int(high.max())))
+        stored: Tensor = x.float() if self.grid is None else self.grid.quantize(x)
+        return replace(self, values=_blank(stored, self.mask))
+
+    def with_mask(self, mask: Tensor) -> "Encoding":
+        """Keep only entries that `mask` and the present mask keep."""
+        if tuple(mask.shape) != self.shape:
+            raise UsageError("mask", f"a mask of shape {tuple(mask.shape)}", f"give one of shape {self.shape}")
+        mask = mask.bool() if self.mask is None else mask.bool() & self.mask
+        if self.sharing is not None:
+            sharing = replace(self.sharing, indices=_blank(self.sharing.indices, mask))
+            return replace(self, mask=mask, sharing=sharing)._compact()
+        return replace(self, mask=mask, values=_blank(self.values, mask))
+
+    def with_sharing(self, sharing: Sharing, table: Tensor) -> "Encoding":
+        """Entries become references into `table` (values; on a grid: its integers)."""
+        if (self.grid is None) == (not table.is_floating_point()):
+            raise UsageError("sharing", f"a table of {table.dtype}", "give floats, or integers where there is a grid")
+        indices = _blank(sharing.indices, self.mask)
+        new = replace(self, values=table, sharing=replace(sharing, indices=indices))
+        return new._compact()
+
+    def with_grid(self, grid: Grid, values: Tensor | None = None) -> "Encoding":
+        """Stored numbers become integers of `grid`: the nearest, or the given `values` (learned roundings).
+
+        With a shared table that spans slices of the grid's axis, the grid must be one for the whole tensor.
+        """
+        if values is None:
+            source = self.decode() if self.sharing is None else self._float_table()
+            values = (grid if self.sharing is None else self._table_grid(grid)).quantize(source)
+        if self.sharing is None:
+            values = _blank(values, self.mask)
+        return replace(self, grid=grid, values=values)._compact() if self.sharing else replace(self, grid=grid, values=values)
+
+    def select(self, dim: int, index: Tensor) -> "Encoding":
+        """The encoding of the chosen slices of dimension `dim`."""
+        shape = tuple(len(index) if d == dim else s for d, s in enumerate(self.shape))
+        mask = None if self.mask is None else self.mask.index_select(dim, index)
+        grid = None if self.grid is None else self.grid.select(dim, index)
+        if self.sharing is None:
+            return Encoding(shape=shape, values=self.values.index_select(dim, index), mask=mask, grid=grid)
+        indices, sizes, table = self.sharing.indices.index_select(dim, index), self.sharing.sizes, self.values
+        if dim == self.sharing.axis:
+            tables = torch.split(table, sizes.tolist())
+            table = torch.cat([tables[i] for i in index.tolist()] or [table[:0]])
+            sizes = sizes[index]
+        sharing = Sharing(indices=indices, sizes=sizes, axis=self.sharing.axis)
+        return Encoding(shape=shape, values=table, mask=mask, grid=grid, sharing=sharing)._compact()
+
+    def to(self, device: torch.device) -> "Encoding":
+        sharing = self.sharing and replace(self.sharing, indices=self.sharing.indices.to(device), sizes=self.sharing.sizes.to(device))
+        return replace(self, values=self.values.to(device), mask=None if self.mask is None else self.mask.to(device),
+                       sharing=sharing, grid=self.grid and self.grid.to(device))  # fmt: skip
+
+    def same(self, other: "Encoding") -> bool:
+        """Bitwise the same slots."""
+        if self.shape != other.shape or not _equal(self.mask, other.mask) or not torch.equal(self.values, other.values):
+            return False
+        if (self.grid is None) != (other.grid is None) or (self.grid is not None and not self.grid.same(other.grid)):
+            return False
+        a, b = self.sharing, other.sharing
+        if a is None or b is None:
+            return a is b
+        return a.axis == b.axis and torch.equal(a.indices, b.indices) and torch.equal(a.sizes, b.sizes)
+
+    def describe(self) -> str:
+        """One short phrase: "50% kept, 16 shared values, 8 bits per channel"."""
+        parts: list[str] = []
+        if self.mask is not None:
+            parts.append(f"{100 * self.mask.float().mean().item():.0f}% kept")
+        if self.sharing is not None:
+            sizes = self.sharing.sizes
+            many = f"{int(sizes.min())}..{int(sizes.max())}" if len(sizes) > 1 else f"{int(sizes[0])}"
+            parts.append(f"{many} shared values" + (" per channel" if self.sharing.axis is not None else ""))
+        if self.grid is not None:
+            bits = self.grid.bit_width
+            width = f"{int(bits.min())}..{int(bits.max())}" if bits.unique().numel() > 1 else f"{int(bits[0])}"
+            parts.append(f"{width} bits" + (" per channel" if self.grid.axis is not None else ""))
+        return ", ".join(parts) or "float32"
+
+    def _dense(self) -> Tensor:
+        return self.values if self.sharing is None else self.values[self.sharing.rows()]
+
+    def _float_table(self) -> Tensor:
+        return self.values if self.grid is None else self._table_grid(self.grid).dequantize(self.values)
+
+    def _table_grid(self, grid: Grid) -> Grid:
+        """The grid, one entry for each row of the table."""
+        sharing = self.sharing
+        if sharing is None or grid.axis is None:
+            return grid
+        if sharing.axis != grid.axis:
+            raise UsageError("grid", "one scale for each channel under a table shared by all channels",
+                             "use one grid for the tensor, or share per channel")  # fmt: skip
+        rows = torch.repeat_interleave(torch.arange(len(sharing.sizes), device=sharing.sizes.device), sharing.sizes)
+        return replace(grid.select(grid.axis, rows), axis=0)
+
+    def _compact(self) -> "Encoding":
+        """Tables sorted, without equal or unused rows."""
+        sharing = self.sharing
+        if sharing is None:
+            return self
+        rows = sharing.rows()
+        used = torch.zeros(len(self.values), dtype=torch.bool, device=rows.device)
+        used[rows if self.mask is None else rows[self.mask]] = True
+        new_index = torch.zeros(len(self.values), dtype=torch.int64, device=rows.device)
+        tables: list[Tensor] = []
+        start = 0
+        for size in sharing.sizes.tolist():
+            here = slice(start, start + size)
+            kept, inverse = torch.unique(self.values[here][used[here]], sorted=True, return_inverse=True)
+            positions = torch.zeros(size, dtype=torch.int64, device=rows.device)
+            positions[used[here]] = inverse
+            new_index[here] = positions
+            tables.append(kept)
+            start += size
+        if any(len(t) == 0 for t in tables):  # a slice without stored entries keeps one row: indices stay valid
+            zero = torch.zeros(1, dtype=self.values.dtype, device=self.values.device)
+            tables = [t if len(t) else zero for t in tables]
+        sizes = torch.tensor([len(t) for t in tables], dtype=torch.int64, device=rows.device)
+        indices = _blank(new_index[rows], self.mask)
+        return replace(self, values=torch.cat(tables), sharing=replace(sharing, indices=indices, sizes=sizes))
+
+
+def cluster_means(x: Tensor, sharing: Sharing, mask: Tensor | None) -> Tensor:
+    """float64 [rows of the table]: the mean of the kept entries of each cluster; 0 for a row without entries."""
+    rows, values = sharing.rows().reshape(-1), x.reshape(-1).double()
+    if mask is not None:
+        rows, values = rows[mask.reshape(-1)], values[mask.reshape(-1)]
+    total = torch.zeros(int(sharing.sizes.sum()), dtype=torch.float64, device=x.device).index_add_(0, rows, values)
+    count = torch.zeros_like(total).index_add_(0, rows, torch.ones_like(values))
+    return total / count.clamp(min=1)
+
+
+def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is b) if a is None or b is None else torch.equal(a, b)

@@ -1,0 +1,81 @@
+"""ONNX files with our own grids inside: float, weight-only, or integer for ONNX Runtime's int8 kernels.
+
+Written directly from the graph: what a layer computes, and with which integers, is decided by the artifact and by
+nobody after it.
+"""
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import UsageError
+from lilliput.export.onnx_build import Builder
+from lilliput.export.onnx_operators import cannot
+from lilliput.graph.integer import IntegerNet
+from lilliput.graph.trace import Graph, Node, trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a kind of processor is good at. ONNX Runtime's x86 kernels want uint8 activations, those for Arm int8."""
+
+    unsigned: bool
+
+
+PRESETS = {"onnx-x86": Preset(unsigned=True), "onnx-arm": Preset(unsigned=False)}
+
+
+def build(artifact: Artifact, *, target: str | Preset, dynamic_batch: bool = True, graph: Graph | None = None) -> Any:
+    """The network as an `onnx.ModelProto`, weights inside. `ExportError` names a node that has no form in ONNX.
+
+    Activations with grids become int8 or uint8 as the target likes it: the same integers, moved by 128.
+    """
+    builder = Builder(artifact, graph or graph_of(artifact), unsigned=_preset(target).unsigned)
+    return builder.model("batch" if dynamic_batch else 1)
+
+
+def export(
+    artifact: Artifact, path: str | Path, *, target: str | Preset, dynamic_batch: bool = True, graph: Graph | None = None
+) -> int:
+    """Write `build(...)` to a file, whole or not at all; gives its size in bytes."""
+    data = build(artifact, target=target, dynamic_batch=dynamic_batch, graph=graph).SerializeToString(deterministic=True)
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+    return len(data)
+
+
+def unsupported(graph: Graph) -> list[tuple[Node, str]]:
+    """The nodes that `build` would refuse, and why."""
+    reasons = ((node, cannot(node, graph)) for node in graph.nodes)
+    return [(node, reason) for node, reason in reasons if reason is not None]
+
+
+def layers_in_float(artifact: Artifact, graph: Graph | None = None) -> dict[str, str]:
+    """Arithmetic that runs in float32 although activations have grids: node -> reason. Empty for a float network."""
+    return dict(IntegerNet(artifact, graph).floats) if artifact.activations else {}
+
+
+def graph_of(artifact: Artifact) -> Graph:
+    return trace(artifact.module, artifact.input.example(2))
+
+
+def _preset(target: str | Preset) -> Preset:
+    if isinstance(target, Preset):
+        return target
+    if target not in PRESETS:
+        raise UsageError(f"target {target!r}", "no such preset for ONNX", f"use one of {', '.join(PRESETS)}")
+    return PRESETS[target]

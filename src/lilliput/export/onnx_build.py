@@ -1,0 +1,267 @@
+"""From an artifact and its graph to ONNX: where values have grids, QuantizeLinear and DequantizeLinear with those grids.
+
+The file computes what `graph.integer` computes, up to how a runtime rounds ties:
+
+- a value on a grid is an int8 or uint8 tensor; arithmetic stands between DequantizeLinear and QuantizeLinear, which
+  ONNX Runtime turns into one integer kernel; moves stand on the integers themselves;
+- a relu or clamp fused into an operation is a bound on the integers: no node at all where the type saturates there;
+- weights are the stored integers, biases int32, each followed by DequantizeLinear.
+
+Whether activations are int8 or uint8 is the target's choice: the same grid, integers and zero point moved by 128.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.errors import ExportError
+from lilliput.export.onnx_operators import AFTER, BEFORE, MOVES, VALUES, Move, Place, cannot, cut
+from lilliput.export.onnx_writer import Writer
+from lilliput.graph.integer import LAYERS, fusions
+from lilliput.graph.trace import Graph, Node, Ref
+
+JOINING = ("add", "sub", "mul", "concat")
+RANGES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How a grid's integers are held: as `dtype`, moved by `offset`."""
+
+    grid: Grid
+    dtype: str
+    offset: int
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        low, high = self.grid.range()
+        return int(low) + self.offset, int(high) + self.offset
+
+    @property
+    def zero_point(self) -> int:
+        return int(self.grid.zero_point) + self.offset
+
+    @property
+    def is_8_bits(self) -> bool:
+        return self.dtype in ("uint8", "int8")
+
+    def decode(self, integer: int) -> float:
+        return (integer - self.zero_point) * float(self.grid.scale)
+
+    def round(self, value: float) -> int:
+        """The integer that `value` is held as."""
+        return int(self.grid.quantize(torch.tensor([value]))) + self.offset
+
+
+def storage(node: Node, grid: Grid, unsigned: bool) -> Storage:
+    """The type for a value on `grid`; 16-bit grids keep the sign that they have."""
+    bits = int(grid.bit_width.max())
+    if grid.scale.numel() != 1 or bits > 16:
+        found = "its grid has a scale for each channel" if grid.scale.numel() != 1 else f"its grid has {bits} bits"
+        raise ExportError(f"ONNX export of {node.name!r}", found, "calibrate one scale with at most 16 bits for each value")
+    if bits > 8:
+        return Storage(grid=grid, dtype="int16" if grid.signed else "uint16", offset=0)
+    return Storage(grid=grid, dtype="uint8" if unsigned else "int8", offset=128 * (int(grid.signed) - int(not unsigned)))
+
+
+class Builder:
+    """Writes the nodes of one graph in order; `integers` says which ONNX value holds a node's integers, and how."""
+
+    def __init__(self, artifact: Artifact, graph: Graph, *, unsigned: bool) -> None:
+        self.writer = Writer()
+        self.integers: dict[str, tuple[str, Storage]] = {}
+        self._artifact, self._graph, self._unsigned = artifact, graph, unsigned
+        self._nodes, self._fused = graph.by_name, fusions(graph)
+        self._floats: dict[str, str] = {}
+        self._cuts: dict[str, tuple[str, dict[int, tuple[int, int, int]]]] = {}
+        self._parameters = dict(artifact.module.named_parameters())
+        self._buffers = dict(artifact.module.named_buffers())
+
+    def model(self, batch: str | int) -> Any:
+        """The finished `onnx.ModelProto`."""
+        for node in self._graph.nodes:
+            reason = cannot(node, self._graph)
+            if reason is not None:
+                raise _error(node, reason, "write it with operations that `lilliput check` knows")
+            self._write(node)
+        several = len(self._graph.outputs) > 1
+        outputs = {f"output_{i}" if several else "output": name for i, name in enumerate(self._graph.outputs)}
+        for new, name in outputs.items():
+            old = self._float(name)
+            if old in self._graph.inputs or old in outputs:
+                self.writer.op("Identity", [old], output=new)
+            else:
+                self.writer.rename(old, new)
+                self._floats[name] = new
+        inputs = {name: name for name in self._graph.inputs}
+        shapes = ({new: (batch, *self._nodes[name].shape[1:]) for new, name in group.items()} for group in (inputs, outputs))
+        return self.writer.model(*shapes)
+
+    def _write(self, node: Node) -> None:
+        if node.op in ("size", "scalar") or node.name in self.integers:  # reshapes know their sizes; fused: written
+            return
+        if node.op == "slice":
+            self._record_cut(node)
+        elif node.op in MOVES:
+            self._set(node.name, *self._moved(node.inputs[0], MOVES[node.op], node))
+        elif node.op == "input":
+            self._finish(node, node.name)
+        elif node.op == "concat" and self._same_grid(node):
+            names = [self._held(name)[0] for name in _operands(node)]
+            self._set(node.name, self.writer.op("Concat", names, name=node.name, axis=node.attributes["dim"]), self._own(node))
+        else:
+            self._finish(node, VALUES[node.op](self._place(node)))
+
+    def _place(self, node: Node) -> Place:
+        if node.op in BEFORE:
+            operands = [self._as_float(*self._moved(node.inputs[0], BEFORE[node.op], node))]
+        else:
+            operands = [self._operand(node, name) for name in _operands(node)]
+        roles = {} if node.op in JOINING else node.state
+        parameters = {role: self._parameter(node, name, role) for role, name in roles.items()}
+        return Place(writer=self.writer, node=node, operands=operands, shape=self._shape(node), parameters=parameters)
+
+    def _finish(self, node: Node, value: str) -> None:
+        """Round to the node's grid if it has one, within the bounds of the relu or clamp that is fused into it."""
+        after, owner = AFTER.get(node.op), self._nodes[self._fused.get(node.name, node.name)]
+        own = self._own(owner)
+        if own is not None:
+            low, high = own.bounds
+            if owner is not node:
+                below, above = (0.0, None) if owner.op == "relu" else (owner.attributes["low"], owner.attributes["high"])
+                low, high = low if below is None else own.round(below), high if above is None else own.round(above)
+            value = self._round(value, own, low, high)
+        if after is not None:
+            value = after(Move(writer=self.writer, node=node, source=value, shape=self._shape(node), fill=self.writer.number))
+        self._set(node.name, value, own)
+        if own is not None:
+            self._set(owner.name, value, own)
+
+    def _own(self, node: Node) -> Storage | None:
+        grid = self._artifact.activations.get(node.name)
+        return None if grid is None else storage(node, grid, unsigned=self._unsigned)
+
+    def _round(self, value: str, own: Storage, low: int, high: int) -> str:
+        clipped = (low, high) != RANGES[own.dtype]
+        if clipped and not own.is_8_bits:  # runtimes have no Clip for 16 bits
+            limits = [self.writer.number(float(own.decode(q))) for q in (low, high)]
+            value, clipped = self.writer.op("Clip", [value, *limits]), False
+        value = self.writer.op("QuantizeLinear", [value, *self._grid_inputs(own)])
+        if clipped:
+            value = self.writer.op("Clip", [value, *(self.writer.constant(np.array(q, dtype=own.dtype)) for q in (low, high))])
+        return value
+
+    def _grid_inputs(self, own: Storage) -> list[str]:
+        """Scale and zero point; the type of the zero point decides the type of the integers."""
+        return [self.writer.number(float(own.grid.scale)), self.writer.constant(np.array(own.zero_point, dtype=own.dtype))]
+
+    def _set(self, name: str, value: str, own: Storage | None) -> None:
+        if own is None:
+            self._floats[name] = value
+        else:
+            self.integers[name] = value, own
+
+    def _held(self, name: str) -> tuple[str, Storage | None]:
+        """The ONNX value of a node: its integers if it is on a grid, else its floats."""
+        if name in self._cuts and name not in self.integers and name not in self._floats:
+            root, cuts = self._cuts[name]
+            self._set(name, *self._moved(root, lambda m: cut(m, cuts), self._nodes[name]))
+        return self.integers[name] if name in self.integers else (self._floats[name], None)
+
+    def _float(self, name: str) -> str:
+        if name not in self._floats:
+            self._floats[name] = self._as_float(*self._held(name))
+        return self._floats[name]
+
+    def _as_float(self, value: str, own: Storage | None) -> str:
+        return value if own is None else self.writer.op("DequantizeLinear", [value, *self._grid_inputs(own)])
+
+    def _moved(self, source: str, move: Callable[[Move], str], node: Node) -> tuple[str, Storage | None]:
+        """The source after a move: as integers, or as floats (16-bit kernels for moves are rare)."""
+        value, own = self._held(source)
+        if own is not None and not own.is_8_bits:
+            value, own = self._float(source), None
+        fill = self.writer.number if own is None else partial(self._integer, own)
+        made = move(Move(writer=self.writer, node=node, source=value, shape=self._nodes[source].shape, fill=fill))
+        return made, own
+
+    def _integer(self, own: Storage, value: float) -> str:
+        return self.writer.constant(np.array(own.round(value), dtype=own.dtype))
+
+    def _record_cut(self, node: Node) -> None:
+        """Slices are written when they are read: one operation for several in a row."""
+        source, a = node.inputs[0], node.attributes
+        root, cuts = self._cuts.get(source, (source, {}))
+        if a["dim"] in cuts:
+            root, cuts = source, {}
+        whole = (0, self._nodes[source].shape[a["dim"]], 1)
+        here = (a["start"], a["stop"], a["step"])
+        self._cuts[node.name] = root, cuts if here == whole else {**cuts, a["dim"]: here}
+
+    def _same_grid(self, node: Node) -> bool:
+        own = self._own(node)
+        if own is None or not own.is_8_bits or node.state:
+            return False
+        held = [self._held(name)[1] for name in node.inputs]
+        return all(h is not None and h.grid.same(own.grid) for h in held)
+
+    def _shape(self, node: Node) -> tuple[int, ...]:
+        return self._nodes[node.inputs[0]].shape if node.inputs else node.shape
+
+    def _operand(self, node: Node, name: str) -> str:
+        return self._float(name) if name in self._nodes else self._parameter(node, name, "")
+
+    def _parameter(self, node: Node, name: str, role: str) -> str:
+        """A state tensor as float32; integers behind DequantizeLinear if it has a grid."""
+        if name in self._parameters:
+            encoding = self._artifact.encoding(name)
+        elif name in self._buffers:
+            encoding = Encoding.of(self._buffers[name])
+        else:
+            raise _error(node, f"it computes with {name!r}, which the module does not store", "register it as a buffer")
+        if encoding.grid is None:
+            return self.writer.constant(encoding.decode().cpu().numpy())
+        bias = role == "bias" and node.op in LAYERS
+        return self._stored(encoding, encoding.grid, wide=bias, with_zero=node.op == "linear" and not bias)
+
+    def _stored(self, encoding: Encoding, grid: Grid, *, wide: bool, with_zero: bool) -> str:
+        """`wide`: int32 whatever the bits, as runtimes want biases. `with_zero`: zero points though all are 0, without
+        which ONNX Runtime does not find its integer Gemm."""
+        bits = int(grid.bit_width.max())
+        integers, zero = encoding.integers().cpu(), grid.zero_point.cpu()
+        dtype = ("" if grid.signed else "u") + ("int8" if bits <= 8 else "int16")
+        if wide or bits > 16:  # int32 has no zero point in ONNX
+            integers, zero, dtype = integers - grid.spread(zero, integers.dim()), torch.zeros_like(zero), "int32"
+        values, scales, zeros = (t.numpy() for t in (integers, grid.scale.cpu(), zero))
+        if grid.axis is None:
+            scales, zeros = scales.reshape(()), zeros.reshape(())
+        inputs = [self.writer.constant(values.astype(dtype)), self.writer.constant(scales)]
+        if with_zero or zeros.any():
+            inputs.append(self.writer.constant(zeros.astype(dtype)))
+        axis = grid.axis if grid.axis != 1 else None
+        return self.writer.op("DequantizeLinear", inputs, axis=axis)
+
+
+def _operands(node: Node) -> list[str]:
+    """Names of the values, and of the state tensors where an operation takes both, in order."""
+    if node.op not in JOINING:
+        return [node.inputs[0]]
+    return [a.name for a in _flat(node.arguments) if isinstance(a, Ref)]
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _flat(v)
+    else:
+        yield value
+
+
+def _error(node: Node, found: str, do: str) -> ExportError:
+    return ExportError(f"ONNX export of {node.name!r}", f"{found} ({node.target}, {node.source})", do)

@@ -1,0 +1,361 @@
+"""Which values of a network are integers, and running it exactly as an integer back-end would.
+
+This is the one place that says how a network with encodings and activation grids computes; evaluation, export and
+verification all follow it. The arithmetic itself (rounding, requantizing, saturation) is `ops.fixed_point`.
+
+- Weights are integers on their grid, biases on scale(input) * scale(weight), accumulators 32 bits wide.
+- A layer and the relu or clamp that alone reads it are one operation with one rounding.
+- Operations that move values keep the grid of what they move.
+- A function of one value is a table (here: computed for each value, which is the same).
+- What feeds only the output stays in accumulators: no rounding at the end. What has no integer rule runs in float.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.encoding import Encoding, Grid
+from lilliput.graph.operators import MOVES, POINTWISE
+from lilliput.graph.trace import Graph, Node, evaluate, run, trace
+from lilliput.ops.fixed_point import add_multipliers, quantize_multiplier, requantize, requantize_add
+
+LAYERS = ("conv", "linear")
+FUSED = ("relu", "clamp")  # into the operation before them
+FUSABLE = (*LAYERS, "add", "sub", "mul")
+TABLES = (*POINTWISE, "add_scalar", "mul_scalar", "sub_scalar")
+SUMS = ("avg_pool", "mean")
+ARITHMETIC = (*FUSABLE, *SUMS, "concat")
+EXACT_FLOAT32 = 2**24
+
+
+def fusions(graph: Graph) -> dict[str, str]:
+    """{operation: the relu or clamp that alone reads it}."""
+    result: dict[str, str] = {}
+    for name, readers in graph.consumers().items():
+        alone = len(readers) == 1 and name not in graph.outputs
+        if alone and graph[name].op in FUSABLE and readers[0].op in FUSED:
+            result[name] = readers[0].name
+    return result
+
+
+def integer_values(graph: Graph) -> list[str]:
+    """The nodes whose values get a grid of their own, in order: what arithmetic reads, once for each grid."""
+    readers, fused = graph.consumers(), fusions(graph)
+    needed: dict[str, bool] = {}
+    for node in reversed(graph.nodes):
+        needed[node.name] = any(
+            r.op in ARITHMETIC or (r.op in (*MOVES, *TABLES) and needed[r.name]) for r in readers[node.name]
+        )
+    return [n.name for n in graph.nodes if needed[n.name] and n.op not in (*MOVES, "size") and n.name not in fused]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers (held in float32, exact) on a grid."""
+
+    q: Tensor
+    grid: Grid
+
+    @property
+    def centred(self) -> Tensor:
+        """q - zero_point."""
+        return self.q - float(self.grid.zero_point)
+
+    def decode(self) -> Tensor:
+        return self.grid.dequantize(self.q.double())
+
+
+Value = Quantized | Tensor
+Step = Callable[[Mapping[str, Any]], Value]
+
+
+class IntegerNet(nn.Module):
+    """Runs an artifact with its activation grids in integer arithmetic; `floats` names what stays float, and why.
+
+    Input and output are float32: the input is put on its grid first, the output decoded. Evaluation only.
+    """
+
+    def __init__(self, artifact: Artifact, graph: Graph | None = None) -> None:
+        super().__init__()
+        self.module = artifact.module
+        self.graph = graph or trace(artifact.module, artifact.input.example(2))
+        self.floats: dict[str, str] = {}
+        self._grids = grids_of(self.graph, artifact.activations)
+        self._state = {**artifact.module.state_dict(keep_vars=False)}
+        self._steps: dict[str, Step] = {
+            node.name: self._step(node, artifact) for node in self.graph.nodes if node.op != "input"
+        }
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.values(inputs, None)
+
+    @torch.no_grad()
+    def values(self, inputs: tuple[Tensor, ...], visit: Callable[[Node, Value], None] | None) -> Any:
+        """Run; `visit(node, value)` sees every value on the way."""
+        values: dict[str, Any] = {}
+        args = dict(zip(self.graph.inputs, inputs, strict=True))
+        left = {name: 0 for name in self._grids}
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                left[name] = left.get(name, 0) + 1
+        for node in self.graph.nodes:
+            value: Any = self._enter(node, args[node.name]) if node.op == "input" else self._steps[node.name](values)
+            if visit is not None:
+                visit(node, value)
+            values[node.name] = value
+            for name in node.inputs:
+                left[name] -= 1
+                if left[name] == 0 and name not in self.graph.outputs:
+                    del values[name]
+        outputs = tuple(_float(values[name]) for name in self.graph.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _enter(self, node: Node, x: Tensor) -> Value:
+        grid = self._grids.get(node.name)
+        return x if grid is None else _quantize(x, grid)
+
+    def _step(self, node: Node, artifact: Artifact) -> Step:
+        grid = self._grids.get(node.name)
+        sources = [self._grids.get(name) for name in node.inputs]
+        if node.op == "size":
+            return lambda values: evaluate(node, _floats(node, values), self._state)
+        if node.op in MOVES and sources and sources[0] is not None:
+            return self._move(node)
+        if node.op in FUSED and grid is not None and any(a == node.name for a in fusions(self.graph).values()):
+            return self._clip(node, grid)
+        if all(s is not None for s in sources) and sources:
+            known = [s for s in sources if s is not None]
+            if node.op in LAYERS:
+                made = self._layer(node, artifact, known[0], grid)
+                if made is not None:
+                    return made
+            elif grid is not None and node.op in ("add", "sub"):
+                return self._sum(node, known, grid)
+            elif grid is not None and node.op == "mul" and len(known) == 2:
+                return self._product(node, known[0], known[1], grid)
+            elif grid is not None and node.op == "concat":
+                return self._concat(node, known, grid)
+            elif grid is not None and node.op in SUMS:
+                made = self._average(node, known[0], grid)
+                if made is not None:
+                    return made
+        if node.op in ARITHMETIC or node.op in ("other", "batch_norm", "layer_norm", "softmax"):
+            self.floats.setdefault(node.name, self._why(node, sources))
+        return self._float_step(node, grid)
+
+    def _why(self, node: Node, sources: list[Grid | None]) -> str:
+        if node.op in (*ARITHMETIC, "softmax") and any(s is None for s in sources):
+            return "its input is not calibrated"
+        if node.op == "batch_norm":
+            return "BatchNorm is not folded"
+        if node.op == "other":
+            return f"{node.target} has no integer rule"
+        return f"{node.op} has no integer rule here" if node.op not in LAYERS else "its weight or bias has no integer grid"
+
+    def _float_step(self, node: Node, grid: Grid | None) -> Step:
+        def step(values: Mapping[str, Any]) -> Value:
+            result = evaluate(node, _floats(node, values), self._state)
+            return result if grid is None else _quantize(result, grid)
+
+        return step
+
+    def _move(self, node: Node) -> Step:
+        def step(values: Mapping[str, Any]) -> Value:
+            value = values[node.inputs[0]]
+            if not isinstance(value, Quantized):
+                return evaluate(node, _floats(node, values), self._state)
+            if node.attributes.get("value"):  # padding with a number other than 0
+                return _quantize(evaluate(node, _floats(node, values), self._state), value.grid)
+            moved = evaluate(node, {**values, node.inputs[0]: value.centred}, self._state)
+            return Quantized(moved + float(value.grid.zero_point), value.grid)
+
+        return step
+
+    def _clip(self, node: Node, grid: Grid) -> Step:
+        """The fused relu or clamp: the operation before it has already rounded to this grid."""
+        low, high = (0.0, None) if node.op == "relu" else (node.attributes["low"], node.attributes["high"])
+        bounds = [None if b is None else float(grid.quantize(torch.tensor([b]))) for b in (low, high)]
+
+        def step(values: Mapping[str, Any]) -> Value:
+            value = values[node.inputs[0]]
+            if not isinstance(value, Quantized):
+                return _quantize(evaluate(node, _floats(node, values), self._state), grid)
+            return Quantized(value.q.clamp(*bounds), grid)
+
+        return step
+
+    def _layer(self, node: Node, artifact: Artifact, source: Grid, grid: Grid | None) -> Step | None:
+        weight = artifact.encodings.get(artifact.canonical(node.state["weight"]))
+        name = node.state.get("bias")
+        bias = None if name is None else artifact.encodings.get(artifact.canonical(name))
+        if weight is None or weight.grid is None or (name is not None and bias is None):
+            return None
+        axis = 1 if node.attributes.get("transposed") else 0
+        scales = weight.grid.scale
+        if weight.grid.axis not in (None, axis) or source.scale.numel() != 1:
+            return None
+        product = accumulator_scale(source, weight.grid)
+        if bias is not None and (bias.grid is None or not _same_scale(bias.grid.scale, product)):
+            return None
+        device = scales.device
+        zero = weight.grid.spread(weight.grid.zero_point, len(weight.shape))
+        q_weight = weight.integers() - zero
+        q_bias = None if bias is None or bias.grid is None else bias.integers() - bias.grid.zero_point
+        low, high = source.range()
+        reach = max(abs(int(low - source.zero_point)), abs(int(high - source.zero_point)))
+        dims = [d for d in range(q_weight.dim()) if d != axis]
+        bound = int(q_weight.abs().sum(dim=dims).max()) * reach + (0 if q_bias is None else int(q_bias.abs().max()))
+        dtype = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
+        state = {**self._state, node.state["weight"]: q_weight.to(dtype)}
+        if name is not None and q_bias is not None:
+            state[name] = q_bias.to(dtype)
+        channel_dim = 1 if node.op == "conv" else -1
+        finish = _finisher(product.to(device), grid, channel_dim)
+
+        def step(values: Mapping[str, Any]) -> Value:
+            x: Quantized = values[node.inputs[0]]
+            return finish(evaluate(node, {**values, node.inputs[0]: x.centred.to(dtype)}, state))
+
+        return step
+
+    def _sum(self, node: Node, sources: list[Grid], grid: Grid) -> Step:
+        signs = [1, -1 if node.op == "sub" else 1]
+        names = node.inputs if len(node.inputs) == 2 else (node.inputs[0], node.inputs[0])
+        grids = sources if len(sources) == 2 else [sources[0], sources[0]]
+        multipliers, shift = add_multipliers([float(g.scale) for g in grids], float(grid.scale))
+        low, high = grid.range()
+
+        def step(values: Mapping[str, Any]) -> Value:
+            addends = [s * values[n].centred.long() for s, n in zip(signs, names, strict=True)]
+            addends = list(torch.broadcast_tensors(*addends))
+            q = requantize_add(addends, [0, 0], multipliers, shift, int(grid.zero_point), int(low), int(high))
+            return Quantized(q.float(), grid)
+
+        return step
+
+    def _product(self, node: Node, a: Grid, b: Grid, grid: Grid) -> Step:
+        finish = _finisher((a.scale.double() * b.scale.double()), grid, None)
+
+        def step(values: Mapping[str, Any]) -> Value:
+            x, y = (values[name].centred for name in node.inputs)
+            return finish(x * y)
+
+        return step
+
+    def _concat(self, node: Node, sources: list[Grid], grid: Grid) -> Step:
+        finishers = {name: _finisher(s.scale.double(), grid, None) for name, s in zip(node.inputs, sources, strict=True)}
+
+        def step(values: Mapping[str, Any]) -> Value:
+            parts = {
+                name: values[name].q if values[name].grid.same(grid) else finishers[name](values[name].centred).q
+                for name in node.inputs
+            }
+            return Quantized(evaluate(node, {**values, **parts}, self._state), grid)
+
+        return step
+
+    def _average(self, node: Node, source: Grid, grid: Grid) -> Step | None:
+        a = node.attributes
+        if node.op == "avg_pool":
+            if a["ceil"] or (not a["count_pad"] and any(p != (0, 0) for p in a["pads"])):
+                return None
+            count = int(torch.tensor(a["kernel"]).prod())
+        else:
+            shape = self.graph[node.inputs[0]].shape
+            count = int(torch.tensor([shape[d] for d in a["dims"]]).prod())
+        finish = _finisher(source.scale.double() / count, grid, None)
+
+        def step(values: Mapping[str, Any]) -> Value:
+            mean = evaluate(node, {**values, node.inputs[0]: values[node.inputs[0]].centred.double()}, self._state)
+            return finish(torch.round(mean * count))  # the exact sum of integers
+
+        return step
+
+
+def runnable(artifact: Artifact, graph: Graph | None = None) -> nn.Module:
+    """The module that computes what the file computes: the plain one, or the integer one if activations have grids."""
+    return IntegerNet(artifact, graph) if artifact.activations else artifact.module
+
+
+def accumulator_scale(source: Grid, weight: Grid) -> Tensor:
+    """float64 [1] or [channels]: what one unit of a layer's accumulator is worth."""
+    return source.scale.double() * weight.scale.double()
+
+
+def observe(graph: Graph, state: Mapping[str, Tensor], batch: Tensor, visit: Callable[[Node, Tensor], None]) -> None:
+    """Show `visit` every float value of one batch."""
+
+    def look(node: Node, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            visit(node, value)
+        return value
+
+    with torch.no_grad():
+        run(graph, state, batch, visit=look)
+
+
+def grids_of(graph: Graph, activations: Mapping[str, Grid]) -> dict[str, Grid]:
+    """The grid of every value that has one: its own, its relu's, or that of what it moves."""
+    fused = fusions(graph)
+    grids: dict[str, Grid] = {}
+    for node in graph.nodes:
+        owner = fused.get(node.name, node.name)
+        if owner in activations:
+            grids[node.name] = activations[owner]
+        elif node.op in MOVES and node.inputs and node.inputs[0] in grids:
+            grids[node.name] = grids[node.inputs[0]]
+    return grids
+
+
+def _finisher(scale: Tensor, grid: Grid | None, channel_dim: int | None) -> Callable[[Tensor], Any]:
+    """From accumulators (worth `scale` each) to integers of `grid`, or to float32 without one."""
+
+    def spread(values: Tensor, rank: int) -> Tensor:
+        if values.numel() == 1 or channel_dim is None:
+            return values.reshape(())
+        return values.reshape([-1 if d == channel_dim % rank else 1 for d in range(rank)])
+
+    if grid is None:
+        return lambda acc: (acc.double() * spread(scale, acc.dim())).float()
+    multiplier, shift = quantize_multiplier(scale / grid.scale.double())
+    low, high = grid.range()
+    zero, low, high = int(grid.zero_point), int(low), int(high)
+
+    def finish(acc: Tensor) -> Quantized:
+        rank = acc.dim()
+        q = requantize(acc.long(), spread(multiplier, rank), spread(shift, rank), zero, low, high)
+        return Quantized(q.float(), grid)
+
+    return finish
+
+
+def _quantize(x: Tensor, grid: Grid) -> Quantized:
+    return Quantized(grid.quantize(x).float(), grid)
+
+
+def _float(value: Any) -> Any:
+    return value.decode() if isinstance(value, Quantized) else value
+
+
+def _floats(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _float(values[name]) for name in node.inputs}
+
+
+def _same_scale(bias: Tensor, product: Tensor) -> bool:
+    return torch.equal(bias.expand(product.shape) if bias.numel() == 1 else bias, product.float().expand(bias.shape))
+
+
+def integer_bias(bias: Tensor, source: Grid, weight: Grid, encoding: Encoding | None = None) -> Encoding:
+    """A bias on the scale of its layer's accumulator, with as few bits as it needs."""
+    from lilliput.core.encoding import MAX_BITS
+
+    scale = accumulator_scale(source, weight).float()
+    q = torch.floor(bias.double() / scale.double() + 0.5)
+    bits = int(q.abs().max().clamp(min=1).log2().floor()) + 2
+    width = torch.full(scale.shape, min(bits, MAX_BITS), dtype=torch.int64, device=scale.device)
+    grid = Grid(scale=scale, zero_point=torch.zeros_like(width), bit_width=width, signed=True, axis=0 if scale.numel() > 1 else None)
+    return (encoding or Encoding.of(bias)).with_grid(grid)

@@ -1,0 +1,282 @@
+"""One trace of a network: what runs, in which order, on what shapes.
+
+`torch.export` records the operations; this file gives them stable names, the field's words, and the attributes that
+measuring, quantizing and exporting need. Everything that reads a network's structure reads this `Graph`.
+"""
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.errors import UnsupportedError, UsageError
+from lilliput.graph.operators import OPERATORS, functional_form, is_view
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for the value of a node or of a state tensor inside a recorded call."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operation.
+
+    `name` is the module's path where a leaf module runs one operation ("layer1.0.conv1"; "fc#1" for the second call
+    of a shared one), else path/operation ("layer1.0/add", "layer1.0/relu_1"). `shape` is the output's with the batch
+    of the example. `op` is a word of `operators.OPERATORS`, or "other" for what Lilliput only passes on.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    state: Mapping[str, str] = field(default_factory=dict[str, str])  # role -> parameter or buffer: {"weight": "fc.weight"}
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    shape: tuple[int, ...]
+    module: str
+    target: str
+    source: str
+    call: Callable[..., Any] | None = None
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def layer(self) -> str:
+        """What a user calls this place: the module's path, or the node's name for functional code."""
+        return self.module or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Node:
+        return self.by_name[name]
+
+    @property
+    def by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """For each value, the nodes that read it, in order; graph outputs are not nodes."""
+        readers: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node)
+        return readers
+
+    def users_of(self, parameter: str) -> list[Node]:
+        """The nodes that compute with a state tensor."""
+        return [node for node in self.nodes if parameter in node.state.values()]
+
+
+def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
+    """The graph of `model` in evaluation mode on inputs like `example`.
+
+    The batch (dimension 0 of every input) is left free where the model allows it. The model is left as it was.
+    """
+    args = (example,) if isinstance(example, Tensor) else tuple(example)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        program = _export(model, args)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return _Reader(model, program).graph()
+
+
+def _export(model: nn.Module, args: tuple[Tensor, ...]) -> Any:
+    import torch.export as te
+
+    doubled = tuple(torch.cat([a[:1], a[:1]]) for a in args)  # a batch of 1 would be taken for a constant
+    shapes = tuple({0: te.Dim("batch")} for _ in args)
+    try:
+        return te.export(model, doubled, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes)
+    except Exception as dynamic_error:  # noqa: BLE001: torch.export raises many types; the second try decides
+        try:
+            return te.export(model, tuple(a[:1] for a in args))
+        except Exception as error:
+            raise UnsupportedError(
+                f"trace of {type(model).__name__}",
+                f"torch.export stopped with: {_first_line(error)}",
+                "check that the model runs on the example input, and that forward has no data-dependent Python branches",
+            ) from dynamic_error
+
+
+def _takes_varargs(model: nn.Module) -> bool:
+    return bool(model.forward.__code__.co_flags & 0x04)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+class _Reader:
+    """Turns an exported program into a `Graph`."""
+
+    def __init__(self, model: nn.Module, program: Any) -> None:
+        self.module = program.module()
+        self.fx = [n for n in self.module.graph.nodes if not (n.op == "call_module" and n.target == "_guards_fn")]
+        self.leaves = {path for path, m in model.named_modules() if not any(m.children())}
+        self.names: dict[Any, str] = {}
+        self.state: dict[Any, str] = {n: str(n.target) for n in self.fx if n.op == "get_attr"}
+        self.taken: Counter[str] = Counter()
+        calls = Counter(self._instance(n) for n in self.fx if n.op == "call_function" and _is_tensor(n))
+        self.single = {instance for instance, count in calls.items() if count == 1}
+
+    def _instance(self, n: Any) -> str:
+        stack = n.meta.get("nn_module_stack") or {}
+        return next(reversed(stack), "")
+
+    def _path(self, n: Any) -> str:
+        stack = n.meta.get("nn_module_stack") or {}
+        entry = list(stack.values())[-1] if stack else ("", None)
+        path = entry[0] if isinstance(entry, tuple) else ""
+        return "" if path.startswith("_empty_nn_module_stack") else path
+
+    def _name(self, n: Any, op: str) -> tuple[str, str]:
+        path = self._path(n)
+        if path in self.leaves and path and self._instance(n) in self.single:
+            base, mark = path, "#"
+        else:
+            base, mark = f"{path}/{op}" if path else op, "_"
+        count = self.taken[base]
+        self.taken[base] += 1
+        return (base if count == 0 else f"{base}{mark}{count}"), path
+
+    def graph(self) -> Graph:
+        nodes: list[Node] = []
+        inputs: list[str] = []
+        outputs: list[str] = []
+        for n in self.fx:
+            if n.op == "placeholder":
+                name = "input" if not inputs else f"input_{len(inputs)}"
+                self.names[n] = name
+                inputs.append(name)
+                nodes.append(Node(name=name, op="input", inputs=(), shape=_shape(n), module="", target="input", source=""))
+            elif n.op == "call_function":
+                nodes.append(self._node(n))
+            elif n.op == "output":
+                outputs = [self.names[v] for v in _flat(n.args[0]) if v in self.names]
+            elif n.op != "get_attr":
+                raise UnsupportedError("trace", f"a traced step of kind {n.op} ({n.target})", "report this model")
+        return _without_unread(Graph(nodes=tuple(nodes), inputs=tuple(inputs), outputs=tuple(outputs)))
+
+    def _node(self, n: Any) -> Node:
+        target = str(n.target)
+        overload = functional_form(n.target)
+        if overload is not n.target and any(is_view(str(v.target)) for v in n.all_input_nodes[:1]):
+            raise UnsupportedError(
+                f"trace at {self._path(n) or 'forward'}", f"{target} writes into a view of another tensor ({_source(n)})",
+                "assign the result to a new variable instead",
+            )  # fmt: skip
+        word = OPERATORS.get(str(overload))
+        arguments = tuple(self._argument(a) for a in n.args)
+        keywords = {k: self._argument(v) for k, v in n.kwargs.items()}
+        op, roles, attributes = word(n, arguments, keywords) if word else ("other", {}, {})
+        if n.target is operator.getitem:
+            op = "getitem"
+        name, path = self._name(n, op if op != "other" else target.split(".")[1] if "." in target else target)
+        self.names[n] = name
+        return Node(
+            name=name, op=op if _is_tensor(n) or op != "other" else "scalar",
+            inputs=tuple(self.names[v] for v in _flat((n.args, n.kwargs)) if v in self.names),
+            state={role: a.name for role, a in roles.items() if isinstance(a, Ref)} if roles
+            else {self.state[v]: self.state[v] for v in _flat((n.args, n.kwargs)) if v in self.state},
+            attributes=attributes, shape=_shape(n), module=path, target=target, source=_source(n),
+            call=overload, arguments=arguments, keywords=keywords,
+        )  # fmt: skip
+
+    def _argument(self, a: Any) -> Any:
+        if isinstance(a, torch.fx.Node):
+            return Ref(self.state[a] if a in self.state else self.names[a])
+        if isinstance(a, (list, tuple)):
+            return type(a)(self._argument(v) for v in a)
+        return a
+
+
+def run(graph: Graph, state: Mapping[str, Tensor], *args: Tensor, visit: Callable[[Node, Any], Any] | None = None) -> Any:
+    """Run the graph in floating point with the given parameters and buffers.
+
+    `visit(node, value)` sees every value and returns the one to go on with. Returns the output, a tuple if several.
+    """
+    values: dict[str, Any] = dict(zip(graph.inputs, args, strict=True))
+    left = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
+    for node in graph.nodes:
+        value = values[node.name] if node.op == "input" else evaluate(node, values, state)
+        values[node.name] = visit(node, value) if visit else value
+        for name in node.inputs:
+            left[name] -= 1
+            if not left[name]:
+                del values[name]
+    result = tuple(values[name] for name in graph.outputs)
+    return result[0] if len(result) == 1 else result
+
+
+def evaluate(node: Node, values: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
+    """The float value of one node, given those of its inputs."""
+
+    def resolve(a: Any) -> Any:
+        if isinstance(a, Ref):
+            return values[a.name] if a.name in values else state[a.name]
+        if isinstance(a, (list, tuple)):
+            return type(a)(resolve(v) for v in a)
+        return a
+
+    if node.call is None:
+        raise UsageError(f"run of node {node.name!r}", "it has no recorded call", "trace the model again")
+    return node.call(*(resolve(a) for a in node.arguments), **{k: resolve(v) for k, v in node.keywords.items()})
+
+
+def _without_unread(graph: Graph) -> Graph:
+    read = set(graph.outputs) | set(graph.inputs)
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.name in read:
+            read.update(node.inputs)
+            kept.append(node)
+    return Graph(nodes=tuple(reversed(kept)), inputs=graph.inputs, outputs=graph.outputs)
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _flat(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _flat(v)
+    elif isinstance(value, torch.fx.Node):
+        yield value
+
+
+def _is_tensor(n: Any) -> bool:
+    return isinstance(n.meta.get("val"), Tensor)
+
+
+def _shape(n: Any) -> tuple[int, ...]:
+    value = n.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(s if isinstance(s, int) else 1 for s in value.shape)
+
+
+def _source(n: Any) -> str:
+    """The user's own line: the last frame outside torch."""
+    lines = (n.meta.get("stack_trace") or "").strip().splitlines()
+    frames = [line.strip() for line in lines if line.strip().startswith("File ")]
+    own = [f for f in frames if "/torch/" not in f and '"torch/' not in f] or frames
+    if not own:
+        return ""
+    parts = own[-1].split('"')
+    number = own[-1].split("line ")[1].split(",")[0] if "line " in own[-1] else "?"
+    return f"{parts[1].rsplit('/', 1)[-1]}:{number}" if len(parts) > 1 else ""

@@ -1,0 +1,17 @@
+"""The methods that come with Lilliput. A new one is a file in a family's folder and a line here."""
+
+from lilliput.core.method import Pass
+from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.post_training import Quantization
+
+
+BUILT_IN: tuple[type[Pass], ...] = (
+    FoldBatchNorm,
+    ReestimateBatchNorm,
+    MagnitudePruning,
+    WeightClustering,
+
+    Quantization,
+)

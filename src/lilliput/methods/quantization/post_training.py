@@ -1,0 +1,173 @@
+"""Post-training quantization: weights and activations on integer grids, without training.
+
+Jacob et al. (2018), https://arxiv.org/abs/1712.05877 (affine grids, int32 biases and accumulators); Nagel et al. (2021),
+"A white paper on neural network quantization", https://arxiv.org/abs/2106.08295, section 3 (choice of ranges). We differ
+from both in the rounding: one half rounds up everywhere, as `ops.fixed_point` says.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.graph.integer import grids_of, accumulator_scale, integer_bias, integer_values
+from lilliput.graph.layers import output_axis
+from lilliput.graph.trace import Graph, trace
+from lilliput.ops import affine
+from lilliput.training.calibrate import activation_grid, observe_ranges
+
+LARGEST_BIAS = 2**20
+"""A bias may be this many steps of its accumulator: with it the sums of the zoo stay exact in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Pass):
+    """Integer weights of `weight_bits` (2..8), integer activations of `activation_bits` (8, or 0 for weights only).
+
+    Main arguments: `weight_bits`, `activation_bits`. Others: `weight_per` "channel" or "tensor"; `symmetric` weights
+    (zero point 0, -127..127) or affine; `weight_range` and `activation_range` "min_max", "percentile" (of `percentile`
+    percent of the values) or "mse"; `signed` activations (None = what the target runs fastest).
+
+    Activations are calibrated on the calibration role. A layer whose weight shares values gets one scale for each
+    table. Weights that are already on a grid keep it. What feeds only the output stays in accumulators.
+    """
+
+    name: ClassVar[str] = "quantization"
+    summary: ClassVar[str] = "put weights and activations on integer grids without training"
+    citations: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1712.05877", "https://arxiv.org/abs/2106.08295")
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    weight_per: str = "channel"
+    symmetric: bool = True
+    weight_range: str = "min_max"
+    activation_range: str = "mse"
+    percentile: float = 99.99
+    signed: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_range("quantization weight_bits", self.weight_bits, 2, 8)
+        if self.activation_bits != 0:
+            check_range("quantization activation_bits", self.activation_bits, 2, 8)
+        check_choice("quantization weight_per", self.weight_per, ("channel", "tensor"))
+        check_choice("quantization weight_range", self.weight_range, ("min_max", "percentile", "mse"))
+        check_choice("quantization activation_range", self.activation_range, ("min_max", "percentile", "mse"))
+        check_range("quantization percentile", self.percentile, 50.0, 100.0)
+        super().__post_init__()
+
+    def apply_(self, net: Artifact, context: Context) -> PassResult:
+        chosen, skipped = self.pick(net)
+        changed: dict[str, str] = {}
+        fresh: set[str] = set()
+        for path, weight in chosen.items():
+            encoding = net.encoding(weight)
+            if encoding.grid is not None:
+                skipped[path] = f"its weight is on a grid already ({encoding.describe()})"
+                continue
+            own = self.for_layer(path)
+            net.encode_(weight, own._weight(encoding, output_axis(net.module.get_submodule(path)), context))
+            fresh.add(weight)
+            changed[path] = net.encoding(weight).describe()
+        notes: list[str] = []
+        if self.activation_bits:
+            self._activations_(net, context, fresh, changed, notes)
+        return PassResult(changed=changed, skipped={p: r for p, r in skipped.items() if p not in changed}, notes=tuple(notes))
+
+    def _weight(self, encoding: Encoding, axis: int, context: Context) -> Encoding:
+        bits = self.weight_bits - (1 if context.target.reduce_range and self.weight_bits == 8 else 0)
+        if encoding.sharing is not None:
+            axis_used = encoding.sharing.axis
+        else:
+            axis_used = axis if self.weight_per == "channel" else None
+        values = encoding.decode()
+        rows = values.reshape(1, -1) if axis_used is None else values.movedim(axis_used, 0).reshape(values.shape[axis_used], -1)
+        scale, zero = weight_grid(rows, bits, symmetric=self.symmetric, choice=self.weight_range, percentile=self.percentile)
+        width = torch.full_like(zero, bits)
+        grid = Grid(scale=scale, zero_point=zero, bit_width=width, signed=True, narrow=self.symmetric, axis=axis_used)
+        return encoding.with_grid(grid)
+
+    def _activations_(self, net: Artifact, context: Context, fresh: set[str], changed: dict[str, str], notes: list[str]) -> None:
+        graph = trace(net.module, net.input.example(2))
+        nodes = integer_values(graph)
+        signed = context.target.preset.activations_signed if self.signed is None else self.signed
+        seen = observe_ranges(net, context.task, nodes, batch_size=context.batch_size, device=context.device,
+                              progress=context.progress)  # fmt: skip
+        net.activations = {
+            node: activation_grid(seen[node], self.activation_range, percentile=self.percentile,
+                                  bit_width=self.activation_bits, signed=signed)
+            for node in nodes
+        }  # fmt: skip
+        notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
+        grids = grids_of(graph, net.activations)
+        modules = layers(net)
+        for node in graph.nodes:
+            if node.op not in ("conv", "linear") or node.module not in modules:
+                continue
+            reason = self._bias_(net, graph, node.name, grids, fresh)
+            if reason:
+                notes.append(f"{node.layer} stays in float: {reason}")
+            else:
+                text = changed.get(node.module)
+                changed[node.module] = f"{text or net.encoding(node.state['weight']).describe()}, {self.activation_bits}-bit inputs"
+
+    def _bias_(self, net: Artifact, graph: Graph, name: str, grids: dict[str, Grid], fresh: set[str]) -> str:
+        """Put a layer's bias on its accumulator's scale; the reason why the layer cannot be integer, or ""."""
+        node = graph[name]
+        source = grids.get(node.inputs[0])
+        weight_name = net.canonical(node.state["weight"])
+        weight = net.encodings.get(weight_name)
+        if source is None:
+            return "its input has no grid"
+        if weight is None or weight.grid is None:
+            return "its weight is not quantized"
+        bias_name = node.state.get("bias")
+        if bias_name is None:
+            return ""
+        if len(graph.users_of(bias_name)) > 1:
+            return "its bias is used more than once"
+        bias = net.encoding(bias_name)
+        values = bias.decode() if bias.grid is None else net.parameter(bias_name).detach()
+        if weight_name in fresh:
+            weight = raise_scale(weight, values, source)
+            net.encode_(weight_name, weight)
+            grid = weight.grid
+        else:
+            grid = weight.grid
+        if grid is None or bool((values.abs().double() > 2**22 * accumulator_scale(source, grid)).any()):
+            return "its bias is too large for its weights' scale"
+        net.encode_(bias_name, integer_bias(values, source, grid))
+        return ""
+
+
+def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float) -> tuple[Tensor, Tensor]:
+    """(scale, zero_point) for each row of [rows, n]; signed, narrow when symmetric."""
+    if choice == "min_max":
+        found = affine.min_max(rows)
+    elif choice == "percentile":
+        found = affine.percentile(rows, percentile)
+    else:
+        found = affine.mse(rows, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric)
+    return affine.affine_parameters(found.low, found.high, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric)
+
+
+def raise_scale(weight: Encoding, bias: Tensor, source: Grid) -> Encoding:
+    """A coarser grid for the channels whose bias would be more than `LARGEST_BIAS` steps of the accumulator.
+
+    Such channels have weights so small (often all pruned) that the bias alone decides; their weights round to nearly 0.
+    """
+    grid = weight.grid
+    if grid is None:
+        return weight
+    needed = (bias.detach().abs().double() / (LARGEST_BIAS * source.scale.double())).float()
+    if grid.axis is None:
+        needed = needed.max().reshape(1)
+    if not bool((needed > grid.scale).any()):
+        return weight
+    scale = torch.maximum(grid.scale, needed)
+    coarse = Grid(scale=scale, zero_point=grid.zero_point, bit_width=grid.bit_width, signed=grid.signed, narrow=grid.narrow,
+                  axis=grid.axis)  # fmt: skip
+    return weight.with_grid(coarse)

@@ -1,0 +1,68 @@
+"""Networks for 28x28 grey images (MNIST, Fashion-MNIST): input [n, 1, 28, 28], output logits [n, n_classes].
+
+| class | layers | parameters |
+|---|---|---|
+| `SmallMNISTCNN` | 784-128-10 | 101,770 |
+| `LeNet5Tanh`, `LeNet5ELU` | convolutions 20 and 50, linear 500 and 10 | 431,080 |
+| `LeNet5` | convolutions 6 and 16, linear 120, 84 and 10 | 61,706 |
+
+Sources: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition" (1998) for
+`LeNet5`; Caffe's example network for the layer widths 20-50-500-10; the first three, with these names, are test
+subjects of the published SIC code. Its weights of `SmallMNISTCNN` and `LeNet5Tanh` load here and expect pixels in
+[0, 1], not normalized.
+"""
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+class SmallMNISTCNN(nn.Sequential):
+    """Two linear layers and a ReLU: there is no convolution, whatever its published name says."""
+
+    def __init__(self, *, n_classes: int = 10) -> None:
+        super().__init__(
+            OrderedDict[str, nn.Module](
+                flatten=nn.Flatten(), fc1=nn.Linear(784, 128), act1=nn.ReLU(), fc2=nn.Linear(128, n_classes)
+            )
+        )
+
+
+class LeNet5Tanh(nn.Sequential):
+    """The "lenet5-caffe" layers with tanh and average pooling."""
+
+    def __init__(self, *, n_classes: int = 10) -> None:
+        super().__init__(_caffe_layers(nn.Tanh, n_classes))
+
+
+class LeNet5ELU(nn.Sequential):
+    """The "lenet5-caffe" layers with ELU (alpha 1) and average pooling."""
+
+    def __init__(self, *, n_classes: int = 10) -> None:
+        super().__init__(_caffe_layers(nn.ELU, n_classes))
+
+
+class LeNet5(nn.Sequential):
+    """The classic, as it is built today.
+
+    Differs from the paper: 28x28 padded by two instead of 32x32 input, plain average pooling and tanh, the second
+    convolution sees all six maps, and a linear output instead of radial basis functions.
+    """
+
+    def __init__(self, *, n_classes: int = 10) -> None:
+        super().__init__(
+            OrderedDict[str, nn.Module](
+                conv1=nn.Conv2d(1, 6, 5, padding=2), act1=nn.Tanh(), pool1=nn.AvgPool2d(2),
+                conv2=nn.Conv2d(6, 16, 5), act2=nn.Tanh(), pool2=nn.AvgPool2d(2), flatten=nn.Flatten(),
+                fc1=nn.Linear(16 * 5 * 5, 120), act3=nn.Tanh(), fc2=nn.Linear(120, 84), act4=nn.Tanh(),
+                fc3=nn.Linear(84, n_classes),
+            )
+        )  # fmt: skip
+
+
+def _caffe_layers(activation: type[nn.Module], n_classes: int) -> OrderedDict[str, nn.Module]:
+    return OrderedDict(
+        conv1=nn.Conv2d(1, 20, 5), act1=activation(), pool1=nn.AvgPool2d(2),
+        conv2=nn.Conv2d(20, 50, 5), act2=activation(), pool2=nn.AvgPool2d(2), flatten=nn.Flatten(),
+        fc1=nn.Linear(50 * 4 * 4, 500), act3=activation(), fc2=nn.Linear(500, n_classes),
+    )  # fmt: skip

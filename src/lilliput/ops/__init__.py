@@ -1,0 +1,1 @@
+"""Plain functions on tensors and arrays: no networks, no files. Bad input raises `ValueError`."""

@@ -1,0 +1,149 @@
+"""Choosing the affine grid `(code - zero_point) * scale` for real values, and rounding to it.
+
+Everything works on rows: a [rows, n] view with one grid per row, one row for a whole tensor (`rows_of`). First a range
+is chosen (`min_max`, `percentile`, `mse`), then the grid for it (`affine_parameters`). The rounding itself is that of
+`ops.fixed_point`, so what is searched for is what is stored.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lilliput.ops.fixed_point import dequantize, integer_range, quantize
+
+FEWEST_BITS, MOST_BITS = 2, 16
+SHRINK_STEPS = 100
+
+
+class Range(NamedTuple):
+    """Lowest and highest value to represent, float64 [rows] each."""
+
+    low: Tensor
+    high: Tensor
+
+
+def rows_of(values: Tensor, *, per_channel: bool) -> Tensor:
+    """[1, n], or [c, n] with one row for each index of dimension 0."""
+    return values.reshape(values.shape[0] if per_channel else 1, -1)
+
+
+def min_max(rows: Tensor) -> Range:
+    """The smallest and the largest value of each row."""
+    checked = _checked(rows)
+    return Range(checked.amin(1), checked.amax(1))
+
+
+def percentile(rows: Tensor, percent: float) -> Range:
+    """The values at rank `ceil(percent / 100 * n)` from below and from above; no interpolation. 100 is `min_max`."""
+    checked = _checked(rows)
+    if not 50 < percent <= 100:
+        raise ValueError(f"percent must be above 50 and at most 100, not {percent}")
+    n = checked.shape[1]
+    rank = math.ceil(percent * n / 100 - 1e-9)  # 99.9 % of 1000 is rank 999, also in floating point
+    return Range(torch.kthvalue(checked, n + 1 - rank, 1).values, torch.kthvalue(checked, rank, 1).values)
+
+
+def mse(
+    rows: Tensor,
+    *,
+    bit_width: int,
+    signed: bool,
+    symmetric: bool,
+    narrow: bool = False,
+    power_of_two: bool = False,
+) -> Range:
+    """The share 1.00, 0.99, ... 0.01 of `min_max` with the least squared rounding error; the largest of equal ones.
+
+    The error is never above that of `min_max`. One pass over the rows for each share: subsample long activations.
+    """
+    checked = _checked(rows)
+    widest = min_max(checked)
+    low_code, high_code = integer_range(bit_width, signed=signed, narrow=narrow)
+    least = torch.full_like(widest.low, math.inf)
+    best = torch.ones_like(widest.low)
+    for step in range(SHRINK_STEPS, 0, -1):
+        share = step / SHRINK_STEPS
+        scale, zero_point = affine_parameters(
+            widest.low * share,
+            widest.high * share,
+            bit_width=bit_width,
+            signed=signed,
+            symmetric=symmetric,
+            narrow=narrow,
+            power_of_two=power_of_two,
+        )
+        codes = quantize_rows(checked, scale, zero_point, low_code, high_code)
+        error = (dequantize_rows(codes, scale, zero_point) - checked).square().sum(1)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better, share, best)
+    return Range(widest.low * best, widest.high * best)
+
+
+def affine_parameters(
+    low: Tensor,
+    high: Tensor,
+    *,
+    bit_width: int,
+    signed: bool,
+    symmetric: bool,
+    narrow: bool = False,
+    power_of_two: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`(scale, zero_point)`, float32 and int64 of the shape of `low`, for 2 to 16 bits; `narrow` as in `integer_range`.
+
+    The range is widened to hold 0, which is represented exactly; a range of only 0 gets scale 1. Every value of the
+    range then lies within half a scale of a code. Symmetric puts 0 at the middle code: zero point 0, or 2^(bits - 1)
+    unsigned. The scale is rounded up to float32, or to a power of two, and is a normal number: at least 2^-126.
+    """
+    if not FEWEST_BITS <= bit_width <= MOST_BITS:
+        raise ValueError(f"bit width must be in {FEWEST_BITS}..{MOST_BITS}, not {bit_width}")
+    low, high = low.to(torch.float64), high.to(torch.float64)
+    if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
+        raise ValueError("a range must be finite, its low end not above its high end")
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    low_code, high_code = integer_range(bit_width, signed=signed, narrow=narrow)
+    if symmetric:
+        middle = 0 if signed else 1 << (bit_width - 1)
+        exact = torch.maximum(high / (high_code - middle), low / (low_code - middle))
+        scale = _scale(exact, power_of_two=power_of_two)
+        return scale, torch.full_like(scale, middle, dtype=torch.int64)
+    scale = _scale((high - low) / (high_code - low_code), power_of_two=power_of_two)
+    zero_point = torch.floor(-low / scale.to(torch.float64) + 0.5) + low_code
+    return scale, zero_point.clamp(low_code, high_code).to(torch.int64)
+
+
+def quantize_rows(rows: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """Nearest codes, int64 [rows, n], for one scale and zero point per row."""
+    return quantize(rows, scale[:, None], zero_point[:, None], low, high)
+
+
+def dequantize_rows(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The float32 values [rows, n] that the codes stand for."""
+    return dequantize(codes, scale[:, None], zero_point[:, None])
+
+
+def _scale(exact: Tensor, *, power_of_two: bool) -> Tensor:
+    """The smallest normal float32, or power of two, that is at least `exact`; 1 for 0."""
+    exact = torch.where(exact == 0, 1.0, exact)
+    if power_of_two:
+        mantissa = torch.frexp(exact).mantissa
+        exact = torch.where(mantissa == 0.5, exact, exact / mantissa)
+    scale = exact.to(torch.float32)
+    scale = torch.where(
+        scale.to(torch.float64) < exact, torch.nextafter(scale, torch.full_like(scale, math.inf)), scale
+    )
+    if not bool(torch.isfinite(scale).all()):
+        raise ValueError(f"the scale of this range is beyond float32: {float(exact.max()):g}")
+    return scale.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _checked(rows: Tensor) -> Tensor:
+    """`rows` as float64, if it is a non-empty matrix of finite numbers."""
+    if rows.ndim != 2 or rows.numel() == 0:
+        raise ValueError(f"rows must be a non-empty matrix, not of shape {tuple(rows.shape)}")
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("rows must be finite: found NaN or infinity")
+    return rows.to(torch.float64)

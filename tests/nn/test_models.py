@@ -1,0 +1,178 @@
+"""The architectures: sizes, shapes, traceability, names of published weights."""
+
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lilliput.core.errors import UsageError
+from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
+from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Tanh, SmallMNISTCNN
+from lilliput.nn.models.resnet import CifarResNet, PadShortcut
+
+Make = Callable[[], nn.Module]
+TABLE = [
+    pytest.param(DigitsCNN, 17_602, (1, 8, 8), (10,), id="DigitsCNN"),
+    pytest.param(TinyAutoencoder, 4_744, (1, 8, 8), (1, 8, 8), id="TinyAutoencoder"),
+    pytest.param(TinySegmenter, 3_034, (1, 8, 8), (2, 8, 8), id="TinySegmenter"),
+    pytest.param(TinyRegressor, 897, (10,), (1,), id="TinyRegressor"),
+    pytest.param(SpeechCNN, 7_785, (12, 29), (9,), id="SpeechCNN"),
+    pytest.param(SmallMNISTCNN, 101_770, (1, 28, 28), (10,), id="SmallMNISTCNN"),
+    pytest.param(LeNet5Tanh, 431_080, (1, 28, 28), (10,), id="LeNet5Tanh"),
+    pytest.param(LeNet5ELU, 431_080, (1, 28, 28), (10,), id="LeNet5ELU"),
+    pytest.param(LeNet5, 61_706, (1, 28, 28), (10,), id="LeNet5"),
+    pytest.param(lambda: CifarResNet(depth=8), 75_290, (3, 32, 32), (10,), id="ResNet-8"),
+    pytest.param(lambda: CifarResNet(depth=20), 269_722, (3, 32, 32), (10,), id="ResNet-20"),
+    pytest.param(lambda: CifarResNet(depth=32), 464_154, (3, 32, 32), (10,), id="ResNet-32"),
+    pytest.param(lambda: CifarResNet(depth=56), 853_018, (3, 32, 32), (10,), id="ResNet-56"),
+]
+every_model = pytest.mark.parametrize(("make", "n_parameters", "input_shape", "output_shape"), TABLE)
+
+
+@every_model
+def test_parameter_count_is_the_documented_one(
+    make: Make, n_parameters: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> None:
+    assert sum(parameter.numel() for parameter in make().parameters()) == n_parameters
+
+
+@every_model
+def test_exported_graph_computes_the_same_at_any_batch(
+    make: Make, n_parameters: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (torch.randn(2, *input_shape),), dynamic_shapes=({0: batch},))
+    for n in (1, 5):
+        inputs = torch.randn(n, *input_shape)
+        outputs = model(inputs)
+        assert outputs.shape == (n, *output_shape)
+        torch.testing.assert_close(program.module()(inputs), outputs)
+
+
+@every_model
+def test_same_seed_builds_the_same_weights(
+    make: Make, n_parameters: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> None:
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        states.append(make().state_dict())
+    first, again, other = states
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@every_model
+def test_every_parameter_receives_a_gradient(
+    make: Make, n_parameters: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = make()
+    model(torch.randn(8, *input_shape)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "input_shape", "output_shape"),
+    [
+        (DigitsCNN, {"n_classes": 3}, (1, 8, 8), (3,)),
+        (TinySegmenter, {"n_classes": 4}, (1, 8, 8), (4, 8, 8)),
+        (TinyRegressor, {"n_features": 5}, (5,), (1,)),
+        (SpeechCNN, {"n_classes": 3}, (12, 29), (3,)),
+        (SmallMNISTCNN, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (LeNet5Tanh, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (LeNet5ELU, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (LeNet5, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (CifarResNet, {"depth": 8, "n_classes": 3}, (3, 32, 32), (3,)),
+    ],
+)
+def test_settings_change_the_shape(
+    make: Callable[..., nn.Module], options: dict[str, int], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> None:
+    assert make(**options).eval()(torch.zeros(2, *input_shape)).shape == (2, *output_shape)
+
+
+def test_digits_cnn_state_fits_in_100_kb_of_float32() -> None:
+    assert sum(4 * tensor.numel() for tensor in DigitsCNN().state_dict().values()) < 100_000 - 10_000  # file headers
+
+
+@settings(deadline=None)
+@given(channels=st.integers(1, 6), new_channels=st.integers(0, 7), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_pad_shortcut_keeps_every_second_pixel_between_zeros(
+    channels: int, new_channels: int, height: int, width: int
+) -> None:
+    features = torch.rand(2, channels, height, width) + 1  # nonzero everywhere
+    shortcut = PadShortcut(new_channels=new_channels)(features)
+    before = new_channels // 2
+    assert shortcut.shape == (2, channels + new_channels, (height + 1) // 2, (width + 1) // 2)
+    assert torch.equal(shortcut[:, before : before + channels], features[..., ::2, ::2])
+    assert torch.count_nonzero(shortcut) == torch.count_nonzero(features[..., ::2, ::2])
+
+
+@pytest.mark.parametrize("depth", [-4, 2, 9, 45])
+def test_depth_without_whole_blocks_is_refused(depth: int) -> None:
+    with pytest.raises(UsageError, match=f"depth={depth}; give 6 k"):
+        CifarResNet(depth=depth)
+
+
+def test_state_dict_names_are_the_published_ones() -> None:
+    small = {f"fc{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    caffe = small | {f"conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    batch_norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    resnet = {"conv1.weight", "linear.weight", "linear.bias"} | {f"bn1.{kind}" for kind in batch_norm}
+    for block in [f"layer{stage}.{i}" for stage in (1, 2, 3) for i in range(3)]:
+        for i in (1, 2):
+            resnet |= {f"{block}.conv{i}.weight"} | {f"{block}.bn{i}.{kind}" for kind in batch_norm}
+    assert set(SmallMNISTCNN().state_dict()) == small
+    assert set(LeNet5Tanh().state_dict()) == set(LeNet5ELU().state_dict()) == caffe
+    assert set(CifarResNet(depth=20).state_dict()) == resnet
+
+
+@pytest.mark.parametrize(
+    ("make", "weights", "read", "n_right"),
+    [
+        pytest.param(SmallMNISTCNN, "sic_small_mnist", "mnist", 974, id="SmallMNISTCNN"),
+        pytest.param(LeNet5Tanh, "sic_lenet5_tanh_mnist", "mnist", 992, id="LeNet5Tanh"),
+        pytest.param(lambda: CifarResNet(depth=20), "resnet20_cifar10", "cifar10", 913, id="ResNet-20"),
+    ],
+)
+def test_published_weights_classify_the_first_1000_test_images(
+    make: Make, weights: str, read: str, n_right: int
+) -> None:
+    """Our count; the whole test sets give the published 97.66%, 99.00% and 91.73%."""
+    data, models = os.environ.get("LILLIPUT_TEST_DATA"), os.environ.get("LILLIPUT_TEST_MODELS")
+    if not (data and models):
+        pytest.skip("LILLIPUT_TEST_DATA and LILLIPUT_TEST_MODELS do not name the data and the published weights")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    model = make()
+    model.load_state_dict(load_file(Path(models) / f"{weights}.safetensors"))
+    images, labels = _first_mnist(Path(data)) if read == "mnist" else _first_cifar10(Path(data))
+    with torch.no_grad():
+        right = int((model.eval()(images).argmax(1) == labels).sum())
+    assert abs(right - n_right) <= 1  # summation order differs between machines
+
+
+def _first_mnist(root: Path) -> tuple[Tensor, Tensor]:
+    images = gzip.decompress((root / "MNIST/raw/t10k-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 784_000]
+    labels = gzip.decompress((root / "MNIST/raw/t10k-labels-idx1-ubyte.gz").read_bytes())[8:1008]
+    return _bytes(images).reshape(1000, 1, 28, 28) / 255, _bytes(labels)
+
+
+def _first_cifar10(root: Path) -> tuple[Tensor, Tensor]:
+    with (root / "cifar-10-batches-bin/test_batch.bin").open("rb") as file:
+        records = _bytes(file.read(3_073_000)).reshape(1000, 3073)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    return (records[:, 1:].reshape(1000, 3, 32, 32) / 255 - mean) / std, records[:, 0]
+
+
+def _bytes(raw: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(raw, np.uint8).copy())
