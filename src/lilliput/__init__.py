@@ -1,0 +1,91 @@
+"""Lilliput makes neural networks small enough for the device they must run on, and proves what it says.
+
+    import lilliput as ll
+
+    task = ll.Task.classification(train=..., validation=..., test=...)
+    result = ll.compress(model, task, max_drop="0.5pt")
+    print(result.table())
+    result.save("net.lil")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lilliput.auto.check import check as check
+    from lilliput.auto.load import load as load
+    from lilliput.auto.compress import apply as apply
+    from lilliput.auto.compress import compress as compress
+    from lilliput.auto.compress import default_recipe as default_recipe
+    from lilliput.core.artifact import Artifact as Artifact
+    from lilliput.core.artifact import InputSpec as InputSpec
+    from lilliput.core.cost import CostTable as CostTable
+    from lilliput.core.cost import Measurement as Measurement
+    from lilliput.core.encoding import Encoding as Encoding
+    from lilliput.core.encoding import Grid as Grid
+    from lilliput.core.encoding import Sharing as Sharing
+    from lilliput.core.errors import ArtifactError as ArtifactError
+    from lilliput.core.errors import DataError as DataError
+    from lilliput.core.errors import ExportError as ExportError
+    from lilliput.core.errors import LilliputError as LilliputError
+    from lilliput.core.errors import RecipeError as RecipeError
+    from lilliput.core.errors import UsageError as UsageError
+    from lilliput.core.errors import VerificationError as VerificationError
+    from lilliput.core.guard import MaxDrop as MaxDrop
+    from lilliput.core.method import Context as Context
+    from lilliput.core.method import Pass as Pass
+    from lilliput.core.method import PassResult as PassResult
+    from lilliput.core.progress import Progress as Progress
+    from lilliput.core.score import Score as Score
+    from lilliput.core.target import Target as Target
+    from lilliput.core.task import Data as Data
+    from lilliput.core.task import Task as Task
+    from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
+    from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
+    from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
+    from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
+    from lilliput.methods.quantization.post_training import Quantization as Quantization
+    from lilliput.methods.tuning.fine_tune import FineTune as FineTune
+    from lilliput.pipeline.recipe import Recipe as Recipe
+    from lilliput.pipeline.recipe import Step as Step
+    from lilliput.report.result import Result as Result
+
+_HOMES = {
+    "lilliput.auto.check": ("check",),
+    "lilliput.auto.load": ("load",),
+    "lilliput.auto.compress": ("apply", "compress", "default_recipe"),
+    "lilliput.core.artifact": ("Artifact", "InputSpec"),
+    "lilliput.core.cost": ("CostTable", "Measurement"),
+    "lilliput.core.encoding": ("Encoding", "Grid", "Sharing"),
+    "lilliput.core.errors": ("ArtifactError", "DataError", "ExportError", "LilliputError", "RecipeError", "UsageError", "VerificationError"),
+    "lilliput.core.guard": ("MaxDrop",),
+    "lilliput.core.method": ("Context", "Pass", "PassResult"),
+    "lilliput.core.progress": ("Progress",),
+    "lilliput.core.score": ("Score",),
+    "lilliput.core.target": ("Target",),
+    "lilliput.core.task": ("Data", "Task"),
+    "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
+    "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
+    "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
+    "lilliput.methods.quantization.post_training": ("Quantization",),
+    "lilliput.methods.tuning.fine_tune": ("FineTune",),
+    "lilliput.pipeline.recipe": ("Recipe", "Step"),
+    "lilliput.report.result": ("Result",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    """Names load when they are first used: `import lilliput` stays about as fast as `import torch`."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lilliput' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

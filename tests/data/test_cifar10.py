@@ -161,6 +161,17 @@ def test_each_fault_of_a_pickled_file_is_named(tmp_path, monkeypatch, content, m
     assert not (tmp_path / "attacked").exists()
 
 
+@pytest.mark.parametrize("claimed", [0, 1, 3, 60_000])
+def test_pickled_array_must_hold_what_its_shape_claims(tmp_path, claimed):
+    content = python_2_pickle(BATCH)
+    shape = b"M\x02\x00M\x00\x0c\x86"
+    assert content.count(shape) == 1
+    write_pickled(tmp_path, dict.fromkeys(TRAIN + TEST, BATCH), python_2_pickle)
+    (tmp_path / "data_batch_1").write_bytes(content.replace(shape, b"M" + struct.pack("<H", claimed) + shape[3:]))
+    with pytest.raises(DataError, match="plain uint8 array"):
+        read_cifar10(tmp_path)
+
+
 def test_huge_file_is_refused_by_its_size(tmp_path):
     write_binary(tmp_path)
     with (tmp_path / "data_batch_2.bin").open("wb") as file:

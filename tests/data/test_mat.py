@@ -63,15 +63,33 @@ def test_damaged_file_is_read_or_refused_in_little_memory(tmp_path, data, packed
     assert peak < 1 << 20
 
 
-def test_bomb_is_refused_by_its_claim(tmp_path):
-    packed = zlib.compress((14).to_bytes(4, "little") + (1 << 30).to_bytes(4, "little") + bytes(64 << 20))
-    content = encoded() + (15).to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed
+def with_packed_element(packed):
+    tag = (15).to_bytes(4, "little") + len(packed).to_bytes(4, "little")
+    return encoded() + tag + packed
+
+
+def packed_matrix(claimed, content):
+    return zlib.compress((14).to_bytes(4, "little") + claimed.to_bytes(4, "little") + content)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "message"), [(1 << 30, "claims 1073741824 bytes"), (56, "does not hold the 56 bytes")]
+)
+def test_bomb_is_unpacked_no_further_than_it_may_claim(tmp_path, claimed, message):
+    path = written(tmp_path / "a.mat", with_packed_element(packed_matrix(claimed, bytes(64 << 20))))
     tracemalloc.start()
-    with pytest.raises(DataError, match="claims 1073741824 bytes"):
-        read_mat(written(tmp_path / "a.mat", content), frozenset("X"))
+    with pytest.raises(DataError, match=message):
+        read_mat(path, frozenset("X"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_packed_element_without_its_checksum_is_refused(tmp_path):
+    packed = packed_matrix(56, bytes(56))
+    for damaged in (packed[:-4], packed[:-1] + bytes([packed[-1] ^ 1])):
+        with pytest.raises(DataError, match=r"56 bytes|incorrect data check"):
+            read_mat(written(tmp_path / "a.mat", with_packed_element(damaged)), frozenset("X"))
 
 
 @pytest.mark.parametrize(

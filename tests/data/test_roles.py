@@ -36,6 +36,11 @@ def test_stratified_parts_are_a_partition_and_cut_every_class_to_within_one_samp
         assert abs(len(part) - fraction * len(labels)) < len(fractions)
 
 
+def test_odd_samples_of_many_classes_do_not_all_go_to_one_part():
+    parts = stratified_split(torch.arange(10).repeat(3), [0.5, 0.5], seeded(0))
+    assert [len(part) for part in parts] == [15, 15]
+
+
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=80).map(torch.tensor), fractions, st.integers(0, 99))
 @settings(max_examples=150, deadline=None)
 def test_group_parts_are_a_partition_and_share_no_group(groups, fractions, seed):

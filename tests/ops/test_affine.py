@@ -1,6 +1,7 @@
 """Ranges and grids: every value of the range is within half a step of a code, and zero is exact."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ settings_of_grids = st.fixed_dictionaries(
 )
 
 
-def rounded(rows: torch.Tensor, limits: Range, kind: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rounded(rows: torch.Tensor, limits: Range, kind: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(dequantized, scale, zero_point)`."""
     scale, zero_point = affine_parameters(*limits, **kind)
     low, high = integer_range(kind["bit_width"], signed=bool(kind["signed"]), narrow=bool(kind["narrow"]))
@@ -43,7 +44,7 @@ def rounded(rows: torch.Tensor, limits: Range, kind: dict[str, int]) -> tuple[to
 
 @given(matrices, settings_of_grids)
 @settings(max_examples=400, deadline=None)
-def test_rounding_error_is_at_most_half_a_scale(rows: torch.Tensor, kind: dict[str, int]) -> None:
+def test_rounding_error_is_at_most_half_a_scale(rows: torch.Tensor, kind: dict[str, Any]) -> None:
     found, scale, zero_point = rounded(rows, min_max(rows), kind)
     error = (found.double() - rows.double()).abs()
     float32_rounding = rows.double().abs() * 2.0**-23 + 2.0**-149
@@ -55,7 +56,7 @@ def test_rounding_error_is_at_most_half_a_scale(rows: torch.Tensor, kind: dict[s
 
 @given(matrices, settings_of_grids)
 @settings(max_examples=200, deadline=None)
-def test_scales_are_normal_and_zero_is_exact(rows: torch.Tensor, kind: dict[str, int]) -> None:
+def test_scales_are_normal_and_zero_is_exact(rows: torch.Tensor, kind: dict[str, Any]) -> None:
     limits = min_max(rows)
     found, scale, zero_point = rounded(torch.zeros_like(rows), limits, kind)
     assert (found == 0).all()
@@ -71,7 +72,7 @@ def test_scales_are_normal_and_zero_is_exact(rows: torch.Tensor, kind: dict[str,
 
 @given(matrices, settings_of_grids)
 @settings(max_examples=60, deadline=None)
-def test_mse_never_loses_more_than_min_max(rows: torch.Tensor, kind: dict[str, int]) -> None:
+def test_mse_never_loses_more_than_min_max(rows: torch.Tensor, kind: dict[str, Any]) -> None:
     def loss(limits: Range) -> torch.Tensor:
         return (rounded(rows, limits, kind)[0].double() - rows.double()).square().sum(1)
 
@@ -81,7 +82,7 @@ def test_mse_never_loses_more_than_min_max(rows: torch.Tensor, kind: dict[str, i
 def test_mse_clips_the_outlier_of_its_own_row_only() -> None:
     rows = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
     rows[1, 7] = 40.0
-    kind = {"bit_width": 4, "signed": True, "symmetric": True, "narrow": True}
+    kind: dict[str, Any] = {"bit_width": 4, "signed": True, "symmetric": True, "narrow": True}
     found = mse(rows, **kind)
     assert 2.0 < found.high[0] < 3.5
     assert 2.0 < max(found.high[1].item(), -found.low[1].item()) < 6.0
@@ -122,7 +123,7 @@ def test_percentile_is_a_rank_from_either_end() -> None:
         (-1e-45, 0.0, {"bit_width": 8, "signed": True, "symmetric": True, "power_of_two": True}, TINY, 0),
     ],
 )
-def test_known_grids(low: float, high: float, kind: dict[str, bool], scale: float, zero_point: int) -> None:
+def test_known_grids(low: float, high: float, kind: dict[str, Any], scale: float, zero_point: int) -> None:
     found, point = affine_parameters(torch.tensor([low]).double(), torch.tensor([high]).double(), **kind)
     assert found.tolist() == pytest.approx([scale], rel=2e-7, abs=0)
     assert point.tolist() == [zero_point]

@@ -1,5 +1,6 @@
 """Exact 1-D clustering, judged in rational arithmetic against every partition into runs of sorted values."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise, product
 
@@ -18,12 +19,12 @@ lines = st.one_of(*(st.lists(kind, min_size=1, max_size=9) for kind in (grid, si
 
 
 def error_of_run(run: list[tuple[Fraction, Fraction]]) -> Fraction:
-    weight = sum(w for _, w in run)
-    mean = sum(x * w for x, w in run) / weight
+    weight = sum((w for _, w in run), Fraction(0))
+    mean = sum((x * w for x, w in run), Fraction(0)) / weight
     return sum(((x - mean) ** 2 * w for x, w in run), Fraction(0))
 
 
-def least_errors(values: list[float], weights: list[float]) -> list[Fraction]:
+def least_errors(values: Sequence[float], weights: Sequence[float]) -> list[Fraction]:
     """[k] = the exact least error of at most k clusters of runs; entry 0 is unused."""
     run = sorted((Fraction(x), Fraction(w)) for x, w in zip(values, weights, strict=True))
     n = len(run)
@@ -37,7 +38,7 @@ def least_errors(values: list[float], weights: list[float]) -> list[Fraction]:
     return least
 
 
-def exact_error(values: list[float], weights: list[float], labels: np.ndarray) -> Fraction:
+def exact_error(values: Sequence[float], weights: Sequence[float], labels: np.ndarray) -> Fraction:
     points = [(Fraction(x), Fraction(w)) for x, w in zip(values, weights, strict=True)]
     runs = [[p for p, label in zip(points, labels, strict=True) if label == c] for c in range(labels.max() + 1)]
     return sum((error_of_run(run) for run in runs), Fraction(0))

@@ -63,9 +63,10 @@ class CostTable:
             for name, m in row.items():
                 known = first.setdefault(name, m)
                 if m.name != name or (m.unit, m.origin) != (known.unit, known.origin):
+                    found = f"{m.name!r} ({m.origin}, unit {m.unit!r}) in column {name!r}"
                     raise UsageError(
                         f"cost of {layer!r}",
-                        f"{m.name!r} ({m.origin}, unit {m.unit!r}) in column {name!r} ({known.origin}, unit {known.unit!r})",
+                        f"{found} ({known.origin}, unit {known.unit!r})",
                         "give every column one name, one unit and one origin",
                     )
 

@@ -14,6 +14,7 @@ class Writer:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
+        self._names: set[str] = set()
         self._temporaries = 0
 
     def constant(self, value: np.ndarray) -> str:
@@ -31,13 +32,18 @@ class Writer:
         return self.constant(np.array(values, dtype=np.int64))
 
     def op(self, kind: str, inputs: list[str], *, output: str = "", name: str = "", **attributes: Any) -> str:
-        """Append a node with one output; gives the output's name. Attributes that are None are left out."""
+        """Append a node with one output; gives the output's name.
+
+        Attributes that are None are left out, and so is a `name` that another node has.
+        """
         from onnx import helper
 
         if not output:
             output, self._temporaries = f"t{self._temporaries}", self._temporaries + 1
         given = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=name or None, **given))
+        own = None if not name or name in self._names else name
+        self._names.add(name)
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=own, **given))
         return output
 
     def rename(self, old: str, new: str) -> None:

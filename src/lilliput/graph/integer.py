@@ -133,7 +133,7 @@ class IntegerNet(nn.Module):
                 made = self._layer(node, artifact, known[0], grid)
                 if made is not None:
                     return made
-            elif grid is not None and node.op in ("add", "sub"):
+            elif grid is not None and node.op in ("add", "sub") and len(known) == 2:
                 return self._sum(node, known, grid)
             elif grid is not None and node.op == "mul" and len(known) == 2:
                 return self._product(node, known[0], known[1], grid)
@@ -224,9 +224,8 @@ class IntegerNet(nn.Module):
 
     def _sum(self, node: Node, sources: list[Grid], grid: Grid) -> Step:
         signs = [1, -1 if node.op == "sub" else 1]
-        names = node.inputs if len(node.inputs) == 2 else (node.inputs[0], node.inputs[0])
-        grids = sources if len(sources) == 2 else [sources[0], sources[0]]
-        multipliers, shift = add_multipliers([float(g.scale) for g in grids], float(grid.scale))
+        names = node.inputs
+        multipliers, shift = add_multipliers([float(g.scale) for g in sources], float(grid.scale))
         low, high = grid.range()
 
         def step(values: Mapping[str, Any]) -> Value:

@@ -29,9 +29,11 @@ def functional_form(target: Any) -> Any:
     return getattr(packet, name.split(".")[2], target) if packet is not None else target
 
 
-def is_view(target: str) -> bool:
-    """Does the result share memory with the input?"""
-    return target.split(".")[1:2] in (["slice"], ["select"], ["view"], ["transpose"], ["permute"], ["narrow"])
+def is_view(target: Any) -> bool:
+    """May the result share memory with an input? By the overload's schema."""
+    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - the only name of this type
+        return False
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in target._schema.arguments)  # noqa: SLF001
 
 
 def _arg(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
@@ -102,6 +104,8 @@ def _pool(word: str, spatial: int) -> Reader:
             attributes["dilation"] = _pair(_arg(a, k, 4, "dilation", 1), spatial)
             attributes["ceil"] = bool(_arg(a, k, 5, "ceil_mode", False))
         else:
+            if _arg(a, k, 6, "divisor_override") is not None:
+                return "other", {}, {}
             attributes["ceil"] = bool(_arg(a, k, 4, "ceil_mode", False))
             attributes["count_pad"] = bool(_arg(a, k, 5, "count_include_pad", True))
         return word, {}, attributes
@@ -121,7 +125,7 @@ def _adaptive(n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
 
 def _mean(n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
     rank = _rank(n)
-    dims = sorted(d % rank for d in _pair(_arg(a, k, 1, "dim", ()), 1))
+    dims = sorted(d % rank for d in _pair(_arg(a, k, 1, "dim") or (), 1))
     if not dims or 0 in dims:
         return "other", {}, {}
     return "mean", {}, {"dims": tuple(dims), "keepdim": bool(_arg(a, k, 2, "keepdim", False))}

@@ -129,7 +129,13 @@ class _Reader:
         self.fx = [n for n in self.module.graph.nodes if not (n.op == "call_module" and n.target == "_guards_fn")]
         self.leaves = {path for path, m in model.named_modules() if not any(m.children())}
         self.names: dict[Any, str] = {}
-        self.state: dict[Any, str] = {n: str(n.target) for n in self.fx if n.op == "get_attr"}
+        first: dict[int, str] = {}
+        tensors = model.state_dict(keep_vars=True)
+        canonical = {name: first.setdefault(id(t), name) for name, t in tensors.items()}
+        fetched = [n for n in self.fx if n.op == "get_attr"]
+        self.state: dict[Any, str] = {n: canonical[str(n.target)] for n in fetched if str(n.target) in canonical}
+        self.constants = {n: _attribute(self.module, str(n.target)) for n in fetched if n not in self.state}
+        self.order = {n: i for i, n in enumerate(self.fx)}
         self.taken: Counter[str] = Counter()
         calls = Counter(self._instance(n) for n in self.fx if n.op == "call_function" and _is_tensor(n))
         self.single = {instance for instance, count in calls.items() if count == 1}
@@ -175,29 +181,55 @@ class _Reader:
     def _node(self, n: Any) -> Node:
         target = str(n.target)
         overload = functional_form(n.target)
-        if overload is not n.target and any(is_view(str(v.target)) for v in n.all_input_nodes[:1]):
-            raise UnsupportedError(
-                f"trace at {self._path(n) or 'forward'}", f"{target} writes into a view of another tensor ({_source(n)})",
-                "assign the result to a new variable instead",
-            )  # fmt: skip
         word = OPERATORS.get(str(overload))
         arguments = tuple(self._argument(a) for a in n.args)
         keywords = {k: self._argument(v) for k, v in n.kwargs.items()}
         op, roles, attributes = word(n, arguments, keywords) if word else ("other", {}, {})
+        own = {role: a for role, a in roles.items() if a is not None}
+        names = set(self.state.values())
+        if any(not isinstance(a, Ref) or a.name not in names for a in own.values()) or _has_tensor((arguments, keywords)):
+            op, roles, own = "other", {}, {}  # a weight that is computed, or a constant that is no parameter
         if n.target is operator.getitem:
             op = "getitem"
         name, path = self._name(n, op if op != "other" else target.split(".")[1] if "." in target else target)
+        inputs = tuple(self.names[v] for v in _flat((n.args, n.kwargs)) if v in self.names)
         self.names[n] = name
+        if overload is not n.target:
+            self._written(n, name)
         return Node(
             name=name, op=op if _is_tensor(n) or op != "other" else "scalar",
-            inputs=tuple(self.names[v] for v in _flat((n.args, n.kwargs)) if v in self.names),
-            state={role: a.name for role, a in roles.items() if isinstance(a, Ref)} if roles
+            inputs=inputs,
+            state={role: a.name for role, a in own.items()} if roles
             else {self.state[v]: self.state[v] for v in _flat((n.args, n.kwargs)) if v in self.state},
             attributes=attributes, shape=_shape(n), module=path, target=target, source=_source(n),
             call=overload, arguments=arguments, keywords=keywords,
         )  # fmt: skip
 
+    def _written(self, n: Any, name: str) -> None:
+        """`n` writes into its first input: from here on, that value is the new one.
+
+        Refused where another view of the same memory is read later: it would have to change too.
+        """
+        written = n.args[0]
+        root = _root(written)
+        for other in self.fx:
+            if other is not written and other.op == "call_function" and _root(other) is root:
+                later = [r for r in other.users if self.order[r] > self.order[n]]
+                if later and other is not n:
+                    raise UnsupportedError(
+                        f"trace at {self._path(n) or 'forward'}", f"{n.target} writes into memory that {other.name} shares ({_source(n)})",
+                        "use the form that does not write in place",
+                    )  # fmt: skip
+        if root is not written and root in self.names and any(self.order[r] > self.order[n] for r in root.users):
+            raise UnsupportedError(
+                f"trace at {self._path(n) or 'forward'}", f"{n.target} writes into a view of a tensor that is read later ({_source(n)})",
+                "use the form that does not write in place",
+            )  # fmt: skip
+        self.names[written] = name
+
     def _argument(self, a: Any) -> Any:
+        if isinstance(a, torch.fx.Node) and a in self.constants:
+            return self.constants[a]
         if isinstance(a, torch.fx.Node):
             return Ref(self.state[a] if a in self.state else self.names[a])
         if isinstance(a, (list, tuple)):
@@ -263,11 +295,40 @@ def _is_tensor(n: Any) -> bool:
     return isinstance(n.meta.get("val"), Tensor)
 
 
+def _root(n: Any) -> Any:
+    """The node whose memory `n` shares."""
+    while isinstance(n, torch.fx.Node) and n.op == "call_function" and n.args and isinstance(n.args[0], torch.fx.Node):
+        if not is_view(n.target) and functional_form(n.target) is n.target:
+            break
+        n = n.args[0]
+    return n
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_tensor(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_has_tensor(v) for v in value)
+    return isinstance(value, Tensor)
+
+
 def _shape(n: Any) -> tuple[int, ...]:
+    """For a batch of one: every free symbol stands for the batch."""
     value = n.meta.get("val")
     if not isinstance(value, Tensor):
         return ()
-    return tuple(s if isinstance(s, int) else 1 for s in value.shape)
+    sizes: list[int] = []
+    for size in value.shape:
+        expression = None if isinstance(size, int) else size.node.expr
+        sizes.append(size if expression is None else int(expression.subs(dict.fromkeys(expression.free_symbols, 1))))
+    return tuple(sizes)
 
 
 def _source(n: Any) -> str:

@@ -1,11 +1,11 @@
 """How long calls take, compared fairly on a machine that does other things too.
 
-Runners take turns (A B C A B C ...), so that what slows the machine slows all of them; a comparison is the median of the
-ratios within each turn. Short calls are repeated inside a sample until the clock can tell.
+Runners take turns (A B C A B C ...), so that what slows the machine slows all of them; a comparison is the median of
+the ratios within each turn. Short calls are repeated inside a sample until the clock can tell.
 
 Which clock: `CPU` (of the whole process) does not count the time when others have the processor, and adds up the
-threads of a runner, so a runner that secretly uses two cores gains nothing. It is the default, with one thread for every
-runner. For several threads take `WALL`, and a quiet machine.
+threads of a runner, so one that secretly uses two cores gains nothing. It is the default, with one thread for every
+runner (`single_thread` for torch). For several threads take `WALL`, and a quiet machine.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ class Timings:
         """Time of `name` by time of `baseline`, each turn for itself: 0.5 is twice as fast."""
         pairs = list(zip(self._samples(name), self._samples(baseline), strict=True))
         if any(b <= 0 for _, b in pairs):
-            raise UsageError(f"ratio to {baseline!r}", "a sample that took no time", "measure with a longer min_time_ms")
+            raise UsageError(f"ratio to {baseline!r}", "a sample that took no time", "measure with more min_time_ms")
         note = f"to {baseline} ({self.notes[baseline]}); {self.notes[name]}"
         return _summary("latency_ratio", tuple(a / b for a, b in pairs), "x", note)
 

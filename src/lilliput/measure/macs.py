@@ -54,11 +54,11 @@ def count_macs(graph: Graph, artifact: Artifact) -> CostTable:
         if node.op not in ("input", "size"):
             rows[node.name] = dict.fromkeys(COLUMNS, 0) | counter.operations(node)
     for layer, name in counter.owned():
-        cells = rows.setdefault(layer, dict.fromkeys(COLUMNS, 0))
-        encoding = artifact.encoding(name)
-        cells["parameters"] += math.prod(encoding.shape)
-        cells["kept_parameters"] += _kept(encoding)
-        cells["nonzero_parameters"] += int(torch.count_nonzero(artifact.parameter(name)))
+        cells, parameter = rows.setdefault(layer, dict.fromkeys(COLUMNS, 0)), counter.parameters[name]
+        encoding = artifact.encodings.get(name)
+        cells["parameters"] += parameter.numel()
+        cells["kept_parameters"] += parameter.numel() if encoding is None else _kept(encoding)
+        cells["nonzero_parameters"] += int(torch.count_nonzero(parameter))
     notes = {node.name: f"{node.target} is not counted" for node in uncounted(graph)}
     return CostTable.of(
         (layer, Measurement(name, value, "", "counted", note=notes.get(layer, "") if name == "macs" else ""))
@@ -98,13 +98,14 @@ class _Counter:
         self.artifact = artifact
         self.parameters = dict(artifact.module.named_parameters(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = self.parameters | dict(artifact.module.named_buffers(remove_duplicate=False))
+        self.shared = {id(self.parameters[name]) for name, e in artifact.encodings.items() if e.sharing is not None}
         self.constant: set[str] = set()
         for node in graph.nodes:
             if node.op != "input" and all(name in self.constant for name in node.inputs):
                 self.constant.add(node.name)
 
     def owned(self) -> list[tuple[str, str]]:
-        """(row, parameter), every parameter once: under the first operation that reads it, else under its module."""
+        """(row, parameter's first name): under the first operation that reads it, else under its module."""
         readers: dict[int, str] = {}
         for node in self.nodes.values():
             for name in node.state.values():
@@ -178,7 +179,7 @@ class _Counter:
                 f"operations of {node.name!r}", f"the network has no tensor {name!r}", "trace the artifact's own module"
             )
         weight = self.tensors[name].detach()
-        shared = name in self.parameters and self.artifact.encoding(name).sharing is not None
+        shared = id(self.tensors[name]) in self.shared
         if node.attributes.get("transposed"):  # [in, out / groups, ...] -> [out, in / groups, ...]
             groups = node.attributes["groups"]
             weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
@@ -194,8 +195,6 @@ def _distinct(rows: Tensor) -> Tensor:
 
 
 def _kept(encoding: Encoding) -> int:
-    if encoding.mask is None and encoding.grid is None:
-        return math.prod(encoding.shape)
     kept = torch.ones(encoding.shape, dtype=torch.bool, device=encoding.values.device)
     if encoding.mask is not None:
         kept = kept & encoding.mask

@@ -32,7 +32,8 @@ IN_PLACE = (*TABLES, "batch_norm", "add", "sub", "mul")
 class Buffer:
     """`size` bytes of the arena from `offset`, in use from step `first` to step `last`, both included.
 
-    Steps are positions in `Graph.nodes`; `values` are the nodes whose results live here, one after the other.
+    Steps are positions in `Graph.nodes`; outputs are in use for one step more than there are nodes. `values` are the
+    nodes whose results live here, one after the other.
     """
 
     values: tuple[str, ...]
@@ -152,17 +153,14 @@ def _placed(given: list[Buffer], order: list[int]) -> list[Buffer]:
 
 
 def _last_reads(graph: Graph) -> dict[str, int]:
-    """The step after which a value is needed no more; what has several results is read when its parts are taken."""
-    last: dict[str, int] = {}
+    """The last step that reads each value; outputs are read after the end, parts of several results when taken."""
+    last = dict.fromkeys(graph.outputs, len(graph.nodes))
     for step in reversed(range(len(graph.nodes))):
         node = graph.nodes[step]
-        last.setdefault(node.name, len(graph.nodes) - 1 if node.name in graph.outputs else step)
-        if node.op == "size":
-            continue
-        read = last[node.name] if node.op == "scalar" else step
-        for name in node.inputs:
-            end = len(graph.nodes) - 1 if name in graph.outputs else read
-            last[name] = max(last.get(name, 0), end)
+        own = last.setdefault(node.name, step)
+        if node.op != "size":
+            for name in node.inputs:
+                last[name] = max(last.get(name, 0), own if node.op == "scalar" else step)
     return last
 
 

@@ -1,0 +1,112 @@
+"""Can this network be compressed and exported, and what would it need? Answered without reading any data."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lilliput.core.artifact import Artifact, InputSpec
+from lilliput.core.cost import format_quantity
+from lilliput.core.encoding import Grid
+from lilliput.core.method import WEIGHTED, layers
+from lilliput.core.target import Target
+from lilliput.core.task import Task
+from lilliput.export import onnx as onnx_export
+from lilliput.graph.fold import fold_, foldable
+from lilliput.graph.integer import IntegerNet, grids_of, integer_bias, integer_values
+from lilliput.graph.layers import output_axis
+from lilliput.graph.trace import Graph, trace
+from lilliput.measure.macs import count_macs
+from lilliput.measure.memory import MemoryPlan, plan_memory
+from lilliput.methods.quantization.post_training import weight_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """`operators` counts what runs; `untouched` are layers and operations that 8-bit compression leaves in float, and
+    why; `unsupported` cannot be exported. `plan` is that of the 8-bit network."""
+
+    model: str
+    target: Target
+    parameters: int
+    macs: int
+    operators: dict[str, int]
+    untouched: dict[str, str]
+    unsupported: dict[str, str]
+    plan: MemoryPlan
+    float_plan: MemoryPlan
+    misses: tuple[str, ...] = field(default=())
+
+    @property
+    def supported(self) -> bool:
+        return not self.unsupported
+
+    def to_data(self) -> dict[str, Any]:
+        return {"model": self.model, "target": self.target.name, "parameters": self.parameters, "macs": self.macs,
+                "operators": self.operators, "untouched": self.untouched, "unsupported": self.unsupported,
+                "planned_ram_bytes": self.plan.ram_bytes, "planned_flash_bytes": self.plan.flash_bytes,
+                "float_ram_bytes": self.float_plan.ram_bytes, "misses": list(self.misses), "supported": self.supported}  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}: {format_quantity(self.parameters)} parameters, {format_quantity(self.macs)} MACs (counted)",
+            "operators: " + ", ".join(f"{op} x{n}" for op, n in sorted(self.operators.items())),
+            f"8-bit plan for {self.target.name}: RAM {format_quantity(self.plan.ram_bytes, 'B')} (peak at {self.plan.peak_step}; "
+            f"float {format_quantity(self.float_plan.ram_bytes, 'B')}), constants {format_quantity(self.plan.flash_bytes, 'B')} (planned)",
+        ]
+        lines += [f"left in float: {name}: {reason}" for name, reason in self.untouched.items()]
+        lines += [f"UNSUPPORTED: {name}: {reason}" for name, reason in self.unsupported.items()]
+        lines += [f"OVER BUDGET: {text}" for text in self.misses]
+        lines.append("export: supported" if self.supported else "export: not supported as it is")
+        return "\n".join(lines)
+
+
+def check(model: nn.Module, task: Task | InputSpec | tuple[int, ...], target: Target | str | None = None) -> Check:
+    """Trace the network, list what runs, and plan its 8-bit form with made-up ranges.
+
+    `task` gives the input's shape; a shape (without the batch) will do. Raises `UnsupportedError` where tracing fails.
+    """
+    spec = task.spec if isinstance(task, Task) else task if isinstance(task, InputSpec) else InputSpec(shape=tuple(task))
+    chosen = target if isinstance(target, Target) else Target(target or "onnx-x86")
+    net = Artifact.of(model, spec)
+    before = trace(net.module, spec.example(2))
+    table = count_macs(before, net)
+    float_plan = plan_memory(before, net)
+    unsupported = {node.name: reason for node, reason in onnx_export.unsupported(before)}
+    pairs, refused = foldable(net, before)
+    for pair in pairs:
+        fold_(net, pair)
+    graph = trace(net.module, spec.example(2))
+    untouched = {f"{name} (BatchNorm)": reason for name, reason in refused.items()} | _pretend_int8_(net, graph, chosen)
+    plan = plan_memory(graph, net)
+    misses = [f"{name}: {found:,} bytes planned, at most {limit:,} wanted"
+              for name, found, limit in (("RAM", plan.ram_bytes, chosen.ram), ("flash", plan.flash_bytes, chosen.flash))
+              if isinstance(limit, int) and found > limit]  # fmt: skip
+    return Check(
+        model=type(model).__name__, target=chosen, parameters=sum(p.numel() for p in net.module.parameters()),
+        macs=int(table.total("macs").value), operators=dict(Counter(n.op for n in before.nodes if n.op not in ("input", "size"))),
+        untouched=untouched, unsupported=unsupported, plan=plan, float_plan=float_plan, misses=tuple(misses),
+    )  # fmt: skip
+
+
+def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str]:
+    """Put everything on 8-bit grids with made-up scales: enough to plan, and to see what stays in float."""
+    for path, module in layers(net).items():
+        if isinstance(module, WEIGHTED):
+            weight = net.encoding(f"{path}.weight" if path else "weight")
+            axis = output_axis(module)
+            rows = weight.decode().movedim(axis, 0).reshape(weight.shape[axis], -1)
+            scale, zero = weight_grid(rows, 8, symmetric=True, choice="min_max", percentile=100)
+            grid = Grid(scale=scale, zero_point=zero, bit_width=torch.full_like(zero, 8), signed=True, narrow=True, axis=axis)
+            net.encode_(f"{path}.weight" if path else "weight", weight.with_grid(grid))
+    signed = target.preset.activations_signed
+    net.activations = {name: Grid.per_tensor(1.0, 0, 8, signed=signed) for name in integer_values(graph)}
+    grids = grids_of(graph, net.activations)
+    for node in graph.nodes:
+        weight = net.encodings.get(net.canonical(node.state["weight"])) if node.op in ("conv", "linear") else None
+        source, bias = grids.get(node.inputs[0]) if node.inputs else None, node.state.get("bias")
+        if weight is not None and weight.grid is not None and source is not None and bias is not None and bias not in net.encodings:
+            net.encode_(bias, integer_bias(net.parameter(bias).detach(), source, weight.grid))
+    return IntegerNet(net, graph).floats

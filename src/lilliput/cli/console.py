@@ -1,0 +1,53 @@
+"""What the commands print: progress on stderr, results on stdout, errors in one line."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lilliput.core.progress import Progress
+
+
+class ConsoleProgress(Progress):
+    """Lines and a bar on a terminal's stderr; only the lines, without colour, where stderr is not a terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.quiet = quiet
+        self.console: Any = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(f"[{time.monotonic() - self.started:6.1f}s] {text}", markup=False)
+
+    @contextmanager
+    def task(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        if self.quiet or not self.console.is_terminal:
+            yield lambda steps: None
+            return
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("          {task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
+                   TimeRemainingColumn())  # fmt: skip
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            row = bars.add_task(title, total=total)
+            yield lambda steps: bars.advance(row, steps)
+
+
+def out(text: str) -> None:
+    """A line of the result."""
+    sys.stdout.write(text + "\n")
+
+
+def out_json(data: object) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def complain(text: str) -> None:
+    sys.stderr.write(f"error: {text}\n")

@@ -1,0 +1,315 @@
+"""The command `lilliput`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lilliput.cli.console import ConsoleProgress, complain, out, out_json
+from lilliput.core.errors import LilliputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Make neural networks small enough for the device they must run on, and prove it.")  # fmt: skip
+
+Model = Annotated[str, typer.Argument(help="a name of the zoo (lilliput zoo), or file.py:make")]
+Weights = Annotated[Path | None, typer.Option(help=".pt (state dict), .safetensors or .lil to load into the model")]
+DataName = Annotated[str | None, typer.Option(help="another data set for a network of the zoo: digits, mnist, fashion-mnist, cifar10")]
+DataRoot = Annotated[Path | None, typer.Option(help="folder with data sets (else LILLIPUT_DATA and ~/.cache/lilliput/data)")]
+Download = Annotated[bool, typer.Option(help="fetch a missing data set")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+Seed = Annotated[int, typer.Option(min=0)]
+Device = Annotated[str, typer.Option(help="where torch computes")]
+TargetName = Annotated[str | None, typer.Option(help="onnx-x86 (default), onnx-arm, c-host or cortex-m4")]
+Into = Annotated[str | None, typer.Option(help="the model that a .lil file was made from: a zoo name or file.py:make")]
+RoleName = Annotated[str, typer.Option(help="train, validation or test")]
+
+
+def version_only(value: bool) -> None:
+    if value:
+        import lilliput
+
+        out(f"lilliput {lilliput.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(version: Annotated[bool, typer.Option("--version", callback=version_only, is_eager=True)] = False) -> None:
+    """Nothing to do before a command."""
+
+
+@app.command()
+def compress(
+    model: Model, recipe: Annotated[Path | None, typer.Option(help="YAML recipe in place of the default")] = None,
+    weights: Weights = None, data: DataName = None, data_root: DataRoot = None, download: Download = False,
+    target: TargetName = None,
+    max_drop: Annotated[str | None, typer.Option(help='"0.5pt" (points), "1%" (relative), or a number in the score\'s unit')] = None,
+    max_bytes: Annotated[str | None, typer.Option(help="of the .lil file: 60kB, 64KiB")] = None,
+    max_flash: Annotated[str | None, typer.Option(help="planned constants: 256KiB")] = None,
+    max_ram: Annotated[str | None, typer.Option(help="planned activations: 64KiB")] = None,
+    runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
+    seed: Seed = 0, device: Device = "cpu", as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
+    from lilliput.auto.compress import as_recipe, compress as run_compress
+    from lilliput.pipeline.folder import RunFolder
+    from lilliput.zoo.registry import open_model
+
+    progress = ConsoleProgress(quiet=quiet)
+    plan = None if recipe is None else as_recipe(recipe, seed)  # a wrong recipe is found before data is read
+    net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
+    for line in task.roles():
+        progress.say(line)
+    folder = RunFolder.open(resume) if resume is not None else RunFolder.create(runs, model.rpartition("/")[2].replace(".py:", "-"))
+    progress.say(f"run folder {folder.path}")
+    try:
+        result = run_compress(net, task, target, max_drop=max_drop, max_bytes=max_bytes, max_flash=max_flash, max_ram=max_ram,
+                              recipe=plan, seed=seed, folder=folder.path, progress=progress, device=device)  # fmt: skip
+    except KeyboardInterrupt:
+        complain(f"interrupted; finished steps are kept: go on with --resume {folder.path}")
+        raise typer.Exit(130) from None
+    if as_json:
+        out_json({**result.to_data(), "folder": str(folder.path)})
+    else:
+        out(result.table())
+        out(f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
+            + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None))  # fmt: skip
+    if not result.feasible:
+        raise typer.Exit(1)
+
+
+@app.command()
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, such as that of a run folder")], model: Model, weights: Weights = None,
+    data: DataName = None, data_root: DataRoot = None, download: Download = False,
+    runs: Annotated[Path, typer.Option("--out")] = Path("runs"), resume: Annotated[Path | None, typer.Option()] = None,
+    device: Device = "cpu", as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Run exactly this recipe: the same bytes each time."""
+    compress(model=model, recipe=recipe, weights=weights, data=data, data_root=data_root, download=download, runs=runs,
+             resume=resume, device=device, as_json=as_json, quiet=quiet)  # fmt: skip
+
+
+@app.command()
+def demo(runs: Annotated[Path, typer.Option("--out")] = Path("runs"), quiet: Quiet = False) -> None:
+    """The main job on data and a network that come with the package."""
+    compress(model="digits-cnn", runs=runs, quiet=quiet)
+
+
+@app.command()
+def check(model: Model, target: TargetName = None, max_flash: Annotated[str | None, typer.Option()] = None,
+          max_ram: Annotated[str | None, typer.Option()] = None, as_json: Json = False) -> None:  # fmt: skip
+    """Operators, layers that would stay in float, planned memory: in seconds, before any data is read."""
+    from lilliput.auto.check import check as run_check
+    from lilliput.auto.compress import as_target
+    from lilliput.zoo.registry import ZOO, entry, open_model
+
+    chosen = as_target(target, max_flash, max_ram)
+    if ":" in model or model not in ZOO:
+        if ":" not in model:
+            entry(model)
+        net, task = open_model(model, trained=False)
+        found = run_check(net, task, chosen)
+    else:
+        found = run_check(entry(model).model(), entry(model).shape, chosen)
+    if as_json:
+        out_json(found.to_data())
+    else:
+        out(str(found))
+    if not found.supported:
+        raise typer.Exit(3)
+    if found.misses:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    model: Model, out_file: Annotated[Path | None, typer.Option("--out", help="where the trained .lil goes")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None, learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None, weights: Weights = None, data: DataName = None,
+    data_root: DataRoot = None, download: Download = False, seed: Seed = 0, device: Device = "cpu", as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train a network (from scratch, or from --weights) and write it as a float .lil. An interrupted training goes on."""
+    from lilliput.cli.training import train_model
+
+    progress = ConsoleProgress(quiet=quiet)
+    path = out_file or Path(f"{model.rpartition('/')[2].replace('.py:', '-')}.lil")
+    found = train_model(model, path, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, weights=weights, data=data,
+                        data_root=data_root, download=download, seed=seed, device=device, progress=progress)  # fmt: skip
+    if as_json:
+        out_json(found)
+    else:
+        out("\n".join(f"{k}: {v}" for k, v in found.items()))
+
+
+@app.command()
+def evaluate(
+    file: Annotated[str, typer.Argument(help="net.lil or net.onnx (with --into), or a model")], into: Into = None, role: RoleName = "test",
+    weights: Weights = None, data: DataName = None, data_root: DataRoot = None, download: Download = False, as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """The score of a file or a model on its task, with a 95% interval."""
+    from lilliput.cli.using import evaluate_file
+
+    found = evaluate_file(file, into, role, weights=weights, data=data, data_root=data_root, download=download,
+                          progress=ConsoleProgress(quiet=quiet))  # fmt: skip
+    if as_json:
+        out_json(found)
+    else:
+        out(f"{found['text']} ({role}, {found['samples']} samples, {found['runtime']})")
+
+
+@app.command()
+def predict(
+    file: Annotated[Path, typer.Argument(help="net.onnx, or net.lil with --into")],
+    inputs: Annotated[Path, typer.Argument(help=".npy of one sample or a batch, as the network expects it, or an image")],
+    into: Into = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """What the network answers."""
+    from lilliput.cli.using import predict_file
+
+    rows = predict_file(file, inputs, into)
+    if as_json:
+        out_json(rows)
+    else:
+        for row in rows:
+            out(row["text"])
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="net.lil")], as_json: Json = False) -> None:
+    """What is in a .lil file: every tensor's slots and bytes."""
+    from lilliput.cli.using import inspect_file
+
+    found = inspect_file(file)
+    if as_json:
+        out_json(found)
+    else:
+        out(found["text"])
+
+
+@app.command()
+def diff(
+    file: Annotated[Path, typer.Argument(help="small.lil")],
+    against: Annotated[str, typer.Option(help="the original: a zoo name or file.py:make")],
+    weights: Weights = None, role: RoleName = "validation", data: DataName = None, data_root: DataRoot = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """How far each layer's output moved (SQNR), and which samples flipped."""
+    from dataclasses import asdict
+
+    from lilliput.auto.load import load_artifact
+    from lilliput.cli.using import role_of
+    from lilliput.report.difference import difference
+    from lilliput.zoo.registry import open_model
+
+    net, task = open_model(against, weights=weights, data=data, data_root=data_root)
+    found = difference(load_artifact(file, net), net, task, role=role_of(role))
+    if as_json:
+        out_json(asdict(found))
+    else:
+        out(str(found))
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="net.lil")], into: Annotated[str, typer.Option(help="the model it was made from")],
+    folder: Annotated[Path, typer.Option("--out")] = Path("export"), target: TargetName = None,
+    static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a deployable ONNX file and say which layers are in float."""
+    from lilliput.cli.using import export_file
+
+    found = export_file(file, into, folder, target, static_batch)
+    if as_json:
+        out_json(found)
+    else:
+        out(found["text"])
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="net.lil")], onnx: Annotated[Path, typer.Option(help="the exported file")],
+    into: Annotated[str, typer.Option(help="the model it was made from")], samples: Annotated[int, typer.Option(min=1)] = 1000,
+    data: DataName = None, data_root: DataRoot = None,
+) -> None:  # fmt: skip
+    """Run an exported file on real samples and compare it with the .lil; exit code 4 where they differ."""
+    from lilliput.auto.load import load_artifact
+    from lilliput.export.onnx_check import check_with_runtime
+    from lilliput.report.compare import samples_of
+    from lilliput.zoo.registry import open_model
+
+    net, task = open_model(into, trained=False, data=data, data_root=data_root)
+    artifact = load_artifact(file, net)
+    x = samples_of(task, "test" if task.has("test") else "validation", samples)
+    out(f"{onnx} computes what {file} computes: {check_with_runtime(onnx, artifact, x).summary()}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="a run folder")] = Path("runs/latest")) -> None:
+    """The table of a run, and what each of its steps did."""
+    from lilliput.cli.using import report_folder
+
+    out(report_folder(folder))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """Every method, with its settings and sources."""
+    import dataclasses
+
+    from lilliput.pipeline.recipe import methods as known
+
+    rows: list[dict[str, Any]] = []
+    for name, cls in known().items():
+        settings = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in ("include", "skip", "overrides")}
+        rows.append({"name": name, "summary": cls.summary, "settings": settings, "citations": list(cls.citations)})
+    if as_json:
+        out_json(rows)
+        return
+    for row in rows:
+        out(f"{row['name']}: {row['summary']}")
+        out("    " + ", ".join(f"{k}={v!r}" for k, v in row["settings"].items()))
+        for citation in row["citations"]:
+            out(f"    {citation}")
+
+
+@app.command()
+def zoo(as_json: Json = False) -> None:
+    """Names of networks, their data and whether weights come with the package."""
+    from lilliput.zoo.registry import ZOO
+
+    if as_json:
+        out_json({name: {"data": e.data, "summary": e.summary, "weights": bool(e.weights)} for name, e in ZOO.items()})
+        return
+    for name, e in ZOO.items():
+        out(f"{name:16} {e.summary}; data: {e.data}{'; weights included' if e.weights else ''}")
+
+
+def main() -> None:
+    """Entry point: errors in one line, exit codes as documented."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except LilliputError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        complain("interrupted")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if type(error).__module__.startswith("click") or type(error).__module__.startswith("typer"):
+            complain(getattr(error, "format_message", lambda: str(error))())
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

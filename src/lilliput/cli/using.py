@@ -1,0 +1,194 @@
+"""Commands that use files: evaluate, predict, inspect, export, report."""
+
+import copy
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lilliput.auto.load import load_artifact
+from lilliput.core import container
+from lilliput.core.cost import format_quantity
+from lilliput.core.errors import DataError, UsageError
+from lilliput.core.guard import FullForward
+from lilliput.core.progress import Progress
+from lilliput.core.task import Role
+from lilliput.export import onnx as onnx_export
+from lilliput.graph.integer import runnable
+from lilliput.graph.trace import trace
+from lilliput.measure import runtime
+from lilliput.measure.size import file_sizes, overhead
+from lilliput.pipeline.folder import RunFolder
+from lilliput.report.text import render
+from lilliput.zoo.registry import open_model
+
+
+class OnnxModule(nn.Module):
+    """An ONNX file as a module, so that tasks can evaluate it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.session = runtime.session(path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(runtime.predict(self.session, x.cpu().numpy())))
+
+
+def role_of(name: str) -> Role:
+    if name not in get_args(Role):
+        raise UsageError(f"--role {name}", "not a role", f"use one of {', '.join(get_args(Role))}")
+    return cast(Role, name)
+
+
+def evaluate_file(file: str, into: str | None, role: str, *, weights: Path | None, data: str | None, data_root: Path | None,
+                  download: bool, progress: Progress) -> dict[str, Any]:  # fmt: skip
+    is_file = file.endswith((".lil", ".onnx"))
+    if is_file and into is None:
+        raise UsageError(f"evaluate {file}", "no --into", "name the model that the file was made from: --into digits-cnn")
+    source = into if is_file and into is not None else file
+    net, task = open_model(source, weights=weights, data=data, data_root=data_root, download=download, trained=not is_file, progress=progress)
+    module, name = net, f"torch {torch.__version__}"
+    if file.endswith(".lil"):
+        module = runnable(load_artifact(file, fresh(source)))
+        name += ", .lil"
+    elif file.endswith(".onnx"):
+        module, name = OnnxModule(Path(file)), "ONNX Runtime"
+    evaluation = FullForward(task, module, progress=progress)(module, role_of(role))
+    score = task.score
+    value, interval = score.value(evaluation.rows), score.interval(evaluation.rows)
+    return {"score": score.name, "value": value, "unit": score.unit, "interval": list(interval), "samples": len(evaluation.rows),
+            "runtime": name, "text": f"{score.name} {score.format(value)} [{score.format(interval[0])}, {score.format(interval[1])}]"}  # fmt: skip
+
+
+def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, Any]]:
+    """One dictionary for each sample: outputs, and class and label where the outputs are class scores."""
+    labels: tuple[str, ...] = ()
+    module: nn.Module
+    if file.suffix == ".onnx":
+        module, shape = OnnxModule(file), None
+    else:
+        contents = container.read(file)
+        if into is None:
+            raise UsageError(f"predict {file}", "no --into", "name the model that the file was made from: --into digits-cnn")
+        module, labels, shape = runnable(load_artifact(file, fresh(into))), contents.input.labels, contents.input.shape
+    x = read_inputs(inputs, shape)
+    with torch.no_grad():
+        outputs = module(x)
+    rows: list[dict[str, Any]] = []
+    for i, row in enumerate(outputs):
+        values = row.reshape(-1).tolist()
+        if row.dim() == 1 and len(values) > 1:
+            best = int(row.argmax())
+            name = labels[best] if best < len(labels) else str(best)
+            rows.append({"sample": i, "class": best, "label": name, "outputs": values, "text": f"{i}: {name} (outputs {_short(values)})"})
+        else:
+            rows.append({"sample": i, "outputs": values, "text": f"{i}: {_short(values)}"})
+    return rows
+
+
+def read_inputs(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+    """float32 [n, ...] from .npy (never pickled), or one grey or RGB image scaled to 0..1."""
+    asked = f"inputs {path}"
+    if not path.is_file():
+        raise DataError(asked, "no such file", "check the path")
+    if path.suffix == ".npy":
+        try:
+            array: Any = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(asked, f"not a .npy file of numbers ({error})", "save it with numpy.save") from error
+        x = torch.from_numpy(np.ascontiguousarray(array)).float()
+    else:
+        x = _read_image(path, asked, shape)
+    if shape is not None and tuple(x.shape) == shape:
+        x = x[None]
+    if shape is not None and tuple(x.shape[1:]) != shape:
+        raise DataError(asked, f"shape {tuple(x.shape)}", f"give samples of shape {shape}")
+    if not bool(torch.isfinite(x).all()):
+        raise DataError(asked, "NaN or infinity", "clean the inputs")
+    return x
+
+
+def inspect_file(file: Path) -> dict[str, Any]:
+    contents = container.read(file)
+    table = file_sizes(contents)
+    rows = [["tensor", "shape", "stored as", "bytes", "bits/entry", "slots"]]
+    tensors: list[dict[str, Any]] = []
+    for name, e in contents.tensors.items():
+        row = table[name]
+        count, entries = int(row["total"].value), max(1, int(np.prod(e.shape)))
+        slots = {slot: int(m.value) for slot, m in row.items() if slot not in ("total", "packed")}
+        tensors.append({"name": name, "shape": list(e.shape), "stored": e.describe(), "bytes": count, "slots": slots})
+        rows.append([name, "x".join(map(str, e.shape)), e.describe(), f"{count:,}", f"{8 * count / entries:.2f}",
+                     " ".join(f"{k}:{v}" for k, v in slots.items())])  # fmt: skip
+    rest = overhead(contents)
+    lines = [
+        f"{file}: {contents.size:,} bytes = {contents.size - rest:,} of tensors + {rest} of header, activation grids and checksum",
+        f"input {contents.input.shape} {contents.input.layout}, architecture {contents.origin}",
+        render(rows),
+    ]
+    lines += [f"edit: {edit}" for edit in contents.edits]
+    lines += [f"activation {name}: {int(g.bit_width)} bits {'signed' if g.signed else 'unsigned'}, scale {float(g.scale):.6g}, "
+              f"zero point {int(g.zero_point)}" for name, g in contents.activations.items()]  # fmt: skip
+    return {"file": str(file), "bytes": contents.size, "overhead": rest, "tensors": tensors, "recipe": contents.recipe,
+            "activations": list(contents.activations), "edits": [str(e) for e in contents.edits], "text": "\n".join(lines)}  # fmt: skip
+
+
+def export_file(file: Path, into: str, folder: Path, target: str | None, static_batch: int | None) -> dict[str, Any]:
+    artifact = load_artifact(file, fresh(into))
+    graph = trace(artifact.module, artifact.input.example(2))
+    path = folder / f"{file.stem}.onnx"
+    onnx_export.export(artifact, path, target=target or "onnx-x86", dynamic_batch=static_batch is None, graph=graph)
+    left = onnx_export.layers_in_float(artifact, graph)
+    size = path.stat().st_size
+    lines = [f"{path}: {size:,} bytes ({format_quantity(size, 'B')})"]
+    lines += [f"in float: {name}: {reason}" for name, reason in left.items()] if artifact.activations else ["the whole network is in float"]
+    return {"file": str(path), "bytes": size, "in_float": left, "text": "\n".join(lines)}
+
+
+def report_folder(folder: Path) -> str:
+    run = RunFolder.open(folder)
+    lines: list[str] = []
+    for entry in run.trail():
+        verdict = entry["verdict"]
+        state = "no effect" if not entry["effect"] else "kept" if verdict["accepted"] else "REFUSED"
+        lines.append(f"{entry['step']}. {entry['name']}: {state}; {verdict['reason']}; {entry['bytes']:,} bytes; {entry['seconds']} s")
+        for p in entry["passes"]:
+            reasons: dict[str, list[str]] = {}
+            for layer, reason in p["skipped"].items():
+                reasons.setdefault(reason, []).append(layer)
+            lines += [f"     skipped by {p['name']}: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}: {reason}"
+                      for reason, layers in reasons.items()]  # fmt: skip
+    table = folder / "table.txt"
+    lines.append("")
+    lines.append(table.read_text(encoding="utf-8") if table.is_file() else f"the run is not finished: go on with --resume {folder}")
+    return "\n".join(lines)
+
+
+def fresh(source: str) -> nn.Module:
+    """The untrained module of a zoo name or file.py:make."""
+    from lilliput.zoo.registry import ZOO
+
+    return ZOO[source].model() if source in ZOO else copy.deepcopy(open_model(source, trained=False)[0])
+
+
+def _read_image(path: Path, asked: str, shape: tuple[int, ...] | None) -> Tensor:
+    from lilliput.core.errors import MissingExtraError
+
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingExtraError(asked, "reading images needs Pillow", "pip install 'lilliput[report]', or give a .npy file") from error
+    channels = shape[0] if shape is not None and len(shape) == 3 else 3
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32) / 255
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(asked, "it is not an image that can be read", "give a PNG, or a .npy file") from error
+    x = torch.from_numpy(pixels.copy())
+    return x[None] if x.dim() == 2 else x.movedim(-1, 0).contiguous()
+
+
+def _short(values: list[float]) -> str:
+    return ", ".join(f"{v:.3g}" for v in values[:10]) + (", ..." if len(values) > 10 else "")

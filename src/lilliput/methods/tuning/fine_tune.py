@@ -1,0 +1,76 @@
+"""Fine-tuning with the stored form in the loop: what is trained is what is stored.
+
+Masks, shared values and weight grids stay as they are while the numbers in them train, straight through the rounding
+(Bengio et al., 2013, https://arxiv.org/abs/1308.3432), with the float original as a teacher (Hinton et al., 2015,
+https://arxiv.org/abs/1503.02531). Clusters train as in Han et al. (2016), section 3.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.training.fit import fit
+from lilliput.training.settings import Factors, FitSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Pass):
+    """Train every parameter for `epochs`; encoded ones inside their slots.
+
+    Main arguments: `epochs`, `learning_rate`. Others: `distillation` (share of the loss that follows the original's
+    outputs, 0 = none), `temperature`, `batch_size`, `optimizer`, `schedule`, `batch_norm` "train" or "freeze", `keep`
+    "best" (by validation score) or "last". Parameters of layers that are not selected stay as they are.
+    """
+
+    name: ClassVar[str] = "fine_tune"
+    summary: ClassVar[str] = "train the stored numbers, with masks, sharing and grids in the loop"
+    citations: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1308.3432", "https://arxiv.org/abs/1503.02531")
+
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    distillation: float = 0.5
+    temperature: float = 4.0
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    batch_norm: str = "train"
+    keep: str = "best"
+
+    def __post_init__(self) -> None:
+        self.fit_settings({})  # checks the values
+        check_range("fine_tune distillation", self.distillation, 0.0, 1.0)
+        check_choice("fine_tune keep", self.keep, ("best", "last"))
+        super().__post_init__()
+
+    def fit_settings(self, frozen: dict[str, Factors]) -> FitSettings:
+        return FitSettings(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer, learning_rate=self.learning_rate,
+            schedule=self.schedule, distillation=self.distillation, temperature=self.temperature, batch_norm=self.batch_norm,
+            keep=self.keep, parameter_groups=frozen,
+        )  # fmt: skip
+
+    def requires(self, net: Artifact) -> list[str]:
+        if net.activations:
+            return ["activations are already on integer grids; put fine_tune before quantization"]
+        return []
+
+    def apply_(self, net: Artifact, context: Context) -> PassResult:
+        known = layers(net)
+        frozen = {f"{path}.*" if path else "*": Factors(learning_rate=0.0, weight_decay=0.0) for path in known if not self.selects(path)}
+        if context.task.train is None:
+            return PassResult(skipped={path: "the task has no training data" for path in known})
+        before = {name: p.detach().clone() for name, p in net.module.named_parameters()}
+        teacher = context.evaluator.original if self.distillation > 0 else None
+        result = fit(net, context.task, self.fit_settings(frozen), generator=context.generator, progress=context.progress,
+                     device=context.device, checkpoint=context.checkpoint, teacher=teacher)  # fmt: skip
+        changed: dict[str, str] = {}
+        skipped: dict[str, str] = {}
+        for path, module in known.items():
+            names = [f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)]
+            moved = any(not before[net.canonical(n)].equal(net.parameter(n).detach().to(before[net.canonical(n)].device)) for n in names)
+            if moved:
+                changed[path] = f"trained for {result.epochs_run} epochs"
+            else:
+                skipped[path] = "not selected by include and skip" if not self.selects(path) else "training kept the weights from before"
+        return PassResult(changed=changed, skipped=skipped)

@@ -1,0 +1,256 @@
+"""Recipes: which passes, in which order, under which guards. The only file that reads YAML.
+
+    lilliput: 1
+    seed: 0
+    target: onnx-x86
+    guard: {max_drop: 1pt}
+    passes:
+      - fold_batchnorm
+      - [magnitude_pruning: {sparsity: 0.6}, fine_tune: {epochs: 10}]   # one step: one guard for both
+      - {quantization: {weight_bits: 8}, guard: {max_drop: 0.5pt}}
+
+A step is a pass, a list of passes that are judged together, or a mapping with a guard of its own ("none" = no guard).
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from lilliput.core.errors import RecipeError
+from lilliput.core.guard import MaxDrop
+from lilliput.core.method import Pass, nearest
+from lilliput.core.target import Target
+from lilliput.core.task import Role
+from lilliput.methods import BUILT_IN
+
+VERSION = 1
+KEYS = {"lilliput", "seed", "target", "threads", "guard", "passes", "name"}
+ENTRY_POINTS = "lilliput.methods"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Passes that are applied together and kept or dropped together. `guard` None = kept always."""
+
+    passes: tuple[Pass, ...]
+    guard: MaxDrop | None = None
+
+    @property
+    def name(self) -> str:
+        return " + ".join(p.name for p in self.passes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`threads` None = as many as torch uses; the number that was used is written into the run's recipe."""
+
+    steps: tuple[Step, ...] = ()
+    seed: int = 0
+    target: Target = field(default_factory=Target)
+    threads: int | None = None
+    name: str = ""
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data; `from_data` inverts it."""
+        target: dict[str, Any] = {k: v for k, v in dataclasses.asdict(self.target).items() if v not in (None, False)}
+        data: dict[str, Any] = {"lilliput": VERSION, "seed": self.seed,
+                                "target": self.target.name if len(target) == 1 else target,
+                                "passes": [_step_data(s) for s in self.steps]}  # fmt: skip
+        if self.threads is not None:
+            data["threads"] = self.threads
+        if self.name:
+            data["name"] = self.name
+        return data
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.to_data(), sort_keys=False, default_flow_style=None, width=110)
+
+
+def methods() -> dict[str, type[Pass]]:
+    """Every method by its YAML key: the built-in ones, then those that other packages declare as entry points."""
+    table = {method.name: method for method in BUILT_IN}
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        loaded = point.load()
+        if isinstance(loaded, type) and issubclass(loaded, Pass) and loaded.name not in table:
+            table[loaded.name] = loaded
+    return table
+
+
+def find_method(key: str) -> type[Pass]:
+    """A YAML key, or "package.module:Class" for a pass of the user's own."""
+    known = methods()
+    if key in known:
+        return known[key]
+    if ":" not in key:
+        raise RecipeError(f"method {key!r}", "there is no such method", nearest(key, set(known)))
+    module_name, _, class_name = key.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"method {key!r}", f"it cannot be imported ({error})", "check the module, the class and PYTHONPATH") from error
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise RecipeError(f"method {key!r}", f"it is {found!r}, not a Pass", "name a subclass of lilliput.Pass")
+    return found
+
+
+def build_pass(key: str, settings: object) -> Pass:
+    """A pass from plain data. Unknown settings are refused with the nearest name."""
+    from pydantic import TypeAdapter, ValidationError
+
+    cls = find_method(key)
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, Mapping):
+        raise RecipeError(key, f"settings {settings!r}", "write them as a mapping: {name: value}")
+    settings = cast(Mapping[str, Any], settings)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in settings:
+        if name not in known:
+            raise RecipeError(key, f"unknown setting {name!r}", nearest(str(name), known))
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    for name in ("include", "skip"):
+        if isinstance(given.get(name), str):
+            given[name] = (given[name],)
+    try:
+        checked = TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "settings"
+        raise RecipeError(f"{key} {where}", f"{first.get('input')!r}", first["msg"].lower()) from error
+    return checked
+
+
+def from_data(data: object) -> Recipe:
+    """Raises `RecipeError` for anything unknown or of a wrong type."""
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        data = {"passes": data}
+    if not isinstance(data, Mapping):
+        raise RecipeError("recipe", f"a {type(data).__name__}", "write a mapping with the key passes")
+    top = cast(Mapping[str, Any], data)
+    for key in top:
+        if key not in KEYS:
+            raise RecipeError("recipe", f"unknown key {key!r}", nearest(str(key), KEYS))
+    if top.get("lilliput", VERSION) != VERSION:
+        raise RecipeError("recipe", f"version {top['lilliput']!r}", f"this Lilliput reads version {VERSION}")
+    default = _guard(top.get("guard"), "recipe guard")
+    passes = top.get("passes")
+    if not isinstance(passes, list):
+        raise RecipeError("recipe", f"passes: {passes!r}", "list at least one pass")
+    return Recipe(steps=tuple(_step(item, default) for item in cast(list[Any], passes)), seed=_whole(top.get("seed", 0), "seed"),
+                  target=_target(top.get("target")), name=str(top.get("name", "")),
+                  threads=None if top.get("threads") is None else max(1, _whole(top["threads"], "threads")))  # fmt: skip
+
+
+def load(path: str | Path) -> Recipe:
+    """A recipe from a YAML file."""
+    import yaml
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}", "it cannot be read", f"check the path ({error.__class__.__name__})") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path}", f"not YAML ({' '.join(str(error).split())[:160]})", "mend the file") from error
+    return from_data(data)
+
+
+def to_step(item: Any, default: MaxDrop | None = None) -> Step:
+    """A step from a pass, several passes, or plain data."""
+    if isinstance(item, Step):
+        return item
+    if isinstance(item, Pass):
+        return Step(passes=(item,), guard=default)
+    if isinstance(item, (tuple, list)) and all(isinstance(p, Pass) for p in cast(Sequence[Any], item)):
+        return Step(passes=tuple(cast(Sequence[Pass], item)), guard=default)
+    return _step(item, default)
+
+
+def _step(item: Any, default: MaxDrop | None) -> Step:
+    if isinstance(item, str):
+        return Step(passes=(build_pass(item, None),), guard=default)
+    if isinstance(item, list):
+        parts = [_step(part, None) for part in cast(list[Any], item)]
+        if not parts:
+            raise RecipeError("recipe", "an empty step", "list at least one pass in it")
+        return Step(passes=tuple(p for part in parts for p in part.passes), guard=default)
+    if not isinstance(item, Mapping):
+        raise RecipeError("recipe", f"a step {item!r}", "write a pass's name, {name: settings}, or a list of these")
+    entry = dict(cast(Mapping[str, Any], item))
+    guard = _guard(entry.pop("guard"), "guard") if "guard" in entry else default
+    if "together" in entry:
+        inner = _step(entry.pop("together"), None)
+        if entry:
+            raise RecipeError("recipe", f"a step with together and {next(iter(entry))!r}", "write one of them")
+        return Step(passes=inner.passes, guard=guard)
+    if len(entry) != 1:
+        raise RecipeError("recipe", f"a step with {len(entry)} methods ({', '.join(map(str, entry))})",
+                          "write one method a step, or a list of methods to judge together")  # fmt: skip
+    key, settings = next(iter(entry.items()))
+    return Step(passes=(build_pass(str(key), settings),), guard=guard)
+
+
+def _guard(data: Any, where: str) -> MaxDrop | None:
+    if data is None or data == "none":
+        return None
+    if isinstance(data, MaxDrop):
+        return data
+    if not isinstance(data, Mapping):
+        raise RecipeError(where, f"{data!r}", 'write {max_drop: 1pt} or none')
+    values = cast(Mapping[str, Any], data)
+    known = {f.name for f in dataclasses.fields(MaxDrop)}
+    for key in values:
+        if key not in known:
+            raise RecipeError(where, f"unknown key {key!r}", nearest(str(key), known))
+    if "max_drop" not in values:
+        raise RecipeError(where, "no max_drop", "write {max_drop: 1pt}")
+    role = values.get("role", "validation")
+    if role not in get_args(Role) or role == "test":
+        raise RecipeError(where, f"role {role!r}", "guards look at validation, train or calibration; the test role chooses nothing")
+    return MaxDrop(max_drop=values["max_drop"], role=role)
+
+
+def _target(data: Any) -> Target:
+    if data is None:
+        return Target()
+    if isinstance(data, Target):
+        return data
+    if isinstance(data, str):
+        return Target(data)
+    known = {f.name for f in dataclasses.fields(Target)}
+    if not isinstance(data, Mapping) or not set(cast(Mapping[str, Any], data)) <= known:
+        raise RecipeError("recipe target", f"{data!r}", f"write a name, or a mapping of {', '.join(sorted(known))}")
+    return Target(**cast(Mapping[str, Any], data))
+
+
+def _whole(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RecipeError(f"recipe {name}", f"{value!r}", "give a whole number from 0 up")
+    return value
+
+
+def _step_data(step: Step) -> Any:
+    items: list[Any] = []
+    for p in step.passes:
+        settings = p.settings()
+        items.append({_key(p): settings} if settings else _key(p))
+    body: Any = items[0] if len(items) == 1 else items
+    if step.guard is None:
+        return body
+    guard = {k: v for k, v in dataclasses.asdict(step.guard).items() if not (k == "role" and v == "validation")}
+    if len(items) == 1:
+        return {**(body if isinstance(body, dict) else {body: {}}), "guard": guard}
+    return {"together": body, "guard": guard}
+
+
+def _key(method: Pass) -> str:
+    cls = type(method)
+    return cls.name if methods().get(cls.name) is cls else f"{cls.__module__}:{cls.__qualname__}"

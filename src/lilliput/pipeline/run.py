@@ -1,0 +1,165 @@
+"""Run a recipe: each step on a copy, under its guard, into the trail, resumable."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.edits import fingerprint
+from lilliput.core.errors import ArtifactError
+from lilliput.core.guard import Verdict
+from lilliput.core.method import Context, PassResult, apply_checked_
+from lilliput.core.progress import SILENT, Progress
+from lilliput.core.task import Task
+from lilliput.graph.integer import runnable
+from lilliput.pipeline.folder import RunFolder
+from lilliput.pipeline.recipe import Recipe, Step
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run gives: the network, the recipe as it was run, what each step did, and the context (use counts)."""
+
+    artifact: Artifact
+    recipe: Recipe
+    trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    context: Context
+
+
+def run(model: nn.Module, task: Task, recipe: Recipe, *, folder: RunFolder | None = None, progress: Progress = SILENT,
+        device: str | torch.device = "cpu", batch_size: int = 256) -> Outcome:  # fmt: skip
+    """Apply the recipe to a copy of `model`. The caller's model is never changed.
+
+    With a folder, finished steps are saved; if the folder already holds finished steps of the same recipe, model and
+    data, the run goes on after them and ends in the same bytes as an uninterrupted one.
+    """
+    with threads(recipe.threads) as used:
+        recipe = replace(recipe, threads=used)
+        net = Artifact.of(model, task.spec)
+        original = net.copy().module.to(device)
+        context = Context.of(task, original, seed=recipe.seed, target=recipe.target, progress=progress, device=device,
+                             batch_size=batch_size)  # fmt: skip
+        outcome = Outcome(artifact=net, recipe=recipe, context=context)
+        done = _begin(folder, model, task, recipe, outcome) if folder is not None else 0
+        for index, step in enumerate(recipe.steps):
+            if index < done:
+                continue
+            entry = _step_(outcome, step, index, folder)
+            outcome.trail.append(entry)
+            if folder is not None:
+                data = container.dumps(outcome.artifact)
+                entry["snapshot"] = hashlib.blake2b(data, digest_size=16).hexdigest()
+                folder.write(f"step-{index:02d}.lil", data)
+                folder.append(entry)
+        outcome.artifact.recipe = [{"recipe": recipe.to_data()}]
+        return outcome
+
+
+def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -> dict[str, Any]:
+    """One step on a copy; the outcome takes the copy if the guard accepts it."""
+    started = time.perf_counter()
+    context = outcome.context
+    net = outcome.artifact.copy()
+    net.module.to(context.device)
+    results: list[PassResult] = []
+    for i, method in enumerate(step.passes):
+        context.progress.say(f"{step.passes[i].name} ...")
+        context.generator = torch.Generator().manual_seed(_seed(outcome.recipe.seed, index, i))
+        context.checkpoint = None if folder is None else folder.path / f"step-{index:02d}-{i}.checkpoint"
+        results.append(apply_checked_(method, net, context))
+    entry: dict[str, Any] = {
+        "step": index, "name": step.name,
+        "passes": [{"name": m.name, "settings": m.settings(), "changed": r.changed, "skipped": r.skipped, "notes": list(r.notes)}
+                   for m, r in zip(step.passes, results, strict=True)],
+    }  # fmt: skip
+    effect = any(r.effect for r in results)
+    verdict = _judge(step, net, context) if effect else Verdict(accepted=True, reason="no effect")
+    if verdict.accepted and effect:
+        outcome.artifact = net
+    entry |= {"effect": effect, "verdict": asdict(verdict), "bytes": len(container.dumps(outcome.artifact, strip=True)),
+              "uses": dict(context.evaluator.uses), "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
+    summary = "; ".join(f"{m.name}: {r.summary()}" for m, r in zip(step.passes, results, strict=True))
+    context.progress.say(f"{'kept' if verdict.accepted else 'REFUSED'}: {summary} ({verdict.reason}) -> {entry['bytes']:,} bytes")
+    for m, r in zip(step.passes, results, strict=True):
+        for note in r.notes:
+            context.progress.say(f"  {m.name}: {note}")
+    if folder is not None:
+        for i in range(len(step.passes)):
+            (folder.path / f"step-{index:02d}-{i}.checkpoint").unlink(missing_ok=True)
+    return entry
+
+
+def _judge(step: Step, net: Artifact, context: Context) -> Verdict:
+    if step.guard is None:
+        return Verdict(accepted=True, reason="no guard")
+    role = step.guard.role
+    candidate = context.evaluator(runnable(net), role)
+    return step.guard.judge(context.task, candidate, context.evaluator.reference(role))
+
+
+def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outcome: Outcome) -> int:
+    """Note what the run is about; take up finished steps. Returns their number."""
+    identity = {"recipe": recipe.to_data(), "model": fingerprint(model), "weights": weights_hash(model),
+                "data": {r: task.data(r).fingerprint() for r in ("train", "validation") if task.has(r)}}  # fmt: skip
+    if not (folder.path / "run.json").exists():
+        folder.write("recipe.yaml", recipe.to_yaml())
+        folder.write_json("run.json", identity)
+        return 0
+    before = folder.read_json("run.json")
+    for key, value in identity.items():
+        if before.get(key) != value:
+            raise ArtifactError(f"resume {folder.path}", f"the {key} is not that of the run",
+                                "resume with the same model, data and recipe, or start a new run")  # fmt: skip
+    trail = folder.trail()
+    for entry in reversed(trail):
+        snapshot = folder.path / f"step-{entry['step']:02d}.lil"
+        try:
+            data = snapshot.read_bytes()
+        except OSError:
+            continue
+        if hashlib.blake2b(data, digest_size=16).hexdigest() != entry.get("snapshot"):
+            continue
+        fresh = Artifact.of(model, task.spec).module
+        outcome.artifact = container.loads(data, source=str(snapshot)).replay(fresh)
+        outcome.artifact.input = task.spec
+        outcome.trail = trail[: entry["step"] + 1]
+        outcome.context.evaluator.uses.update(entry.get("uses", {}))
+        outcome.context.progress.say(f"resumed after step {entry['step']}: {entry['name']}")
+        return int(entry["step"]) + 1
+    return 0
+
+
+def weights_hash(model: nn.Module) -> str:
+    """16 hex digits of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def threads(wanted: int | None) -> Iterator[int]:
+    """torch with this many threads; as before afterwards."""
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seed(seed: int, step: int, part: int) -> int:
+    """A seed for each pass of its own, so that resuming needs no state of the generator."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{part}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+

@@ -1,0 +1,156 @@
+"""The same measurements for several networks: score, size, memory, operations, latency, each with its origin."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.cost import Measurement
+from lilliput.core.errors import ExportError, MissingExtraError
+from lilliput.core.guard import Evaluation, FullForward
+from lilliput.core.progress import SILENT, Progress
+from lilliput.core.target import Target
+from lilliput.core.task import Role, Task
+from lilliput.export import onnx as onnx_export
+from lilliput.export.onnx_check import check_with_runtime
+from lilliput.graph.integer import runnable
+from lilliput.graph.trace import Graph, trace
+from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
+from lilliput.measure.macs import count_macs
+from lilliput.measure.memory import plan_memory
+from lilliput.measure.runtime import session as open_session
+
+CHECKED_SAMPLES = 1000
+
+
+@dataclass(kw_only=True)
+class Column:
+    """One network of a comparison. `notes` says what could not be measured, and why."""
+
+    name: str
+    artifact: Artifact
+    measurements: dict[str, Measurement] = field(default_factory=dict[str, Measurement])
+    evaluation: Evaluation | None = None
+    onnx: Path | None = None
+    notes: list[str] = field(default_factory=list[str])
+
+    def add(self, measurement: Measurement) -> None:
+        self.measurements[measurement.name] = measurement
+
+
+def compare(artifacts: Mapping[str, Artifact], model: nn.Module, task: Task, *, target: Target, evaluator: FullForward, role: Role,
+            folder: Path, progress: Progress = SILENT, latency: bool = True) -> list[Column]:  # fmt: skip
+    """Write, read back, run and measure each network; the first is the reference of differences and ratios.
+
+    Scores are those of the `.lil` file, read back into a fresh module. ONNX files are written to `folder`, run by ONNX
+    Runtime on real samples and compared with the `.lil`. `model` is the user's, as it came.
+    """
+    columns: list[Column] = []
+    for name, artifact in artifacts.items():
+        progress.say(f"measure {name} ...")
+        column = Column(name=name, artifact=artifact)
+        data = container.dumps(artifact)
+        fresh = container.loads(data).replay(copy.deepcopy(model).cpu())
+        fresh.input = artifact.input
+        graph = trace(fresh.module, fresh.input.example(2))
+        column.evaluation = evaluator(runnable(fresh, graph), role)
+        _score(column, task, columns[0].evaluation if columns else None)
+        column.add(Measurement("file", len(data), "B", "counted", note=".lil"))
+        _plan(column, fresh, graph)
+        _onnx(column, fresh, graph, task, target, folder / f"{name.replace(' ', '-')}.onnx", role)
+        columns.append(column)
+    if latency:
+        _latency(columns, task, role)
+    return columns
+
+
+def _score(column: Column, task: Task, reference: Evaluation | None) -> None:
+    if column.evaluation is None:
+        return
+    score, rows = task.score, column.evaluation.rows
+    column.add(Measurement(score.name, score.value(rows), score.unit, "measured", spread=_ordered(score.interval(rows)),
+                           note=f"{column.evaluation.role}, {len(rows)} samples, 95% interval"))  # fmt: skip
+    if reference is not None:
+        difference, interval = score.difference(rows, reference.rows)
+        flips = int((column.evaluation.ok & ~reference.ok).sum()), int((~column.evaluation.ok & reference.ok).sum())
+        column.add(Measurement("difference", difference, "pt" if score.unit == "%" else score.unit, "measured",
+                               spread=_ordered(interval), note=f"paired; {flips[1]} samples lost, {flips[0]} gained"))  # fmt: skip
+
+
+def _plan(column: Column, artifact: Artifact, graph: Graph) -> None:
+    plan = plan_memory(graph, artifact)
+    column.add(Measurement("planned RAM", plan.ram_bytes, "B", "planned", note=f"arena, peak at {plan.peak_step}; scratch not included"))
+    column.add(Measurement("planned flash", plan.flash_bytes, "B", "planned", note="constants; code not included"))
+    table = count_macs(graph, artifact)
+    for name, label in (("parameters", "parameters"), ("kept_parameters", "stored parameters"), ("macs", "MACs"),
+                        ("effective_multiplies", "multiplies"), ("effective_additions", "additions")):  # fmt: skip
+        if name in table.names():
+            total = table.total(name)
+            column.add(Measurement(label, total.value, "", "counted", note=total.note))
+
+
+def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: Target, path: Path, role: Role) -> None:
+    try:
+        onnx_export.export(artifact, path, target=_onnx_target(target), graph=graph)
+        samples = samples_of(task, role, CHECKED_SAMPLES)
+        report = check_with_runtime(path, artifact, samples)
+    except (MissingExtraError, ExportError) as error:
+        column.notes.append(f"no ONNX file: {error}")
+        path.unlink(missing_ok=True)
+        return
+    column.onnx = path
+    size = path.stat().st_size
+    column.add(Measurement("ONNX file", size, "B", "counted", note=f"run and compared on {len(samples)} samples: {report.summary()}"))
+    left = onnx_export.layers_in_float(artifact, graph) if artifact.activations else {}
+    for node, reason in left.items():
+        column.notes.append(f"{node} stays in float: {reason}")
+
+
+def _latency(columns: list[Column], task: Task, role: Role) -> None:
+    x = samples_of(task, role, 1)
+    with_file = [c for c in columns if c.onnx is not None]
+    if len(with_file) == len(columns):
+        runners: dict[str, Any] = {}
+        for column in columns:
+            session = open_session(str(column.onnx), threads=1)
+            feed = {session.get_inputs()[0].name: x.numpy()}
+            runners[column.name] = session_runner(session, feed, threads=1)
+    else:
+        runners = {c.name: torch_runner(runnable(c.artifact), x) for c in columns if not c.artifact.activations}
+        for column in columns:
+            if column.name not in runners:
+                column.notes.append("no latency: it needs the ONNX file (pip install 'lilliput[onnx]')")
+    if not runners:
+        return
+    with single_thread():
+        timings = interleaved(runners, repeats=30, warmup=3, min_time_ms=1.0)
+    for column in columns:
+        if column.name in runners:
+            measured = timings.latency(column.name)
+            column.add(Measurement("latency", measured.value, measured.unit, "measured", spread=measured.spread, note=f"batch 1, {measured.note}"))
+            if column is not columns[0] and columns[0].name in runners:
+                ratio = timings.ratio(column.name, columns[0].name)
+                column.add(Measurement("latency ratio", ratio.value, "x", "measured", spread=ratio.spread, note="to float, within each round"))
+
+
+def samples_of(task: Task, role: Role, most: int) -> Tensor:
+    """Up to `most` inputs of a role, spread over it."""
+    data = task.data(role)
+    index = torch.linspace(0, len(data) - 1, min(most, len(data))).long()
+    return data.batch(index)[0]
+
+
+def _onnx_target(target: Target) -> str:
+    return target.name if target.name.startswith("onnx") else ("onnx-arm" if target.preset.activations_signed else "onnx-x86")
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float] | None:
+    low, high = min(interval), max(interval)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None

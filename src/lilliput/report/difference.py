@@ -1,0 +1,85 @@
+"""What compression changed: how far each layer's output moved, and which samples it flipped."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.edits import Fold
+from lilliput.core.guard import FullForward
+from lilliput.core.task import Role, Task
+from lilliput.graph.integer import IntegerNet, Quantized, Value, fusions, runnable
+from lilliput.graph.trace import Node, run, trace
+from lilliput.report.text import render
+
+COMPARED = ("conv", "linear", "add", "sub", "mul", "concat", "avg_pool", "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """`sqnr` in dB by layer, on the same inputs from the start (errors accumulate); `lost` and `gained` sample numbers."""
+
+    sqnr: dict[str, float]
+    encodings: dict[str, str]
+    lost: list[int]
+    gained: list[int]
+    samples: int
+    role: str
+    verdict: str
+
+    def __str__(self) -> str:
+        rows = [["layer", "SQNR dB", "stored as"]]
+        rows += [[name, "exact" if math.isinf(v) else f"{v:.1f}", self.encodings.get(name, "")] for name, v in self.sqnr.items()]
+        shown = ", ".join(str(i) for i in self.lost[:20]) + (", ..." if len(self.lost) > 20 else "")
+        return "\n".join([render(rows), f"{self.verdict} ({self.role}, {self.samples} samples)",
+                          f"lost: {len(self.lost)} samples{f' ({shown})' if shown else ''}; gained: {len(self.gained)}"])  # fmt: skip
+
+
+def difference(artifact: Artifact, original: nn.Module, task: Task, *, role: Role = "validation", samples: int = 256) -> Difference:
+    """Run both on up to `samples` inputs layer by layer, and on the whole role for the flips."""
+    data = task.data(role)
+    x = data.batch(torch.linspace(0, len(data) - 1, min(samples, len(data))).long())[0]
+    reference: dict[str, Tensor] = {}
+
+    def keep(node: Node, value: object) -> object:
+        if isinstance(value, Tensor):
+            reference[node.name] = value.double()
+        return value
+
+    original = original.eval()
+    with torch.no_grad():
+        run(trace(original, artifact.input.example(2)), original.state_dict(), x, visit=keep)
+    folded = {edit.layer: edit.norm for edit in artifact.edits if isinstance(edit, Fold)}
+    sqnr: dict[str, float] = {}
+
+    net = IntegerNet(artifact)
+    fused = fusions(net.graph) if artifact.activations else {}
+    layer_of = {relu: name for name, relu in fused.items()}  # compared after the relu: one rounding for both
+
+    def compare(node: Node, value: Value) -> None:
+        layer = layer_of.get(node.name, node.name)
+        wanted = reference.get(node.name if node.name in layer_of else folded.get(node.name, node.name))
+        if node.name not in fused and net.graph[layer].op in COMPARED and wanted is not None:
+            found = (value.decode() if isinstance(value, Quantized) else value).double()
+            if found.shape == wanted.shape:
+                sqnr[layer] = _decibels(wanted, found)
+
+    net.values((x,), compare)
+    evaluator = FullForward(task, original)
+    before, now = evaluator.reference(role), evaluator(runnable(artifact), role)
+    score = task.score
+    verdict = f"{score.name} {score.format(score.value(before.rows))} -> {score.format(score.value(now.rows))}"
+    stored = {name.removesuffix(".weight"): e.describe() for name, e in artifact.encodings.items() if name.endswith("weight")}
+    return Difference(sqnr=sqnr, encodings=stored, lost=torch.nonzero(before.ok & ~now.ok).reshape(-1).tolist(), verdict=verdict,
+                      gained=torch.nonzero(~before.ok & now.ok).reshape(-1).tolist(), samples=len(before.ok), role=role)  # fmt: skip
+
+
+def _decibels(wanted: Tensor, found: Tensor) -> float:
+    """10 log10 of signal over noise power; infinite when equal."""
+    noise = float((found - wanted).square().sum())
+    signal = float(wanted.square().sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

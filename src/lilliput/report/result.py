@@ -1,0 +1,113 @@
+"""What compressing gives: the network, what was measured, what was done, and whether the budgets hold."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import UsageError
+from lilliput.core.score import Score
+from lilliput.core.target import Target
+from lilliput.core.task import Task
+from lilliput.export import onnx as onnx_export
+from lilliput.export.onnx_check import check_with_runtime
+from lilliput.pipeline.recipe import Recipe
+from lilliput.report.compare import Column, samples_of
+from lilliput.report.text import comparison
+
+FORMATS = ("onnx",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """A budget that is not met."""
+
+    budget: str
+    limit: float
+    found: float
+    text: str
+
+
+@dataclass(kw_only=True)
+class Result:
+    """`columns` compare the networks; `trail` says what each step did; `violations` is empty if every budget holds."""
+
+    artifact: Artifact
+    recipe: Recipe
+    task: Task
+    target: Target
+    columns: list[Column] = field(default_factory=list[Column])
+    trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    violations: list[Violation] = field(default_factory=list[Violation])
+    uses: dict[str, int] = field(default_factory=dict[str, int])
+    folder: Path | None = None
+
+    @property
+    def feasible(self) -> bool:
+        return not self.violations
+
+    @property
+    def score(self) -> Score:
+        return self.task.score
+
+    def table(self) -> str:
+        """The comparison as text, and below it each budget that is missed."""
+        text = comparison(self.columns, self.score.name)
+        return text + "".join(f"\nMISSED {v.text}" for v in self.violations)
+
+    def save(self, path: str | os.PathLike[str], *, strip: bool = False) -> int:
+        """Write the `.lil` file; returns its bytes. `strip` leaves recipe and labels out."""
+        return container.save(self.artifact, path, strip=strip)
+
+    def export(self, folder: str | os.PathLike[str], to: Sequence[str] = FORMATS, *, name: str = "net") -> "Export":
+        """Write deployable files into `folder`."""
+        for kind in to:
+            if kind not in FORMATS:
+                raise UsageError(f"export to {kind!r}", "not a format", f"use one of {', '.join(FORMATS)}")
+        path = Path(folder) / f"{name}.onnx"
+        preset = self.target.name if self.target.name.startswith("onnx") else "onnx-x86"
+        onnx_export.export(self.artifact, path, target=preset)
+        return Export(result=self, onnx=path)
+
+    def to_data(self) -> dict[str, Any]:
+        """Everything but the network, as plain data: what `result.json` holds."""
+        return {
+            "columns": [{"name": c.name, "measurements": [asdict(m) for m in c.measurements.values()], "notes": c.notes}
+                        for c in self.columns],
+            "recipe": self.recipe.to_data(), "trail": self.trail, "uses": self.uses, "roles": self.task.roles(),
+            "feasible": self.feasible, "violations": [asdict(v) for v in self.violations], "environment": environment(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Files that were written; `verify` runs them."""
+
+    result: Result
+    onnx: Path
+
+    def verify(self, samples: int = 1000) -> str:
+        """Run the files on real samples and compare. Raises `VerificationError` where they differ."""
+        task = self.result.task
+        x = samples_of(task, "test" if task.has("test") else "validation", samples)
+        return check_with_runtime(self.onnx, self.result.artifact, x).summary()
+
+
+def environment() -> dict[str, str]:
+    """Where measurements were taken."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str] = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
+                             "torch": torch.__version__, "threads": str(torch.get_num_threads())}  # fmt: skip
+    for package in ("lilliput", "numpy", "onnx", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,60 @@
+"""Results as text: tables that stay readable in a terminal, a log and a mail."""
+
+from collections.abc import Sequence
+
+from lilliput.core.cost import Measurement, format_quantity
+from lilliput.report.compare import Column
+
+ROWS = ("difference", "file", "ONNX file", "planned flash", "planned RAM", "parameters", "stored parameters", "MACs",
+        "multiplies", "additions", "latency", "latency ratio")  # fmt: skip
+LABELS = {"difference": "difference to float", "file": ".lil file", "latency ratio": "latency / float"}
+
+
+def comparison(columns: Sequence[Column], score: str) -> str:
+    """One row for each quantity, one column for each network, the origin of the numbers at the end."""
+    header = ["", *(c.name for c in columns), "origin"]
+    body: list[list[str]] = []
+    for name in (score, *ROWS):
+        cells = [c.measurements.get(name) for c in columns]
+        known = [m for m in cells if m is not None]
+        if known:
+            body.append([LABELS.get(name, name), *(_cell(m) for m in cells), f"{known[0].origin}{_detail(name, known[-1])}"])
+    return render([header, *body]) + _notes(columns)
+
+
+def render(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, a rule under the first row."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if i in (0, len(widths) - 1) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+             for row in rows]  # fmt: skip
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    return "\n".join(lines)
+
+
+def _cell(m: Measurement | None) -> str:
+    if m is None:
+        return "-"
+    if m.unit in ("%", "pt"):
+        sign = "+" if m.unit == "pt" and m.value > 0 else ""
+        text = f"{sign}{m.value:.2f}{m.unit}"
+        return text if m.spread is None else f"{text} [{m.spread[0]:.2f}, {m.spread[1]:.2f}]"
+    text = format_quantity(m.value, m.unit)
+    if m.spread is None or m.unit == "x":
+        return text
+    if m.unit in ("ms", "us", "s"):
+        return f"{text} [{format_quantity(m.spread[0], m.unit)}, {format_quantity(m.spread[1], m.unit)}]"
+    return f"{m.value:.4g} [{m.spread[0]:.4g}, {m.spread[1]:.4g}] {m.unit}".rstrip()
+
+
+def _detail(name: str, m: Measurement) -> str:
+    if name in ("planned RAM", "planned flash", "ONNX file"):
+        return ""
+    return f" ({m.note})" if m.note and name not in ("file", "difference", "MACs", "multiplies", "additions", "parameters", "stored parameters") else ""
+
+
+def _notes(columns: Sequence[Column]) -> str:
+    lines = [f"  {c.name}: {note}" for c in columns for note in c.notes]
+    checked = [f"  {c.name}: ONNX {c.measurements['ONNX file'].note}" for c in columns if "ONNX file" in c.measurements]
+    planned = next((c.measurements["planned RAM"].note for c in columns if "planned RAM" in c.measurements), "")
+    text = [*([f"  planned RAM: {planned}"] if planned else []), *checked, *lines]
+    return "\n" + "\n".join(text) if text else ""

@@ -1,0 +1,301 @@
+"""The only training loop: attach, train, bake.
+
+While it trains, the encoded parameters of the network hold their stored form (`training.attach`), so the network that
+is trained and scored is the one that is stored afterwards. Rounding of activations is not simulated: the forward is
+that of the plain module, also where `net.activations` has grids.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import DataError, UsageError
+from lilliput.core.guard import Evaluation, evaluate, outputs_of
+from lilliput.core.progress import SILENT, Progress
+from lilliput.core.task import Data, Task
+from lilliput.training.attach import DIVERGED, Attached
+from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
+from lilliput.training.distillation import distillation_loss
+from lilliput.training.hooks import Hook, Moment
+from lilliput.training.optimizer import make_optimizer, names_of
+from lilliput.training.restore import restoring, seeded_apart
+from lilliput.training.settings import FitSettings, learning_rate_factor
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+EVALUATION_BATCH = 256
+
+Penalty = Callable[[nn.Module], Tensor]
+"""A number to add to the loss, differentiable in the parameters of the module (which hold their stored form)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """`history` has for each epoch: epoch, train_loss, validation_score, learning_rate (of its last step), seconds.
+
+    `best_epoch` is 0 if no epoch scored at least as well as the network did before, which is `start_score`.
+    """
+
+    history: list[dict[str, float]]
+    start_score: float
+    best_score: float
+    best_epoch: int
+    epochs_run: int
+    stopped_early: bool
+
+
+def fit(
+    net: Artifact,
+    task: Task,
+    settings: FitSettings,
+    *,
+    generator: torch.Generator,
+    progress: Progress = SILENT,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+    teacher: nn.Module | None = None,
+    penalties: Sequence[Penalty] = (),
+    hooks: Sequence[Hook] = (),
+) -> FitResult:
+    """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
+
+    Parameters without `requires_grad` are left alone. All randomness comes from `generator` (on the CPU; torch's own
+    generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
+    with one number of threads.
+
+    With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
+    after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
+
+    On an error or Ctrl-C, the network and `generator` are as before the call. Raises `DataError` when the loss is no
+    longer a number.
+    """
+    if generator.device.type != "cpu":
+        raise UsageError("fit", f"a generator on {generator.device}", "give one on the CPU")
+    with restoring(net, generator), seeded_apart(torch.device(device)):
+        loop = _Loop(
+            net=net, task=task, settings=settings, generator=generator, progress=progress, device=torch.device(device),
+            checkpoint=checkpoint, teacher=teacher, penalties=penalties, hooks=hooks,
+        )  # fmt: skip
+        return loop.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What is known after an epoch, besides the optimizer: all of it is in the checkpoint."""
+
+    epoch: int
+    history: list[dict[str, float]]
+    start_score: float
+    best_score: float
+    best_epoch: int
+    best: dict[str, dict[str, Tensor]]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Loop:
+    net: Artifact
+    task: Task
+    settings: FitSettings
+    generator: torch.Generator
+    progress: Progress
+    device: torch.device
+    checkpoint: Path | None
+    teacher: nn.Module | None
+    penalties: Sequence[Penalty]
+    hooks: Sequence[Hook]
+
+    def __post_init__(self) -> None:
+        self.train, self.validation = self.task.data("train"), self.task.data("validation")
+        self.identity = "" if self.checkpoint is None else self._identity()
+        self.module = self.net.module.to(self.device)
+        if self.teacher is not None:
+            self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
+        self.attached = Attached(self.net)
+        self.optimizer = make_optimizer(self.attached.trainable(), names_of(self.module), self.settings)
+        self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
+        self.reference: Tensor | None = None
+
+    def run(self) -> FitResult:
+        state = self._resumed() or self._start()
+        with self.progress.task(f"train {self.settings.epochs} epochs", self.settings.epochs * self.steps) as advance:
+            advance(state.epoch * self.steps)
+            while state.epoch < self.settings.epochs and not self._stale(state):
+                state = self._epoch(state, advance)
+        if self.settings.keep == "best":
+            self.attached.load_(state.best)
+        self.attached.bake_(self.net)
+        return FitResult(
+            history=state.history, start_score=state.start_score, best_score=state.best_score,
+            best_epoch=state.best_epoch, epochs_run=state.epoch, stopped_early=self._stale(state),
+        )  # fmt: skip
+
+    def _stale(self, state: _State) -> bool:
+        if self.settings.patience is None or state.epoch >= self.settings.epochs:
+            return False
+        return state.epoch - state.best_epoch >= self.settings.patience
+
+    def _start(self) -> _State:
+        score = self._score()
+        return _State(
+            epoch=0, history=[], start_score=score, best_score=score, best_epoch=0, best=self.attached.state()
+        )
+
+    def _epoch(self, state: _State, advance: Callable[[int], None]) -> _State:
+        started, epoch = time.perf_counter(), state.epoch + 1
+        loss = self._train_epoch(epoch, advance)
+        score = self._score()
+        row = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "validation_score": score,
+            "seconds": time.perf_counter() - started,
+            "learning_rate": self.settings.learning_rate * self._factor(epoch * self.steps - 1),
+        }
+        scored = f"{self.task.score.name} {self.task.score.format(score)}"
+        self.progress.say(f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4g}, {scored}")
+        state = replace(state, epoch=epoch, history=[*state.history, row])
+        gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
+        if gain > 0 or (gain == 0 and state.best_epoch == 0):
+            state = replace(state, best_score=score, best_epoch=epoch, best=self.attached.state())
+        for hook in self.hooks:
+            hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
+        if self.checkpoint is not None:
+            more = {
+                "weights": self.attached.state(),
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "hooks": [hook.state_dict() for hook in self.hooks],
+            }
+            write_checkpoint(self.checkpoint, self.identity, vars(state) | more)
+        return state
+
+    def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
+        """Mean loss of the samples."""
+        order = torch.randperm(len(self.train), generator=self.generator)
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        self.module.train()
+        if self.settings.batch_norm == "freeze":
+            for module in self.module.modules():
+                if isinstance(module, BATCH_NORMS):
+                    module.eval()
+        total, step = 0.0, (epoch - 1) * self.steps
+        for index in _batches(order, self.settings.batch_size):
+            factor = self._factor(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * group["factor"] * factor
+            asked = f"fit, epoch {epoch}, step {step % self.steps + 1}"
+            total += len(index) * self._step(self.train.batch(index), asked)
+            step += 1
+            advance(1)
+        self._check_finite(f"fit, epoch {epoch}")
+        return total / len(self.train)
+
+    def _step(self, batch: tuple[Tensor, Any], asked: str) -> float:
+        loss = self._loss(batch, asked)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(asked, f"the loss is {value}", DIVERGED)
+        self.module.zero_grad()
+        loss.backward()
+        self.attached.pull_()
+        if self.settings.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.moved, self.settings.gradient_clip)
+        self.optimizer.step()
+        self.attached.project_()
+        return value
+
+    def _loss(self, batch: tuple[Tensor, Any], asked: str) -> Tensor:
+        task, (x, y) = self.task, batch
+        try:
+            if task.augment is not None:
+                x = task.augment(x, self.generator)
+            batch = (x.to(self.device), _moved(y, self.device))
+            outputs = task.forward(self.module, batch)
+            loss = task.loss(outputs, task.target(batch))
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = task.forward(self.teacher, batch)
+                distance = distillation_loss(outputs, taught, kind=task.kind, temperature=self.settings.temperature)
+                loss = (1 - self.settings.distillation) * loss + self.settings.distillation * distance
+            for penalty in self.penalties:
+                loss = loss + penalty(self.module)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            raise DataError(
+                asked,
+                f"{type(error).__name__}: {error}",
+                "see that model and data fit the task's augment, forward, target and loss",
+            ) from error
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
+            shaped = isinstance(loss, Tensor) and loss.dim()
+            found = f"a loss of shape {tuple(loss.shape)}" if shaped else "a loss that no parameter changes"
+            raise DataError(asked, found, "let the task's loss be one number, computed from the outputs")
+        return loss
+
+    def _factor(self, step: int) -> float:
+        return learning_rate_factor(
+            self.settings.schedule, self.settings.warmup, step, self.settings.epochs * self.steps
+        )
+
+    def _score(self) -> float:
+        return self.task.score.value(self._evaluate(self.validation).rows)
+
+    def _evaluate(self, data: Data) -> Evaluation:
+        size = max(self.settings.batch_size, EVALUATION_BATCH)
+        if self.reference is None:
+            self.reference = outputs_of(self.module, self.task, data, size, self.device)
+        return evaluate(self.module, self.task, data, "validation", self.reference, size, self.device)
+
+    def _check_finite(self, asked: str) -> None:
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DataError(asked, f"NaN or infinity in {name}", DIVERGED)
+
+    def _identity(self) -> str:
+        taught = [] if self.teacher is None else list(self.teacher.state_dict().values())
+        texts = [repr(asdict(self.settings)), self.task.kind, str(self.task.augment is not None)]
+        texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
+        texts += [type(hook).__name__ for hook in self.hooks]
+        return identity_of(self.net, [self.generator.get_state(), *taught], texts)
+
+    def _resumed(self) -> _State | None:
+        found = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)
+        if found is None:
+            return None
+        self.attached.load_(found.pop("weights"))
+        self.optimizer.load_state_dict(found.pop("optimizer"))
+        self.generator.set_state(found.pop("generator"))
+        for hook, state in zip(self.hooks, found.pop("hooks"), strict=True):
+            hook.load_state_dict(state)
+        self.progress.say(f"resumed after epoch {found['epoch']}")
+        return _State(**found)
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """A last batch of one sample joins the one before it: BatchNorm cannot train on it."""
+    parts = list(order.split(size))
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: _moved(v, device) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_moved(v, device) for v in value)
+    if isinstance(value, list):
+        return [_moved(v, device) for v in value]
+    return value

@@ -1,0 +1,86 @@
+"""The optimizer of a training, and surgery on it."""
+
+import fnmatch
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.errors import UsageError
+from lilliput.core.method import nearest
+from lilliput.training.settings import Factors, FitSettings
+
+
+def make_optimizer(
+    trainable: Mapping[str, Tensor], aliases: Mapping[str, list[str]], settings: FitSettings
+) -> torch.optim.Optimizer:
+    """One group of parameters for each pair of factors; a group's "factor" is what its learning rate is scaled with.
+
+    `aliases` lists all names of a tied parameter. Raises `UsageError` for a pattern that matches nothing, or if
+    nothing is left to train.
+    """
+    groups: dict[Factors, list[Tensor]] = {}
+    known = {alias for names in aliases.values() for alias in names}
+    for pattern in settings.parameter_groups:
+        if not fnmatch.filter(known, pattern):
+            raise UsageError(f"parameter group {pattern!r}", "no parameter has such a name", nearest(pattern, known))
+    for name, tensor in trainable.items():
+        factors = Factors()
+        for pattern, own in settings.parameter_groups.items():
+            if fnmatch.filter(aliases[name], pattern):
+                factors = own
+        if factors.learning_rate > 0:
+            groups.setdefault(factors, []).append(tensor)
+    if not groups:
+        raise UsageError(
+            "fit",
+            "no parameter that can be trained",
+            "set requires_grad on some, and leave some a learning rate above 0",
+        )
+    rows = [
+        {"params": tensors, "weight_decay": settings.weight_decay * f.weight_decay, "factor": f.learning_rate}
+        for f, tensors in groups.items()
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(rows, lr=settings.learning_rate, momentum=settings.momentum)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(rows, lr=settings.learning_rate)
+
+
+def names_of(module: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter, by its first."""
+    first: dict[int, str] = {}
+    result: dict[str, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        result.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return result
+
+
+def replace_parameter_(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor, *, dim: int, index: Tensor) -> None:
+    """Train `new` in the place of `old`, of which it is the slices `index` of dimension `dim`.
+
+    Moments and momentum of those slices move along, so training goes on as if the others had never been there.
+    Raises `UsageError` if the optimizer does not hold `old`, or if the shapes do not fit.
+    """
+    expected = tuple(len(index) if d == dim else size for d, size in enumerate(old.shape))
+    if tuple(new.shape) != expected:
+        raise UsageError(
+            "replace a parameter",
+            f"shape {tuple(new.shape)} for slices of shape {expected}",
+            "slice the parameter with the same dimension and index",
+        )
+    for group in optimizer.param_groups:
+        at = [i for i, p in enumerate(group["params"]) if p is old]
+        if at:
+            group["params"][at[0]] = new
+            break
+    else:
+        raise UsageError(
+            "replace a parameter", "the optimizer does not train the old one", "give the parameter that it holds"
+        )
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {
+            k: v.index_select(dim, index.to(v.device)) if isinstance(v, Tensor) and v.shape == old.shape else v
+            for k, v in state.items()
+        }

@@ -1,0 +1,104 @@
+"""How a training goes, as plain data, and the learning rate of every step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lilliput.core.errors import RecipeError
+from lilliput.core.method import check_choice, check_range
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("constant", "cosine", "one_cycle", "step")
+ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """Multiply the learning rate and the weight decay of a group. A learning rate of 0 leaves the group as it is."""
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("factor of the learning rate", self.learning_rate, 0.0, 1e6)
+        check_range("factor of the weight decay", self.weight_decay, 0.0, 1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Main arguments: `epochs`, `batch_size`, `optimizer`, `learning_rate`, `schedule`.
+
+    `warmup` is the share of the steps in which the learning rate rises; `momentum` is that of "sgd". `weight_decay` is
+    decoupled for "adamw" and added to the gradient for the others. `gradient_clip` is the largest norm of the gradient
+    of all parameters together. With a teacher, the loss is (1 - `distillation`) times the task's and `distillation`
+    times the distance from the teacher's outputs at `temperature`.
+
+    `keep` "best" ends with the weights of the best validation score: the first best epoch, or those from before the
+    training if they score better than every epoch. "last" ends with those of the last epoch. With `patience`, the
+    training stops after so many epochs without a better score. `batch_norm` "freeze" uses the running statistics and
+    leaves them (scale and shift still train).
+
+    `parameter_groups` gives factors to parameters whose names match a glob pattern ({"*.bias": Factors(...)}); of
+    several patterns that match, the last counts.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    gradient_clip: float | None = None
+    distillation: float = 0.5
+    temperature: float = 4.0
+    batch_norm: str = "train"
+    keep: str = "best"
+    patience: int | None = None
+    parameter_groups: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, float):
+                raise RecipeError(f"fit {name}", f"{value!r}", "use a whole number")
+        check_range("fit epochs", self.epochs, 1, 1_000_000)
+        check_range("fit batch_size", self.batch_size, 1, 1_000_000)
+        check_choice("fit optimizer", self.optimizer, OPTIMIZERS)
+        check_range("fit learning_rate", self.learning_rate, 0.0, 1e6)
+        check_range("fit weight_decay", self.weight_decay, 0.0, 1e6)
+        check_range("fit momentum", self.momentum, 0.0, 1.0, below=True)
+        check_choice("fit schedule", self.schedule, SCHEDULES)
+        check_range("fit warmup", self.warmup, 0.0, 1.0, below=True)
+        if self.gradient_clip is not None:
+            check_range("fit gradient_clip", self.gradient_clip, 1e-12, 1e12)
+        check_range("fit distillation", self.distillation, 0.0, 1.0)
+        check_range("fit temperature", self.temperature, 1e-3, 1e3)
+        check_choice("fit batch_norm", self.batch_norm, ("train", "freeze"))
+        check_choice("fit keep", self.keep, ("best", "last"))
+        if self.patience is not None:
+            check_range("fit patience", self.patience, 1, 1_000_000)
+
+
+def learning_rate_factor(schedule: str, warmup: float, step: int, steps: int) -> float:
+    """What the learning rate is multiplied with at `step` of 0..steps - 1.
+
+    - "constant": 1; "cosine": half a cosine from 1 to 0 (Loshchilov and Hutter, 2017, without restarts);
+    - "step": 1, a tenth after half of the steps, a hundredth after three quarters (He et al., 2016);
+    - "one_cycle": half a cosine up from 1/25, then one down to 0 (Smith, 2018; momentum stays). It rises for `warmup`
+      of the steps, or for 0.3 of them if that is 0.
+
+    The others rise from near 0 on a line during `warmup`; their own course fills the rest.
+    """
+    rise = round((warmup or ONE_CYCLE_RISE if schedule == "one_cycle" else warmup) * steps)
+    if step < rise:
+        if schedule == "one_cycle":
+            return ONE_CYCLE_START + (1 - ONE_CYCLE_START) * 0.5 * (1 - math.cos(math.pi * step / rise))
+        return (step + 1) / (rise + 1)
+    done = (step - rise) / (steps - rise)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+    return 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,202 @@
+"""Names for networks with their data, and weights where the package brings some."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core import container
+from lilliput.core.errors import LilliputError, UsageError
+from lilliput.core.progress import SILENT, Progress
+from lilliput.core.task import Task
+from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
+from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Tanh, SmallMNISTCNN
+from lilliput.nn.models.resnet import CifarResNet
+from lilliput.training.settings import FitSettings
+from lilliput.zoo import tasks
+
+CIFAR = tasks.image_classification("cifar10", mean=tasks.CIFAR_MEAN, std=tasks.CIFAR_STD, augment=tasks.flip_and_crop)
+DIGITS = tasks.image_classification("digits", highest=16.0, augment=tasks.small_shifts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """`weights`: the file that comes with the package; without one, train first or give --weights."""
+
+    model: Callable[[], nn.Module]
+    task: Callable[..., Task]
+    shape: tuple[int, ...]  # of one input
+    data: str
+    summary: str
+    training: FitSettings
+    weights: str = ""
+
+
+_SMALL = FitSettings(epochs=40, batch_size=64, optimizer="adamw", learning_rate=1e-2, schedule="one_cycle", keep="last")
+_MNIST = FitSettings(epochs=12, batch_size=128, optimizer="adamw", learning_rate=2e-3, schedule="one_cycle", keep="last")
+_CIFAR = FitSettings(epochs=120, batch_size=128, optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", keep="last")
+
+
+def _mnist(data: str) -> Callable[..., Task]:
+    return tasks.image_classification(data)
+
+
+ZOO: dict[str, Entry] = {
+    "digits-cnn": Entry(shape=(1, 8, 8), model=DigitsCNN, task=DIGITS, data="digits", training=_SMALL, weights="digits-cnn.lil",
+                        summary="8x8 digits, residual CNN (17.6k parameters)"),
+    "digits-anomaly": Entry(shape=(1, 8, 8), model=TinyAutoencoder, task=tasks.one_class_digits, data="digits", training=_SMALL,
+                            summary=f"one-class digits: autoencoder trained on {tasks.NORMAL_DIGIT}s (4.7k)"),
+    "digits-masks": Entry(shape=(1, 8, 8), model=TinySegmenter, task=tasks.digit_masks, data="digits", training=_SMALL,
+                          summary="ink masks of noisy digits (3.0k)"),
+    "diabetes": Entry(shape=(10,), model=TinyRegressor, task=tasks.diabetes, data="scikit-learn", training=_SMALL,
+                      summary="regression on ten measurements (0.9k)"),
+    "japanese-vowels": Entry(shape=(12, 29), model=SpeechCNN, task=tasks.speech, data="aeon's JapaneseVowels", training=_SMALL,
+                             summary="speaker from cepstrum frames, 1-D CNN (7.8k)"),
+    "small-mnist": Entry(shape=(1, 28, 28), model=SmallMNISTCNN, task=_mnist("mnist"), data="mnist", training=_MNIST,
+                         summary="SIC's SmallMNISTCNN, two linear layers (102k)"),
+    "lenet5-tanh": Entry(shape=(1, 28, 28), model=LeNet5Tanh, task=_mnist("mnist"), data="mnist", training=_MNIST,
+                         summary="SIC's LeNet5Tanh, the Caffe LeNet-5 (431k)"),
+    "lenet5-elu": Entry(shape=(1, 28, 28), model=LeNet5ELU, task=_mnist("mnist"), data="mnist", training=_MNIST,
+                        summary="SIC's LeNet5ELU, the Caffe LeNet-5 (431k)"),
+    "lenet5": Entry(shape=(1, 28, 28), model=LeNet5, task=_mnist("mnist"), data="mnist", training=_MNIST, summary="classic LeNet-5 (61.7k)"),
+    **{f"resnet{depth}": Entry(model=lambda depth=depth: CifarResNet(depth=depth), shape=(3, 32, 32), task=CIFAR, data="cifar10", training=_CIFAR,
+                               summary=f"CIFAR ResNet-{depth}, option A shortcuts ({count})")
+       for depth, count in ((8, "75k"), (20, "270k"), (32, "464k"), (56, "853k"))},
+}  # fmt: skip
+
+DATA = {"digits": DIGITS, "mnist": _mnist("mnist"), "fashion-mnist": _mnist("fashion-mnist"), "cifar10": CIFAR}
+"""Data sets that `--data` can put in the place of an entry's own."""
+
+
+def entry(name: str) -> Entry:
+    if name not in ZOO:
+        near = difflib.get_close_matches(name, ZOO, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(ZOO)}"
+        raise UsageError(f"network {name!r}", "it is not in the zoo", f"{hint} For your own: file.py:make")
+    return ZOO[name]
+
+
+def open_model(source: str, *, weights: str | Path | None = None, data: str | None = None, data_root: str | Path | None = None,
+               download: bool = False, trained: bool = True, fresh: bool = False, progress: Progress = SILENT) -> tuple[nn.Module, Task]:  # fmt: skip
+    """The network and task of a zoo name, or of "file.py:make" / "package.module:make" (a function that returns both).
+
+    `weights` are loaded into the network (see `load_weights`). With `trained`, a zoo network without weights of its own
+    is an error that says how to get some; with `fresh`, the weights that come with the package are left out.
+    """
+    if ":" in source:
+        model, task = _own(source)
+    else:
+        found = entry(source)
+        model, task = found.model(), _task(found, data)(data_root, download, progress)
+        if weights is None and found.weights and not fresh:
+            shipped = resources.files("lilliput.zoo") / "weights" / found.weights
+            model = container.loads(shipped.read_bytes(), source=found.weights).replay(model).module
+        elif weights is None and trained:
+            raise UsageError(f"network {source!r}", "the package has no weights for it",
+                             f"run: lilliput train {source}, or give --weights FILE")  # fmt: skip
+    if weights is not None:
+        model = load_weights(model, weights)
+    return model, task
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """From `.lil`, `.safetensors`, or a `.pt`/`.pth`/`.ckpt` state dict (read with weights_only=True).
+
+    Prefixes "module." and "model." and Lightning's "state_dict" are taken off. Shapes must match exactly.
+    """
+    path = Path(path)
+    asked = f"weights {path}"
+    if not path.is_file():
+        raise UsageError(asked, "no such file", "check the path")
+    if path.suffix == ".lil":
+        return container.read(path).replay(model).module
+    state = _read_state(path, asked)
+    own = model.state_dict()
+    for prefix in ("module.", "model.", "net."):
+        if not set(state) & set(own) and any(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    missing = sorted(n for n in set(own) - set(state) if not n.endswith("num_batches_tracked"))
+    extra = sorted(set(state) - set(own))
+    wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
+    if missing or extra or wrong:
+        found = (f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the model's is {tuple(own[wrong[0]].shape)}" if wrong
+                 else f"no {missing[0]!r} in it" if missing else f"{extra[0]!r} is not in the model")  # fmt: skip
+        raise UsageError(asked, found, f"give weights of a {type(model).__name__} ({len(missing)} missing, {len(extra)} extra)")
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _read_state(path: Path, asked: str) -> dict[str, Tensor]:
+    import pickle
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        line = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UsageError(asked, f"it cannot be read safely ({line})", "save a plain state dict: torch.save(model.state_dict(), ...)") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise UsageError(asked, f"not a safetensors file ({error})", "give another file") from error
+        raise
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(cast(dict[str, Any], loaded).get(key), dict):
+            loaded = cast(dict[str, Any], loaded)[key]
+    items = cast(dict[str, Any], loaded) if isinstance(loaded, dict) else {}
+    if not items or not all(isinstance(v, Tensor) for v in items.values()):
+        raise UsageError(asked, "it does not hold a state dict", "save one: torch.save(model.state_dict(), ...)")
+    return cast(dict[str, Tensor], items)
+
+
+def _task(found: Entry, data: str | None) -> Callable[..., Task]:
+    if data is None:
+        return found.task
+    if data not in DATA:
+        raise UsageError(f"--data {data}", "not a data set for networks of the zoo", f"use one of {', '.join(DATA)}")
+    return DATA[data]
+
+
+def _own(source: str) -> tuple[nn.Module, Task]:
+    """Import the user's file and call its function."""
+    place, _, name = source.rpartition(":")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except LilliputError:
+        raise
+    except ImportError as error:
+        raise UsageError(f"model {source!r}", f"it cannot be imported ({error})", "check the path and what the file imports") from error
+    make = getattr(module, name, None)
+    if not callable(make):
+        raise UsageError(f"model {source!r}", f"{place} has no function {name!r}", "define it: it returns (model, task)")
+    made = cast(Any, make())
+    if isinstance(made, tuple) and len(cast(tuple[Any, ...], made)) == 2:
+        model, task = cast(tuple[Any, Any], made)
+        if isinstance(model, nn.Module) and isinstance(task, Task):
+            return model, task
+    raise UsageError(f"model {source!r}", f"{name}() returned {type(made).__name__}", "return (model, task): an nn.Module and a lilliput.Task")
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"model file {path}", "no such file", "check the path")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"model file {path}", "it is not a Python file", "give file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module

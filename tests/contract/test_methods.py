@@ -1,0 +1,93 @@
+"""Every built-in method keeps the contract, alone and in every order."""
+
+import itertools
+
+import pytest
+import torch
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import RecipeError
+from lilliput.core.method import Context, Pass, apply_checked_
+from lilliput.methods import BUILT_IN
+from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.tuning.fine_tune import FineTune
+from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
+
+SETTINGS: dict[type[Pass], list[Pass]] = {
+    FoldBatchNorm: [FoldBatchNorm()],
+    ReestimateBatchNorm: [ReestimateBatchNorm(samples=64, batch_size=16)],
+    MagnitudePruning: [MagnitudePruning(), MagnitudePruning(sparsity=0.7, scope="layer"), MagnitudePruning(sparsity=0.3, scope="global")],
+    WeightClustering: [WeightClustering(), WeightClustering(n_clusters=3, per="channel"), WeightClustering(n_clusters=1, per="neuron")],
+    FineTune: [FineTune(epochs=2, batch_size=16)],
+    Quantization: [
+        Quantization(),
+        Quantization(weight_bits=4, weight_per="tensor", symmetric=False, weight_range="mse", activation_range="percentile"),
+        Quantization(weight_bits=2, activation_bits=0),
+        Quantization(weight_bits=5, signed=True, activation_range="min_max", overrides={"head": {"weight_bits": 8}}),
+    ],
+}
+FILLERS = (MagnitudePruning(sparsity=0.4, scope="layer"), WeightClustering(n_clusters=4), Quantization())
+CHANNEL_FILLERS = (MagnitudePruning(sparsity=0.4, scope="layer"), WeightClustering(n_clusters=4, per="channel"), Quantization(weight_bits=6))
+REST = (FoldBatchNorm(), ReestimateBatchNorm(samples=64, batch_size=16), FineTune(epochs=1, batch_size=16), *FILLERS)
+
+
+def test_every_built_in_method_is_listed_here() -> None:
+    assert set(SETTINGS) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("method", [m for ms in SETTINGS.values() for m in ms], ids=lambda m: f"{m.name}-{len(m.settings())}")
+def test_method_keeps_the_contract(method: Pass) -> None:
+    results = check_method(method)
+    assert set(results) == set(TINY)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("fillers", [FILLERS, CHANNEL_FILLERS], ids=["layer", "channel"])
+def test_slot_fillers_in_every_order_fill_the_same_slots(fillers: tuple[Pass, ...], name: str) -> None:
+    model, task = tiny_model(name), tiny_task()
+    stored: set[tuple[tuple[str, bool, bool, int], ...]] = set()
+    for order in itertools.permutations(fillers):
+        net = Artifact.of(model, task.spec)
+        context = Context.of(task, model)
+        for method in (FoldBatchNorm(), *order):
+            apply_checked_(method, net, context)
+        check_artifact(net, model, " > ".join(m.name for m in order))
+        weights = {n: e for n, e in net.encodings.items() if n.endswith("weight")}
+        stored.add(tuple((n, e.mask is not None, e.sharing is not None, int(e.grid.bit_width.max()) if e.grid else 0)
+                         for n, e in sorted(weights.items())))  # fmt: skip
+        assert all(e.mask is not None and e.sharing is not None and e.grid is not None for e in weights.values())
+        for e in weights.values():
+            assert e.mask is not None
+            assert int((~e.mask).sum()) == round(0.4 * e.mask.numel())
+    assert len(stored) == 1
+
+
+@pytest.mark.parametrize("name", ["residual", "shared", "grouped"])
+@pytest.mark.parametrize("pair", list(itertools.permutations(REST, 2)), ids=lambda p: f"{p[0].name}>{p[1].name}")
+def test_ordered_pairs_work_or_are_refused_with_a_remedy(pair: tuple[Pass, Pass], name: str) -> None:
+    model, task = tiny_model(name), tiny_task()
+    net, context = Artifact.of(model, task.spec), Context.of(task, model)
+    apply_checked_(pair[0], net, context)
+    before = container.dumps(net)
+    try:
+        apply_checked_(pair[1], net, context)
+    except RecipeError as error:
+        assert error.do
+        assert container.dumps(net) == before
+        assert (pair[0].name, pair[1].name) == ("quantization", "fine_tune")
+    check_artifact(net, model, f"{pair[0].name} > {pair[1].name}")
+
+
+def test_results_do_not_depend_on_the_global_generator() -> None:
+    model, task = tiny_model("residual"), tiny_task()
+    files: list[bytes] = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        net = Artifact.of(model, task.spec)
+        apply_checked_(FineTune(epochs=1, batch_size=16), net, Context.of(task, model))
+        files.append(container.dumps(net))
+    assert files[0] == files[1]
