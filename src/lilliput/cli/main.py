@@ -238,13 +238,13 @@ def verify(
     """Run an exported file on real samples and compare it with the .lil; exit code 4 where they differ."""
     from lilliput.auto.load import load_artifact
     from lilliput.export.onnx_check import check_with_runtime
-    from lilliput.report.compare import samples_of
+    from lilliput.report.compare import agreement, samples_of
     from lilliput.zoo.registry import open_model
 
     net, task = open_model(into, trained=False, data=data, data_root=data_root)
     artifact = load_artifact(file, net)
     x = samples_of(task, "test" if task.has("test") else "validation", samples)
-    out(f"{onnx} computes what {file} computes: {check_with_runtime(onnx, artifact, x).summary()}")
+    out(f"{onnx} computes what {file} computes: {agreement(check_with_runtime(onnx, artifact, x))}")
 
 
 @app.command()

@@ -182,9 +182,11 @@ class Encoding:
                 return replace(self, values=cluster_means(x, self.sharing, self.mask).float())
             rank, grid = len(self.shape), self.grid  # means of q, not of x: scales may differ inside a cluster
             real = x.double() / grid.spread(grid.scale, rank) + grid.spread(grid.zero_point, rank)
-            low, high = grid.range()
             means = torch.floor(cluster_means(real, self.sharing, self.mask) + 0.5).long()
-            return replace(self, values=means.clamp(int(low.min()), int(high.max())))
+            if grid.axis is not None and grid.axis == self.sharing.axis:
+                return replace(self, values=torch.clamp(means, *self._table_grid(grid).range()))
+            low, high = grid.range()
+            return replace(self, values=means.clamp(int(low.max()), int(high.min())))
         stored: Tensor = x.float() if self.grid is None else self.grid.quantize(x)
         return replace(self, values=_blank(stored, self.mask))
 
@@ -300,9 +302,10 @@ class Encoding:
             new_index[here] = positions
             tables.append(kept)
             start += size
-        if any(len(t) == 0 for t in tables):  # a slice without stored entries keeps one row: indices stay valid
-            zero = torch.zeros(1, dtype=self.values.dtype, device=self.values.device)
-            tables = [t if len(t) else zero for t in tables]
+        for i, table in enumerate(tables):
+            if len(table) == 0:  # a slice without stored entries keeps one row: indices stay valid
+                zero = 0 if self.grid is None else int(self.grid.zero_point[i if self.grid.axis == sharing.axis and len(tables) > 1 else 0])
+                tables[i] = torch.full((1,), zero, dtype=self.values.dtype, device=self.values.device)
         sizes = torch.tensor([len(t) for t in tables], dtype=torch.int64, device=rows.device)
         indices = _blank(new_index[rows], self.mask)
         return replace(self, values=torch.cat(tables), sharing=replace(sharing, indices=indices, sizes=sizes))

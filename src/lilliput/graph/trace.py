@@ -83,7 +83,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
 
     The batch (dimension 0 of every input) is left free where the model allows it. The model is left as it was.
     """
-    args = (example,) if isinstance(example, Tensor) else tuple(example)
+    place = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    args = tuple(a.to(place) for a in ((example,) if isinstance(example, Tensor) else example))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -19,7 +19,7 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.target import Target
 from lilliput.core.task import Role, Task
 from lilliput.export import onnx as onnx_export
-from lilliput.export.onnx_check import check_with_runtime
+from lilliput.export.onnx_check import Report, check_with_runtime
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import Graph, trace
 from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
@@ -107,7 +107,7 @@ def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: 
         return
     column.onnx = path
     size = path.stat().st_size
-    column.add(Measurement("ONNX file", size, "B", "counted", note=f"run and compared on {len(samples)} samples: {report.summary()}"))
+    column.add(Measurement("ONNX file", size, "B", "counted", note=f"run and compared on {len(samples)} samples: {agreement(report)}"))
     left = onnx_export.layers_in_float(artifact, graph) if artifact.activations else {}
     for node, reason in left.items():
         column.notes.append(f"{node} stays in float: {reason}")
@@ -138,6 +138,12 @@ def _latency(columns: list[Column], task: Task, role: Role) -> None:
             if column is not columns[0] and columns[0].name in runners:
                 ratio = timings.ratio(column.name, columns[0].name)
                 column.add(Measurement("latency ratio", ratio.value, "x", "measured", spread=ratio.spread, note="to float, within each round"))
+
+
+def agreement(report: Report) -> str:
+    """How well an exported file agrees with the `.lil`."""
+    classes = "" if report.equal_argmax is None else f"{100 * report.equal_argmax:.2f}% equal argmax, "
+    return f"{classes}largest difference {report.max_difference:.2g} (outputs spread {report.spread:.2g})"
 
 
 def samples_of(task: Task, role: Role, most: int) -> Tensor:

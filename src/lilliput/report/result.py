@@ -18,7 +18,7 @@ from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
 from lilliput.export.onnx_check import check_with_runtime
 from lilliput.pipeline.recipe import Recipe
-from lilliput.report.compare import Column, samples_of
+from lilliput.report.compare import Column, agreement, samples_of
 from lilliput.report.text import comparison
 
 FORMATS = ("onnx",)
@@ -96,7 +96,7 @@ class Export:
         """Run the files on real samples and compare. Raises `VerificationError` where they differ."""
         task = self.result.task
         x = samples_of(task, "test" if task.has("test") else "validation", samples)
-        return check_with_runtime(self.onnx, self.result.artifact, x).summary()
+        return agreement(check_with_runtime(self.onnx, self.result.artifact, x))
 
 
 def environment() -> dict[str, str]:
