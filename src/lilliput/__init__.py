@@ -1,11 +1,11 @@
 """Lilliput makes neural networks small enough for the device they must run on, and proves what it says.
 
-    import lilliput as ll
+import lilliput as ll
 
-    task = ll.Task.classification(train=..., validation=..., test=...)
-    result = ll.compress(model, task, max_drop="0.5pt")
-    print(result.table())
-    result.save("net.lil")
+task = ll.Task.classification(train=..., validation=..., test=...)
+result = ll.compress(model, task, max_drop="0.5pt")
+print(result.table())
+result.save("net.lil")
 """
 
 import importlib
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lilliput.auto.check import check as check
-    from lilliput.auto.load import load as load
     from lilliput.auto.compress import apply as apply
     from lilliput.auto.compress import compress as compress
     from lilliput.auto.compress import default_recipe as default_recipe
+    from lilliput.auto.load import load as load
     from lilliput.core.artifact import Artifact as Artifact
     from lilliput.core.artifact import InputSpec as InputSpec
     from lilliput.core.cost import CostTable as CostTable
@@ -57,7 +57,15 @@ _HOMES = {
     "lilliput.core.artifact": ("Artifact", "InputSpec"),
     "lilliput.core.cost": ("CostTable", "Measurement"),
     "lilliput.core.encoding": ("Encoding", "Grid", "Sharing"),
-    "lilliput.core.errors": ("ArtifactError", "DataError", "ExportError", "LilliputError", "RecipeError", "UsageError", "VerificationError"),
+    "lilliput.core.errors": (
+        "ArtifactError",
+        "DataError",
+        "ExportError",
+        "LilliputError",
+        "RecipeError",
+        "UsageError",
+        "VerificationError",
+    ),
     "lilliput.core.guard": ("MaxDrop",),
     "lilliput.core.method": ("Context", "Pass", "PassResult"),
     "lilliput.core.progress": ("Progress",),
@@ -71,11 +79,11 @@ _HOMES = {
     "lilliput.methods.tuning.fine_tune": ("FineTune",),
     "lilliput.pipeline.recipe": ("Recipe", "Step"),
     "lilliput.report.result": ("Result",),
-}  # fmt: skip
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = ["__version__", *sorted(_HOME_OF)]
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 - strings all, from the table above
 
 
 def __getattr__(name: str) -> Any:

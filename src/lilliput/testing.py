@@ -1,6 +1,6 @@
 """The contract of methods, for those of Lilliput and those of others: `check_method(MyPass())`.
 
-Each law is a function that raises `ContractError` with what was broken. Tiny networks cover what methods must cope with.
+Each law raises `ContractError` with what was broken. Tiny networks cover what methods must cope with.
 """
 
 import copy
@@ -51,7 +51,12 @@ class Shared(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.middle, self.tied, self.head = (nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+        self.enter, self.middle, self.tied, self.head = (
+            nn.Linear(16, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
         self.tied.weight = self.middle.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,15 +83,22 @@ class Grouped(nn.Module):
 
 TINY: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)),
-    "no_bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12, bias=False), nn.ReLU(), nn.Linear(12, 3, bias=False)),
-    "conv": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
-    "batch_norm": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
-    "conv1d": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 4, 5, stride=2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(),
-                                    nn.Linear(24, 3)),
+    "no_bias": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 12, bias=False), nn.ReLU(), nn.Linear(12, 3, bias=False)
+    ),
+    "conv": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "batch_norm": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "conv1d": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(1, 4, 5, stride=2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)
+    ),
     "residual": Residual,
     "shared": Shared,
     "grouped": Grouped,
-}  # fmt: skip
+}
 """Networks for inputs of shape (1, 4, 4) and three outputs."""
 
 
@@ -96,7 +108,11 @@ def tiny_model(name: str, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = TINY[name]()
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_mean is not None and module.running_var is not None:
+            if (
+                isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+                and module.running_mean is not None
+                and module.running_var is not None
+            ):
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 1.5)
     return model.eval()
@@ -127,16 +143,24 @@ def check_method(method: Pass, models: tuple[str, ...] = tuple(TINY)) -> dict[st
             continue
         net, results[name] = first
         where = f"{method.name} on {name}"
-        _require(all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), where, "the caller's model was changed")
+        _require(
+            all(torch.equal(t, before[n]) for n, t in model.state_dict().items()),
+            where,
+            "the caller's model was changed",
+        )
         second = _applied(method, model, task)
-        _require(second is not None and container.dumps(second[0]) == container.dumps(net), where, "the same seed gave other bytes")
+        _require(
+            second is not None and container.dumps(second[0]) == container.dumps(net),
+            where,
+            "the same seed gave other bytes",
+        )
         check_artifact(net, model, where)
         _refused_leaves_no_trace(method, model, task, where)
     return results
 
 
 def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact") -> None:
-    """Laws of every artifact: weight == decode, encode inverts decode, size == bytes, file == network, exports agree."""
+    """Laws of artifacts: weight == decode, encode inverts decode, size == bytes, file == network, exports agree."""
     net.check()
     for name, e in net.encodings.items():
         _require(e.encode(e.decode()).same(e), f"{where}: {name}", "encode(decode(z)) is not z")
@@ -147,7 +171,11 @@ def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact") -> 
         _require(e.same(contents.tensors[name]), f"{where}: {name}", "the file holds another encoding")
         counted = 8 * sum(len(s.data) for s in contents.streams[name])
         derived = counted < size_bits(e)  # a bias whose scale follows from others takes less in the file
-        _require(counted == size_bits(e) or (derived and name.endswith("bias")), f"{where}: {name}", "the reported size is not that of the bytes")
+        _require(
+            counted == size_bits(e) or (derived and name.endswith("bias")),
+            f"{where}: {name}",
+            "the reported size is not that of the bytes",
+        )
     x = net.input.example(5)
     with torch.no_grad():
         _require(torch.equal(runnable(net)(x), runnable(fresh)(x)), where, "the file computes something else")
@@ -205,10 +233,13 @@ def _round_trip(method: Pass) -> None:
 
 def _citations(method: Pass) -> None:
     for citation in method.citations:
-        _require(bool(re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\S+|\S+\.\S+/\S*)", citation)), method.name,
-                 f"citation {citation!r} is not a link to a paper")  # fmt: skip
+        _require(
+            bool(re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\S+|\S+\.\S+/\S*)", citation)),
+            method.name,
+            f"citation {citation!r} is not a link to a paper",
+        )
 
 
-def _require(truth: bool, where: str, broken: str) -> None:
+def _require(truth: object, where: str, broken: str) -> None:
     if not truth:
         raise ContractError(f"{where}: {broken}")

@@ -10,10 +10,26 @@ from lilliput.core.cost import CostTable, Measurement, format_quantity
 from lilliput.core.errors import LilliputError, UsageError
 
 FACTORS = {
-    "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
-    "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "x": 1,
-}  # fmt: skip
+    "": 1,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "B": 1,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "ns": 1e-9,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "x": 1,
+}
 
 
 def read_back(text):
@@ -46,13 +62,28 @@ def test_whole_numbers_below_a_thousand_are_exact(value):
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (12_345, "B", "12.3 kB"), (12_000, "B", "12.0 kB"), (1_230_000, "", "1.23 M"), (999_950, "", "1.00 M"),
-        (999.7, "B", "1.00 kB"), (9_999, "", "10.0 k"), (40_551_040, "", "40.6 M"), (0, "B", "0 B"), (0, "ms", "0 s"),
-        (0.0123, "ms", "12.3 us"), (0.9996, "ms", "1.00 ms"), (1234.0, "ms", "1.23 s"), (90_000, "ms", "90.0 s"),
-        (0.46, "x", "0.460 x"), (-12_345, "B", "-12.3 kB"), (float("nan"), "ms", "nan ms"), (float("inf"), "", "inf"),
-        (7_654, "", "7.65 k"), (3e16, "", "30000 T"), (1e-7, "x", "1.00e-07 x"),
+        (12_345, "B", "12.3 kB"),
+        (12_000, "B", "12.0 kB"),
+        (1_230_000, "", "1.23 M"),
+        (999_950, "", "1.00 M"),
+        (999.7, "B", "1.00 kB"),
+        (9_999, "", "10.0 k"),
+        (40_551_040, "", "40.6 M"),
+        (0, "B", "0 B"),
+        (0, "ms", "0 s"),
+        (0.0123, "ms", "12.3 us"),
+        (0.9996, "ms", "1.00 ms"),
+        (1234.0, "ms", "1.23 s"),
+        (90_000, "ms", "90.0 s"),
+        (0.46, "x", "0.460 x"),
+        (-12_345, "B", "-12.3 kB"),
+        (float("nan"), "ms", "nan ms"),
+        (float("inf"), "", "inf"),
+        (7_654, "", "7.65 k"),
+        (3e16, "", "30000 T"),
+        (1e-7, "x", "1.00e-07 x"),
     ],
-)  # fmt: skip
+)
 def test_known_quantities(value, unit, text):
     assert format_quantity(value, unit) == text
 

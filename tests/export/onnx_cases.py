@@ -106,6 +106,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "slices": (lambda: Fn(lambda x, a: a(x)[:, 1:, ::2, -3:], nn.Conv2d(3, 4, 3)), IMAGE),
     "slices of slices": (lambda: Fn(lambda x, a: a(x)[:, :, ::2][:, :, 1:], nn.Conv2d(3, 4, 3)), IMAGE),
     "select": (lambda: Fn(lambda x, a: a(x)[:, -1], nn.Linear(6, 4)), TOKENS),
+    "pad and conv": (lambda: Fn(lambda x, a: a(F.pad(x, (1, 1, 0, 2))), nn.Conv2d(3, 4, 3)), IMAGE),
+    "pad and pool": (lambda: Fn(lambda x, a: F.max_pool2d(F.pad(a(x), (1, 1, 0, 2)), 2), nn.Conv2d(3, 4, 3)), IMAGE),
     "pad": (lambda: Fn(lambda x: F.pad(x, (1, 2, 0, 1), value=0.5)), IMAGE),
     "reshapes": (lambda: Fn(lambda x: x.reshape(x.size(0), 3, 72).unsqueeze(1).squeeze(1).flatten(1)), IMAGE),
     "permute": (lambda: Fn(lambda x, a: a(x.permute(0, 2, 3, 1)).transpose(1, 3), nn.Linear(3, 4)), IMAGE),
@@ -177,12 +179,16 @@ def encode_weights_(artifact: Artifact, graph: Graph, bits: int = 8) -> None:
         if node.op in LAYERS and artifact.canonical(node.state["weight"]) not in artifact.encodings:
             axis = 1 if node.attributes.get("transposed") else 0
             weight = artifact.parameter(node.state["weight"]).detach()
-            if node.attributes.get("transposed") and node.attributes["groups"] > 1:  # channels share scales across groups
+            if (
+                node.attributes.get("transposed") and node.attributes["groups"] > 1
+            ):  # channels share scales across groups
                 continue
             artifact.encode_(node.state["weight"], Encoding.of(weight).with_grid(weight_grid(weight, axis, bits)))
 
 
-def quantize_(artifact: Artifact, graph: Graph, samples: Tensor, *, weight_bits: int = 8, bits: int = 8, **kind: bool) -> None:
+def quantize_(
+    artifact: Artifact, graph: Graph, samples: Tensor, *, weight_bits: int = 8, bits: int = 8, **kind: bool
+) -> None:
     """Min-max grids on everything that arithmetic reads, integer weights and biases."""
     seen: dict[str, Tensor] = {}
     observe(graph, dict(artifact.module.state_dict()), samples, lambda node, x: seen.update({node.name: x}))

@@ -14,7 +14,7 @@ from torch import nn
 
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import ExportError, UsageError
-from lilliput.export.onnx import PRESETS, build, export, layers_in_float, unsupported
+from lilliput.export.onnx import build, export, layers_in_float, unsupported
 from lilliput.export.onnx_operators import MOVES, VALUES
 from lilliput.graph.trace import trace
 from lilliput.measure.runtime import predict, session
@@ -71,7 +71,9 @@ def test_pools_of_any_geometry_are_written_or_refused(data):
     artifact = artifact_of(layer, (2, data.draw(st.integers(4, 9)), data.draw(st.integers(4, 9))))
     graph = trace(artifact.module, artifact.input.example(2))
     if unsupported(graph):
-        assert count and geometry["ceil_mode"] and geometry["padding"]
+        assert count
+        assert geometry["ceil_mode"]
+        assert geometry["padding"]
     else:
         assert_same(build(artifact, target="onnx-x86", graph=graph), artifact, artifact.input.example(2))
 
@@ -114,7 +116,7 @@ def test_refused_export_leaves_the_old_file_alone(tmp_path):
 def test_unwritable_target_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "net.onnx"
     folder.mkdir()
-    with pytest.raises(OSError, match="net.onnx"):
+    with pytest.raises(OSError, match=r"net\.onnx"):
         export(case("linear")[0], folder, target="onnx-x86")
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -158,7 +160,11 @@ def test_several_outputs_and_aliases_of_values_are_given_out():
 
 
 def test_one_value_given_out_twice():
-    artifact = artifact_of(Fn(lambda x, a: (lambda y: (y, y, y.view(-1, 4)))(a(x)), nn.Linear(6, 4)), (6,))
+    def thrice(x, layer):
+        y = layer(x)
+        return y, y, y.view(-1, 4)
+
+    artifact = artifact_of(Fn(thrice, nn.Linear(6, 4)), (6,))
     found = outputs(build(artifact, target="onnx-x86"), artifact.input.example(3))
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
@@ -173,7 +179,7 @@ def test_value_that_the_module_does_not_store_is_refused():
         def forward(self, x):
             return x * self.factor
 
-    with pytest.raises(ExportError, match="register it as a buffer"):
+    with pytest.raises(ExportError, match="arguments are of a kind"):
         build(artifact_of(Loose(), (2,)), target="onnx-x86")
 
 
@@ -191,10 +197,10 @@ def test_buffers_are_written_like_parameters():
 
 
 def test_unknown_target_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="onnx-x86, onnx-arm"):
+    with pytest.raises(UsageError, match="onnx-x86 or onnx-arm"):
         build(case("linear")[0], target="x86")
-    assert PRESETS["onnx-x86"].unsigned
-    assert not PRESETS["onnx-arm"].unsigned
+    with pytest.raises(UsageError, match="onnx-x86 or onnx-arm"):
+        build(case("linear")[0], target="cortex-m4")
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 12, 20])

@@ -64,7 +64,13 @@ def test_grids_of_any_width_keep_their_bounds(name, settings):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.02, 3), st.integers(2, 8), st.booleans(), st.sampled_from(["onnx-x86", "onnx-arm"]))
+@given(
+    st.integers(0, 10**6),
+    st.floats(0.02, 3),
+    st.integers(2, 8),
+    st.booleans(),
+    st.sampled_from(["onnx-x86", "onnx-arm"]),
+)
 def test_any_zero_point_and_scale(seed, factor, bits, signed, target):
     artifact, graph, samples = quantized("add and mul", seed=seed, bits=bits, signed=signed)
     for name in integer_values(graph):  # grids that fit nothing: everything saturates somewhere
@@ -81,7 +87,9 @@ def test_any_zero_point_and_scale(seed, factor, bits, signed, target):
 def test_both_targets_hold_the_same_integers():
     artifact, graph, samples = quantized("residual")
     u8, s8 = (build(artifact, target=t, graph=graph) for t in ("onnx-x86", "onnx-arm"))
-    zeros = [[v for v in initializers(m).values() if v.shape == () and v.dtype in (np.uint8, np.int8)] for m in (u8, s8)]
+    zeros = [
+        [v for v in initializers(m).values() if v.shape == () and v.dtype in (np.uint8, np.int8)] for m in (u8, s8)
+    ]
     assert [int(z) - 128 for z in zeros[0]] == [int(z) for z in zeros[1]]
     assert {z.dtype for z in zeros[0]} == {np.dtype("uint8")}
     assert {z.dtype for z in zeros[1]} == {np.dtype("int8")}
@@ -201,7 +209,9 @@ def test_gone_channels_are_zeros():
 
 @pytest.mark.parametrize("target", ["onnx-x86", "onnx-arm"])
 def test_layers_left_in_float_run_between_integer_ones(target):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.LayerNorm((4, 7, 6)), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(80, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.LayerNorm((4, 7, 6)), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(80, 3)
+    )
     artifact = artifact_of(model, IMAGE)
     graph = folded(artifact)
     samples = torch.randn(64, *IMAGE, generator=torch.Generator().manual_seed(0))
@@ -230,7 +240,9 @@ def test_activation_grids_without_a_type_are_refused_by_name(grid):
 
 
 def test_concatenation_on_one_grid_needs_no_rounding():
-    artifact = artifact_of(Fn(lambda x, a, b: b(torch.cat([a(x)[:, :2], a(x)[:, 2:]], 1)), nn.Linear(6, 4), nn.Linear(4, 2)), (6,))
+    artifact = artifact_of(
+        Fn(lambda x, a, b: b(torch.cat([a(x)[:, :2], a(x)[:, 2:]], 1)), nn.Linear(6, 4), nn.Linear(4, 2)), (6,)
+    )
     graph = folded(artifact)
     samples = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     quantize_(artifact, graph, samples)

@@ -26,7 +26,10 @@ def test_running_the_trace_is_running_the_model(name: str) -> None:
 def test_names_follow_modules_and_functional_code() -> None:
     names = [n.name for n in traced(tiny_model("residual")).nodes]
     assert {"first", "norm1", "relu", "slice", "pad", "add", "relu_1", "mean", "head"} <= set(names)
-    assert [n for n in (n.name for n in traced(tiny_model("shared")).nodes) if n.startswith("middle")] == ["middle", "middle#1"]
+    assert [n for n in (n.name for n in traced(tiny_model("shared")).nodes) if n.startswith("middle")] == [
+        "middle",
+        "middle#1",
+    ]
 
 
 def test_tied_weights_have_one_name() -> None:

@@ -31,9 +31,11 @@ def quantize_(artifact, graph, bit_width=8):
             weight = artifact.parameter(node.state["weight"])
             n = len(weight)
             grid = Grid(
-                scale=torch.full((n,), 0.01), zero_point=torch.zeros(n, dtype=torch.int64),
-                bit_width=torch.full((n,), bit_width), axis=0,
-            )  # fmt: skip
+                scale=torch.full((n,), 0.01),
+                zero_point=torch.zeros(n, dtype=torch.int64),
+                bit_width=torch.full((n,), bit_width),
+                axis=0,
+            )
             artifact.encode_(node.state["weight"], Encoding.of(weight).with_grid(grid))
             bias = node.state.get("bias")
             if bias is not None:

@@ -107,9 +107,15 @@ def test_effective_counts_are_those_of_a_loop_that_skips_zeros(data, n_out, n_in
 def one_layer_graph(n_in, n_out):
     source = Node(name="input", op="input", inputs=(), shape=(1, 3, n_in), module="", target="input", source="")
     layer = Node(
-        name="0", op="linear", inputs=("input",), shape=(1, 3, n_out), module="0", source="",
-        target="aten.linear.default", state={"weight": "0.weight", "bias": "0.bias"},
-    )  # fmt: skip
+        name="0",
+        op="linear",
+        inputs=("input",),
+        shape=(1, 3, n_out),
+        module="0",
+        source="",
+        target="aten.linear.default",
+        state={"weight": "0.weight", "bias": "0.bias"},
+    )
     return Graph(nodes=(source, layer), inputs=("input",), outputs=("0",))
 
 

@@ -118,10 +118,17 @@ def test_mse_is_near_the_least_error_of_all_shares(seed, bits, relu, signed):
     observation = observation_of(values)
     found = squared_error(values, activation_grid(observation, "mse", bit_width=bits, signed=signed))
     best = min(
-        squared_error(values, activation_grid(replace(observation, low=observation.low * s, high=observation.high * s),
-                                              "min_max", bit_width=bits, signed=signed))
+        squared_error(
+            values,
+            activation_grid(
+                replace(observation, low=observation.low * s, high=observation.high * s),
+                "min_max",
+                bit_width=bits,
+                signed=signed,
+            ),
+        )
         for s in np.arange(1, 101) / 100
-    )  # fmt: skip
+    )
     assert found <= 1.02 * best
     assert found <= 1.02 * squared_error(values, activation_grid(observation, "min_max", bit_width=bits, signed=signed))
 

@@ -45,8 +45,12 @@ class Call(Hook):
 def scripted(task, scores, *, higher_is_better=True):
     """The task with a score that says these numbers, one for each look."""
     left = iter(scores)
-    score = Score(name="script", higher_is_better=higher_is_better, statistics=lambda o, t: torch.zeros(len(o), 1),
-                  reduce=lambda rows: next(left))  # fmt: skip
+    score = Score(
+        name="script",
+        higher_is_better=higher_is_better,
+        statistics=lambda o, t: torch.zeros(len(o), 1),
+        reduce=lambda rows: next(left),
+    )
     return replace(task, score=score)
 
 
@@ -111,8 +115,16 @@ def test_plain_sgd_step_is_that_of_torch(digits):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     net = Artifact.of(model, digits.spec)
-    settings = FitSettings(epochs=1, batch_size=1000, optimizer="sgd", momentum=0.0, learning_rate=0.1,
-                           schedule="constant", weight_decay=0.01, keep="last")  # fmt: skip
+    settings = FitSettings(
+        epochs=1,
+        batch_size=1000,
+        optimizer="sgd",
+        momentum=0.0,
+        learning_rate=0.1,
+        schedule="constant",
+        weight_decay=0.01,
+        keep="last",
+    )
     fit(net, digits, settings, generator=seeded())
     x, y = digits.train.batch(torch.arange(360))
     F.cross_entropy(model(x), y).backward()
@@ -153,14 +165,16 @@ def test_the_last_weights_are_kept_on_demand(digits, make_net):
 
 
 def test_patience_ends_the_training(digits, make_net):
-    result = fit(make_net(), scripted(digits, [10, 20, 15, 19, 99]), replace(QUICK, epochs=9, patience=2),
-                 generator=seeded())  # fmt: skip
+    result = fit(
+        make_net(), scripted(digits, [10, 20, 15, 19, 99]), replace(QUICK, epochs=9, patience=2), generator=seeded()
+    )
     assert (result.epochs_run, result.best_epoch, result.stopped_early) == (3, 1, True)
 
 
 def test_patience_counts_from_the_last_better_score(digits, make_net):
-    result = fit(make_net(), scripted(digits, [10, 20, 15, 25, 15]), replace(QUICK, epochs=4, patience=2),
-                 generator=seeded())  # fmt: skip
+    result = fit(
+        make_net(), scripted(digits, [10, 20, 15, 25, 15]), replace(QUICK, epochs=4, patience=2), generator=seeded()
+    )
     assert (result.epochs_run, result.best_epoch, result.stopped_early) == (4, 3, False)
 
 
@@ -259,8 +273,16 @@ def test_augmentation_is_for_training_inputs_only(digits, make_net):
 
 
 def test_gradient_clip_bounds_the_step(digits, make_net):
-    settings = FitSettings(epochs=1, batch_size=1000, optimizer="sgd", momentum=0.0, learning_rate=1.0,
-                           schedule="constant", keep="last", gradient_clip=0.01)  # fmt: skip
+    settings = FitSettings(
+        epochs=1,
+        batch_size=1000,
+        optimizer="sgd",
+        momentum=0.0,
+        learning_rate=1.0,
+        schedule="constant",
+        keep="last",
+        gradient_clip=0.01,
+    )
     net = make_net(encoded=False)
     before = {n: p.detach().clone() for n, p in net.module.named_parameters()}
     fit(net, digits, settings, generator=seeded())

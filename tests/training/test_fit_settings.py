@@ -40,15 +40,23 @@ def test_learning_rates_are_the_published_courses():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"epochs": 0}, "epochs"), ({"epochs": 2.0}, "epochs"),
-        ({"batch_size": 0}, "batch_size"), ({"optimizer": "lion"}, "optimizer"),
-        ({"learning_rate": -1.0}, "learning_rate"), ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"momentum": 1.0}, "momentum"), ({"schedule": "linear"}, "schedule"), ({"warmup": 1.0}, "warmup"),
-        ({"gradient_clip": 0.0}, "gradient_clip"), ({"distillation": 1.5}, "distillation"),
-        ({"temperature": 0.0}, "temperature"), ({"batch_norm": "eval"}, "batch_norm"), ({"keep": "first"}, "keep"),
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 2.0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"distillation": 1.5}, "distillation"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"batch_norm": "eval"}, "batch_norm"),
+        ({"keep": "first"}, "keep"),
         ({"patience": 0}, "patience"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_are_named(settings, named):
     with pytest.raises(RecipeError, match=f"fit {named}"):
         FitSettings(**({"epochs": 1} | settings))

@@ -25,8 +25,10 @@ from lilliput.methods.quantization.post_training import weight_grid
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """`operators` counts what runs; `untouched` are layers and operations that 8-bit compression leaves in float, and
-    why; `unsupported` cannot be exported. `plan` is that of the 8-bit network."""
+    """What runs (`operators`), what 8-bit compression leaves in float and why (`untouched`), what cannot be exported.
+
+    `plan` is that of the 8-bit network.
+    """
 
     model: str
     target: Target
@@ -44,17 +46,28 @@ class Check:
         return not self.unsupported
 
     def to_data(self) -> dict[str, Any]:
-        return {"model": self.model, "target": self.target.name, "parameters": self.parameters, "macs": self.macs,
-                "operators": self.operators, "untouched": self.untouched, "unsupported": self.unsupported,
-                "planned_ram_bytes": self.plan.ram_bytes, "planned_flash_bytes": self.plan.flash_bytes,
-                "float_ram_bytes": self.float_plan.ram_bytes, "misses": list(self.misses), "supported": self.supported}  # fmt: skip
+        return {
+            "model": self.model,
+            "target": self.target.name,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "operators": self.operators,
+            "untouched": self.untouched,
+            "unsupported": self.unsupported,
+            "planned_ram_bytes": self.plan.ram_bytes,
+            "planned_flash_bytes": self.plan.flash_bytes,
+            "float_ram_bytes": self.float_plan.ram_bytes,
+            "misses": list(self.misses),
+            "supported": self.supported,
+        }
 
     def __str__(self) -> str:
+        ram, flash = format_quantity(self.plan.ram_bytes, "B"), format_quantity(self.plan.flash_bytes, "B")
         lines = [
             f"{self.model}: {format_quantity(self.parameters)} parameters, {format_quantity(self.macs)} MACs (counted)",
             "operators: " + ", ".join(f"{op} x{n}" for op, n in sorted(self.operators.items())),
-            f"8-bit plan for {self.target.name}: RAM {format_quantity(self.plan.ram_bytes, 'B')} (peak at {self.plan.peak_step}; "
-            f"float {format_quantity(self.float_plan.ram_bytes, 'B')}), constants {format_quantity(self.plan.flash_bytes, 'B')} (planned)",
+            f"8-bit plan for {self.target.name} (planned): RAM {ram}, peak at {self.plan.peak_step}; constants {flash}",
+            f"float RAM (planned): {format_quantity(self.float_plan.ram_bytes, 'B')}",
         ]
         lines += [f"left in float: {name}: {reason}" for name, reason in self.untouched.items()]
         lines += [f"UNSUPPORTED: {name}: {reason}" for name, reason in self.unsupported.items()]
@@ -68,7 +81,9 @@ def check(model: nn.Module, task: Task | InputSpec | tuple[int, ...], target: Ta
 
     `task` gives the input's shape; a shape (without the batch) will do. Raises `UnsupportedError` where tracing fails.
     """
-    spec = task.spec if isinstance(task, Task) else task if isinstance(task, InputSpec) else InputSpec(shape=tuple(task))
+    spec = (
+        task.spec if isinstance(task, Task) else task if isinstance(task, InputSpec) else InputSpec(shape=tuple(task))
+    )
     chosen = target if isinstance(target, Target) else Target(target or "onnx-x86")
     net = Artifact.of(model, spec)
     before = trace(net.module, spec.example(2))
@@ -81,14 +96,23 @@ def check(model: nn.Module, task: Task | InputSpec | tuple[int, ...], target: Ta
     graph = trace(net.module, spec.example(2))
     untouched = {f"{name} (BatchNorm)": reason for name, reason in refused.items()} | _pretend_int8_(net, graph, chosen)
     plan = plan_memory(graph, net)
-    misses = [f"{name}: {found:,} bytes planned, at most {limit:,} wanted"
-              for name, found, limit in (("RAM", plan.ram_bytes, chosen.ram), ("flash", plan.flash_bytes, chosen.flash))
-              if isinstance(limit, int) and found > limit]  # fmt: skip
+    misses = [
+        f"{name}: {found:,} bytes planned, at most {limit:,} wanted"
+        for name, found, limit in (("RAM", plan.ram_bytes, chosen.ram), ("flash", plan.flash_bytes, chosen.flash))
+        if isinstance(limit, int) and found > limit
+    ]
     return Check(
-        model=type(model).__name__, target=chosen, parameters=sum(p.numel() for p in net.module.parameters()),
-        macs=int(table.total("macs").value), operators=dict(Counter(n.op for n in before.nodes if n.op not in ("input", "size"))),
-        untouched=untouched, unsupported=unsupported, plan=plan, float_plan=float_plan, misses=tuple(misses),
-    )  # fmt: skip
+        model=type(model).__name__,
+        target=chosen,
+        parameters=sum(p.numel() for p in net.module.parameters()),
+        macs=int(table.total("macs").value),
+        operators=dict(Counter(n.op for n in before.nodes if n.op not in ("input", "size"))),
+        untouched=untouched,
+        unsupported=unsupported,
+        plan=plan,
+        float_plan=float_plan,
+        misses=tuple(misses),
+    )
 
 
 def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str]:
@@ -99,7 +123,9 @@ def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str
             axis = output_axis(module)
             rows = weight.decode().movedim(axis, 0).reshape(weight.shape[axis], -1)
             scale, zero = weight_grid(rows, 8, symmetric=True, choice="min_max", percentile=100)
-            grid = Grid(scale=scale, zero_point=zero, bit_width=torch.full_like(zero, 8), signed=True, narrow=True, axis=axis)
+            grid = Grid(
+                scale=scale, zero_point=zero, bit_width=torch.full_like(zero, 8), signed=True, narrow=True, axis=axis
+            )
             net.encode_(f"{path}.weight" if path else "weight", weight.with_grid(grid))
     signed = target.preset.activations_signed
     net.activations = {name: Grid.per_tensor(1.0, 0, 8, signed=signed) for name in integer_values(graph)}
@@ -107,6 +133,12 @@ def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str
     for node in graph.nodes:
         weight = net.encodings.get(net.canonical(node.state["weight"])) if node.op in ("conv", "linear") else None
         source, bias = grids.get(node.inputs[0]) if node.inputs else None, node.state.get("bias")
-        if weight is not None and weight.grid is not None and source is not None and bias is not None and bias not in net.encodings:
+        if (
+            weight is not None
+            and weight.grid is not None
+            and source is not None
+            and bias is not None
+            and bias not in net.encodings
+        ):
             net.encode_(bias, integer_bias(net.parameter(bias).detach(), source, weight.grid))
     return IntegerNet(net, graph).floats

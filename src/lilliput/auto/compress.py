@@ -38,7 +38,9 @@ AnyTask = Task | tuple[Any, Any]
 AnyRecipe = Recipe | str | Path | Sequence[Any] | dict[str, Any]
 
 
-def default_recipe(task: Task, target: Target | None = None, *, max_drop: str | float | None = None, seed: int = 0) -> Recipe:
+def default_recipe(
+    task: Task, target: Target | None = None, *, max_drop: str | float | None = None, seed: int = 0
+) -> Recipe:
     """Half of the weights zero, the rest in 16 shared values a layer, fine-tuned, 8-bit integers; each step guarded.
 
     Without training data the steps that damage the network are milder, and nothing is fine-tuned.
@@ -89,16 +91,28 @@ def compress(
     """Compress a copy of `model`, measure it beside the float network and plain int8, and check the budgets.
 
     Main arguments: `task` (a `Task`, or (X, y): classification for integer y, else regression; validation and test are
-    then split off), `target`, `max_drop` ("0.5pt", "1%"; also the guard of the default recipe), `max_bytes` of the `.lil`
-    file. Others: `recipe` (a Recipe, a YAML file, or a list of passes) in place of the default, `folder` for a run folder.
+    then split off), `target`, `max_drop` ("0.5pt", "1%"; also the guard of the default recipe), `max_bytes` of the
+    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or a list of passes) in place of the default, `folder` for a
+    run folder.
 
     There is no search yet: the result is that of one recipe; budgets that it misses are in `result.violations`.
     """
     task = as_task(task)
     chosen = as_target(target, max_flash, max_ram)
-    plan = (replace(default_recipe(task, chosen, max_drop=max_drop, seed=seed), threads=threads_for(model)) if recipe is None
-            else _with_target(as_recipe(recipe, seed), chosen if target is not None else None))  # fmt: skip
-    where = None if folder is None else (RunFolder(Path(folder)) if Path(folder).is_dir() else RunFolder.create(Path(folder).parent, Path(folder).name))
+    plan = (
+        replace(default_recipe(task, chosen, max_drop=max_drop, seed=seed), threads=threads_for(model))
+        if recipe is None
+        else _with_target(as_recipe(recipe, seed), chosen if target is not None else None)
+    )
+    where = (
+        None
+        if folder is None
+        else (
+            RunFolder(Path(folder))
+            if Path(folder).is_dir()
+            else RunFolder.create(Path(folder).parent, Path(folder).name)
+        )
+    )
     outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
     result = measured(model, task, outcome, folder=where, progress=progress)
     result.violations += _violations(result, outcome, max_drop, None if max_bytes is None else parse_bytes(max_bytes))
@@ -112,21 +126,42 @@ def apply(model: nn.Module, task: AnyTask, recipe: AnyRecipe, **more: Any) -> Re
     return compress(model, task, recipe=recipe, **more)
 
 
-def measured(model: nn.Module, task: Task, outcome: Outcome, *, folder: RunFolder | None = None, progress: Progress = SILENT) -> Result:
+def measured(
+    model: nn.Module, task: Task, outcome: Outcome, *, folder: RunFolder | None = None, progress: Progress = SILENT
+) -> Result:
     """Compare float, plain int8 and the outcome on the test role (validation if there is no test)."""
     role: Role = "test" if task.has("test") else "validation"
     target, context = outcome.recipe.target, outcome.context
     progress.say("plain int8 for comparison ...")
-    plain = run(model, task, plain_int8(target, outcome.recipe.seed), device=context.device, batch_size=context.batch_size)
+    plain = run(
+        model, task, plain_int8(target, outcome.recipe.seed), device=context.device, batch_size=context.batch_size
+    )
     artifacts = {"float": Artifact.of(model, task.spec), "plain int8": plain.artifact, "ours": outcome.artifact}
     with threads(outcome.recipe.threads), TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder.path
-        columns = compare(artifacts, model, task, target=target, evaluator=context.evaluator, role=role, folder=place, progress=progress)
+        columns = compare(
+            artifacts,
+            model,
+            task,
+            target=target,
+            evaluator=context.evaluator,
+            role=role,
+            folder=place,
+            progress=progress,
+        )
         if folder is None:
             for column in columns:
                 column.onnx = None
-    return Result(artifact=outcome.artifact, recipe=outcome.recipe, task=task, target=target, columns=columns, trail=outcome.trail,
-                  uses=dict(context.evaluator.uses), folder=None if folder is None else folder.path)  # fmt: skip
+    return Result(
+        artifact=outcome.artifact,
+        recipe=outcome.recipe,
+        task=task,
+        target=target,
+        columns=columns,
+        trail=outcome.trail,
+        uses=dict(context.evaluator.uses),
+        folder=None if folder is None else folder.path,
+    )
 
 
 def finish(result: Result, folder: RunFolder) -> None:
@@ -143,11 +178,13 @@ def as_task(task: AnyTask) -> Task:
         return task
     if not (isinstance(task, tuple) and len(task) == 2):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError("task", f"a {type(task).__name__}", "give a lilliput.Task, or (X, y)")
-    x, y = (v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for v in cast(tuple[Any, Any], task))
+    x, y = (
+        v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for v in cast(tuple[Any, Any], task)
+    )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     cuts = round(0.6 * len(x)), round(0.8 * len(x))
     parts = {"train": order[: cuts[0]], "validation": order[cuts[0] : cuts[1]], "test": order[cuts[1] :]}
-    roles = {role: (x[rows], y[rows]) for role, rows in parts.items()}
+    roles: dict[str, Any] = {role: (x[rows], y[rows]) for role, rows in parts.items()}
     return Task.regression(**roles) if y.is_floating_point() else Task.classification(**roles)
 
 
@@ -155,7 +192,12 @@ def as_target(target: Target | str | None, flash: str | int | None, ram: str | i
     base = target if isinstance(target, Target) else Target(target or "onnx-x86")
     if flash is None and ram is None:
         return base
-    return Target(base.name, flash=base.flash if flash is None else flash, ram=base.ram if ram is None else ram, reduce_range=base.reduce_range)
+    return Target(
+        base.name,
+        flash=base.flash if flash is None else flash,
+        ram=base.ram if ram is None else ram,
+        reduce_range=base.reduce_range,
+    )
 
 
 def as_recipe(recipe: AnyRecipe, seed: int = 0) -> Recipe:
@@ -172,15 +214,26 @@ def _with_target(recipe: Recipe, target: Target | None) -> Recipe:
     return recipe if target is None else replace(recipe, target=target)
 
 
-def _violations(result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None) -> list[Violation]:
+def _violations(
+    result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None
+) -> list[Violation]:
     found: list[Violation] = []
     ours = result.columns[-1].measurements
-    limits: list[tuple[str, float | None, str]] = [("max_bytes", max_bytes, "file"), ("max_flash", cast(Any, result.target.flash), "planned flash"),
-                                                   ("max_ram", cast(Any, result.target.ram), "planned RAM")]  # fmt: skip
+    limits: list[tuple[str, float | None, str]] = [
+        ("max_bytes", max_bytes, "file"),
+        ("max_flash", cast(Any, result.target.flash), "planned flash"),
+        ("max_ram", cast(Any, result.target.ram), "planned RAM"),
+    ]
     for name, limit, row in limits:
         if limit is not None and ours[row].value > limit:
-            found.append(Violation(budget=name, limit=limit, found=ours[row].value,
-                                   text=f"{name}: {ours[row].value:,.0f} bytes, at most {limit:,.0f} wanted"))  # fmt: skip
+            found.append(
+                Violation(
+                    budget=name,
+                    limit=limit,
+                    found=ours[row].value,
+                    text=f"{name}: {ours[row].value:,.0f} bytes, at most {limit:,.0f} wanted",
+                )
+            )
     if max_drop is not None:
         context = outcome.context
         reference = context.evaluator.reference("validation")
@@ -188,5 +241,12 @@ def _violations(result: Result, outcome: Outcome, max_drop: str | float | None, 
         verdict = MaxDrop(max_drop=max_drop).judge(result.task, candidate, reference)
         if not verdict.accepted:
             limit = parse_drop(max_drop, result.score, result.score.value(reference.rows))
-            found.append(Violation(budget="max_drop", limit=limit, found=float(verdict.evidence["drop"]), text=f"max_drop: {verdict.reason}"))
+            found.append(
+                Violation(
+                    budget="max_drop",
+                    limit=limit,
+                    found=float(verdict.evidence["drop"]),
+                    text=f"max_drop: {verdict.reason}",
+                )
+            )
     return found

@@ -31,8 +31,12 @@ class ConsoleProgress(Progress):
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("          {task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("          {task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+        )
         with Bars(*columns, console=self.console, transient=True) as bars:
             row = bars.add_task(title, total=total)
             yield lambda steps: bars.advance(row, steps)

@@ -9,13 +9,25 @@ import typer
 from lilliput.cli.console import ConsoleProgress, complain, out, out_json
 from lilliput.core.errors import LilliputError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Make neural networks small enough for the device they must run on, and prove it.")  # fmt: skip
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make neural networks small enough for the device they must run on, and prove it.",
+)
+
+WRONG_USE: Any = typer.BadParameter.__mro__[2]
+"""What typer raises for wrong options; it has no public name of its own."""
 
 Model = Annotated[str, typer.Argument(help="a name of the zoo (lilliput zoo), or file.py:make")]
 Weights = Annotated[Path | None, typer.Option(help=".pt (state dict), .safetensors or .lil to load into the model")]
-DataName = Annotated[str | None, typer.Option(help="another data set for a network of the zoo: digits, mnist, fashion-mnist, cifar10")]
-DataRoot = Annotated[Path | None, typer.Option(help="folder with data sets (else LILLIPUT_DATA and ~/.cache/lilliput/data)")]
+DataName = Annotated[
+    str | None, typer.Option(help="another data set for a network of the zoo: digits, mnist, fashion-mnist, cifar10")
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="folder with data sets (else LILLIPUT_DATA and ~/.cache/lilliput/data)")
+]
 Download = Annotated[bool, typer.Option(help="fetch a missing data set")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
@@ -41,19 +53,29 @@ def common(version: Annotated[bool, typer.Option("--version", callback=version_o
 
 @app.command()
 def compress(
-    model: Model, recipe: Annotated[Path | None, typer.Option(help="YAML recipe in place of the default")] = None,
-    weights: Weights = None, data: DataName = None, data_root: DataRoot = None, download: Download = False,
+    model: Model,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe in place of the default")] = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
     target: TargetName = None,
-    max_drop: Annotated[str | None, typer.Option(help='"0.5pt" (points), "1%" (relative), or a number in the score\'s unit')] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help='"0.5pt" (points), "1%" (relative), or a number in the score\'s unit')
+    ] = None,
     max_bytes: Annotated[str | None, typer.Option(help="of the .lil file: 60kB, 64KiB")] = None,
     max_flash: Annotated[str | None, typer.Option(help="planned constants: 256KiB")] = None,
     max_ram: Annotated[str | None, typer.Option(help="planned activations: 64KiB")] = None,
     runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
-    seed: Seed = 0, device: Device = "cpu", as_json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
-    from lilliput.auto.compress import as_recipe, compress as run_compress
+    from lilliput.auto.compress import as_recipe
+    from lilliput.auto.compress import compress as run_compress
     from lilliput.pipeline.folder import RunFolder
     from lilliput.zoo.registry import open_model
 
@@ -62,11 +84,27 @@ def compress(
     net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
     for line in task.roles():
         progress.say(line)
-    folder = RunFolder.open(resume) if resume is not None else RunFolder.create(runs, model.rpartition("/")[2].replace(".py:", "-"))
+    folder = (
+        RunFolder.open(resume)
+        if resume is not None
+        else RunFolder.create(runs, model.rpartition("/")[2].replace(".py:", "-"))
+    )
     progress.say(f"run folder {folder.path}")
     try:
-        result = run_compress(net, task, target, max_drop=max_drop, max_bytes=max_bytes, max_flash=max_flash, max_ram=max_ram,
-                              recipe=plan, seed=seed, folder=folder.path, progress=progress, device=device)  # fmt: skip
+        result = run_compress(
+            net,
+            task,
+            target,
+            max_drop=max_drop,
+            max_bytes=max_bytes,
+            max_flash=max_flash,
+            max_ram=max_ram,
+            recipe=plan,
+            seed=seed,
+            folder=folder.path,
+            progress=progress,
+            device=device,
+        )
     except KeyboardInterrupt:
         complain(f"interrupted; finished steps are kept: go on with --resume {folder.path}")
         raise typer.Exit(130) from None
@@ -74,22 +112,42 @@ def compress(
         out_json({**result.to_data(), "folder": str(folder.path)})
     else:
         out(result.table())
-        out(f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
-            + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None))  # fmt: skip
+        out(
+            f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
+            + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None)
+        )
     if not result.feasible:
         raise typer.Exit(1)
 
 
 @app.command()
 def apply(
-    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, such as that of a run folder")], model: Model, weights: Weights = None,
-    data: DataName = None, data_root: DataRoot = None, download: Download = False,
-    runs: Annotated[Path, typer.Option("--out")] = Path("runs"), resume: Annotated[Path | None, typer.Option()] = None,
-    device: Device = "cpu", as_json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, such as that of a run folder")],
+    model: Model,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    runs: Annotated[Path, typer.Option("--out")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option()] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Run exactly this recipe: the same bytes each time."""
-    compress(model=model, recipe=recipe, weights=weights, data=data, data_root=data_root, download=download, runs=runs,
-             resume=resume, device=device, as_json=as_json, quiet=quiet)  # fmt: skip
+    compress(
+        model=model,
+        recipe=recipe,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        runs=runs,
+        resume=resume,
+        device=device,
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 @app.command()
@@ -99,8 +157,13 @@ def demo(runs: Annotated[Path, typer.Option("--out")] = Path("runs"), quiet: Qui
 
 
 @app.command()
-def check(model: Model, target: TargetName = None, max_flash: Annotated[str | None, typer.Option()] = None,
-          max_ram: Annotated[str | None, typer.Option()] = None, as_json: Json = False) -> None:  # fmt: skip
+def check(
+    model: Model,
+    target: TargetName = None,
+    max_flash: Annotated[str | None, typer.Option()] = None,
+    max_ram: Annotated[str | None, typer.Option()] = None,
+    as_json: Json = False,
+) -> None:
     """Operators, layers that would stay in float, planned memory: in seconds, before any data is read."""
     from lilliput.auto.check import check as run_check
     from lilliput.auto.compress import as_target
@@ -126,19 +189,39 @@ def check(model: Model, target: TargetName = None, max_flash: Annotated[str | No
 
 @app.command()
 def train(
-    model: Model, out_file: Annotated[Path | None, typer.Option("--out", help="where the trained .lil goes")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None, learning_rate: Annotated[float | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None, weights: Weights = None, data: DataName = None,
-    data_root: DataRoot = None, download: Download = False, seed: Seed = 0, device: Device = "cpu", as_json: Json = False,
+    model: Model,
+    out_file: Annotated[Path | None, typer.Option("--out", help="where the trained .lil goes")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """Train a network (from scratch, or from --weights) and write it as a float .lil. An interrupted training goes on."""
+) -> None:
+    """Train a network (from scratch, or from --weights) into a float .lil. An interrupted training goes on."""
     from lilliput.cli.training import train_model
 
     progress = ConsoleProgress(quiet=quiet)
     path = out_file or Path(f"{model.rpartition('/')[2].replace('.py:', '-')}.lil")
-    found = train_model(model, path, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, weights=weights, data=data,
-                        data_root=data_root, download=download, seed=seed, device=device, progress=progress)  # fmt: skip
+    found = train_model(
+        model,
+        path,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
     if as_json:
         out_json(found)
     else:
@@ -147,15 +230,29 @@ def train(
 
 @app.command()
 def evaluate(
-    file: Annotated[str, typer.Argument(help="net.lil or net.onnx (with --into), or a model")], into: Into = None, role: RoleName = "test",
-    weights: Weights = None, data: DataName = None, data_root: DataRoot = None, download: Download = False, as_json: Json = False,
+    file: Annotated[str, typer.Argument(help="net.lil or net.onnx (with --into), or a model")],
+    into: Into = None,
+    role: RoleName = "test",
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """The score of a file or a model on its task, with a 95% interval."""
     from lilliput.cli.using import evaluate_file
 
-    found = evaluate_file(file, into, role, weights=weights, data=data, data_root=data_root, download=download,
-                          progress=ConsoleProgress(quiet=quiet))  # fmt: skip
+    found = evaluate_file(
+        file,
+        into,
+        role,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        progress=ConsoleProgress(quiet=quiet),
+    )
     if as_json:
         out_json(found)
     else:
@@ -165,9 +262,12 @@ def evaluate(
 @app.command()
 def predict(
     file: Annotated[Path, typer.Argument(help="net.onnx, or net.lil with --into")],
-    inputs: Annotated[Path, typer.Argument(help=".npy of one sample or a batch, as the network expects it, or an image")],
-    into: Into = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    inputs: Annotated[
+        Path, typer.Argument(help=".npy of one sample or a batch, as the network expects it, or an image")
+    ],
+    into: Into = None,
+    as_json: Json = False,
+) -> None:
     """What the network answers."""
     from lilliput.cli.using import predict_file
 
@@ -195,8 +295,12 @@ def inspect(file: Annotated[Path, typer.Argument(help="net.lil")], as_json: Json
 def diff(
     file: Annotated[Path, typer.Argument(help="small.lil")],
     against: Annotated[str, typer.Option(help="the original: a zoo name or file.py:make")],
-    weights: Weights = None, role: RoleName = "validation", data: DataName = None, data_root: DataRoot = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    weights: Weights = None,
+    role: RoleName = "validation",
+    data: DataName = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
     """How far each layer's output moved (SQNR), and which samples flipped."""
     from dataclasses import asdict
 
@@ -215,10 +319,13 @@ def diff(
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="net.lil")], into: Annotated[str, typer.Option(help="the model it was made from")],
-    folder: Annotated[Path, typer.Option("--out")] = Path("export"), target: TargetName = None,
-    static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    file: Annotated[Path, typer.Argument(help="net.lil")],
+    into: Annotated[str, typer.Option(help="the model it was made from")],
+    folder: Annotated[Path, typer.Option("--out")] = Path("export"),
+    target: TargetName = None,
+    static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None,
+    as_json: Json = False,
+) -> None:
     """Write a deployable ONNX file and say which layers are in float."""
     from lilliput.cli.using import export_file
 
@@ -231,10 +338,13 @@ def export(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="net.lil")], onnx: Annotated[Path, typer.Option(help="the exported file")],
-    into: Annotated[str, typer.Option(help="the model it was made from")], samples: Annotated[int, typer.Option(min=1)] = 1000,
-    data: DataName = None, data_root: DataRoot = None,
-) -> None:  # fmt: skip
+    file: Annotated[Path, typer.Argument(help="net.lil")],
+    onnx: Annotated[Path, typer.Option(help="the exported file")],
+    into: Annotated[str, typer.Option(help="the model it was made from")],
+    samples: Annotated[int, typer.Option(min=1)] = 1000,
+    data: DataName = None,
+    data_root: DataRoot = None,
+) -> None:
     """Run an exported file on real samples and compare it with the .lil; exit code 4 where they differ."""
     from lilliput.auto.load import load_artifact
     from lilliput.export.onnx_check import check_with_runtime
@@ -264,7 +374,9 @@ def methods(as_json: Json = False) -> None:
 
     rows: list[dict[str, Any]] = []
     for name, cls in known().items():
-        settings = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in ("include", "skip", "overrides")}
+        settings = {
+            f.name: f.default for f in dataclasses.fields(cls) if f.name not in ("include", "skip", "overrides")
+        }
         rows.append({"name": name, "summary": cls.summary, "settings": settings, "citations": list(cls.citations)})
     if as_json:
         out_json(rows)
@@ -290,25 +402,27 @@ def zoo(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: errors in one line, exit codes as documented."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 1 budget missed, 2 wrong use, 3 unsupported, 4 verification mismatch, 130 interrupted."""
     try:
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        code = app(arguments, standalone_mode=False)
     except LilliputError as error:
         complain(str(error))
-        sys.exit(error.exit_code)
-    except typer.Abort:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
-        sys.exit(130)
-    except KeyboardInterrupt:
-        complain("interrupted")
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        sys.exit(0)
-    except Exception as error:
-        if type(error).__module__.startswith("click") or type(error).__module__.startswith("typer"):
-            complain(getattr(error, "format_message", lambda: str(error))())
-            sys.exit(2)
-        raise
+        return 0
+    except typer.Exit as error:
+        return error.exit_code
+    except WRONG_USE as error:
+        complain(error.format_message())
+        return 2
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

@@ -17,13 +17,32 @@ from lilliput.zoo.registry import ZOO, entry, open_model
 
 
 def train_model(
-    model: str, path: Path, *, epochs: int | None, learning_rate: float | None, batch_size: int | None, weights: Path | None,
-    data: str | None, data_root: Path | None, download: bool, seed: int, device: str, progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+    model: str,
+    path: Path,
+    *,
+    epochs: int | None,
+    learning_rate: float | None,
+    batch_size: int | None,
+    weights: Path | None,
+    data: str | None,
+    data_root: Path | None,
+    download: bool,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
     """Train and write `path`; beside it a checkpoint while it goes on, from which an interrupted training resumes."""
     torch.manual_seed(seed)  # the command owns its process: initial weights follow the seed
-    net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, trained=False, fresh=weights is None,
-                           progress=progress)  # fmt: skip
+    net, task = open_model(
+        model,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        trained=False,
+        fresh=weights is None,
+        progress=progress,
+    )
     base = entry(model).training if model in ZOO else FitSettings(epochs=20, learning_rate=2e-3, schedule="one_cycle")
     given = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     settings = replace(base, **{k: v for k, v in given.items() if v is not None})
@@ -32,10 +51,22 @@ def train_model(
     artifact = Artifact.of(net, task.spec)
     checkpoint = path.with_suffix(".checkpoint")
     with threads(threads_for(net)):
-        result = fit(artifact, task, settings, generator=torch.Generator().manual_seed(seed), progress=progress, device=device,
-                     checkpoint=checkpoint)  # fmt: skip
+        result = fit(
+            artifact,
+            task,
+            settings,
+            generator=torch.Generator().manual_seed(seed),
+            progress=progress,
+            device=device,
+            checkpoint=checkpoint,
+        )
     size = container.save(artifact, path)
     checkpoint.unlink(missing_ok=True)
     best = next((h for h in result.history if h["epoch"] == result.best_epoch), {})
-    return {"file": str(path), "bytes": size, "epochs": result.epochs_run, "best epoch": result.best_epoch,
-            f"validation {task.score.name}": best.get("validation_score", "-")}  # fmt: skip
+    return {
+        "file": str(path),
+        "bytes": size,
+        "epochs": result.epochs_run,
+        "best epoch": result.best_epoch,
+        f"validation {task.score.name}": best.get("validation_score", "-"),
+    }

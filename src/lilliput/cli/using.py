@@ -42,13 +42,32 @@ def role_of(name: str) -> Role:
     return cast(Role, name)
 
 
-def evaluate_file(file: str, into: str | None, role: str, *, weights: Path | None, data: str | None, data_root: Path | None,
-                  download: bool, progress: Progress) -> dict[str, Any]:  # fmt: skip
+def evaluate_file(
+    file: str,
+    into: str | None,
+    role: str,
+    *,
+    weights: Path | None,
+    data: str | None,
+    data_root: Path | None,
+    download: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     is_file = file.endswith((".lil", ".onnx"))
     if is_file and into is None:
-        raise UsageError(f"evaluate {file}", "no --into", "name the model that the file was made from: --into digits-cnn")
+        raise UsageError(
+            f"evaluate {file}", "no --into", "name the model that the file was made from: --into digits-cnn"
+        )
     source = into if is_file and into is not None else file
-    net, task = open_model(source, weights=weights, data=data, data_root=data_root, download=download, trained=not is_file, progress=progress)
+    net, task = open_model(
+        source,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        trained=not is_file,
+        progress=progress,
+    )
     module, name = net, f"torch {torch.__version__}"
     if file.endswith(".lil"):
         module = runnable(load_artifact(file, fresh(source)))
@@ -58,8 +77,15 @@ def evaluate_file(file: str, into: str | None, role: str, *, weights: Path | Non
     evaluation = FullForward(task, module, progress=progress)(module, role_of(role))
     score = task.score
     value, interval = score.value(evaluation.rows), score.interval(evaluation.rows)
-    return {"score": score.name, "value": value, "unit": score.unit, "interval": list(interval), "samples": len(evaluation.rows),
-            "runtime": name, "text": f"{score.name} {score.format(value)} [{score.format(interval[0])}, {score.format(interval[1])}]"}  # fmt: skip
+    return {
+        "score": score.name,
+        "value": value,
+        "unit": score.unit,
+        "interval": list(interval),
+        "samples": len(evaluation.rows),
+        "runtime": name,
+        "text": f"{score.name} {score.format(value)} [{score.format(interval[0])}, {score.format(interval[1])}]",
+    }
 
 
 def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, Any]]:
@@ -71,7 +97,9 @@ def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, A
     else:
         contents = container.read(file)
         if into is None:
-            raise UsageError(f"predict {file}", "no --into", "name the model that the file was made from: --into digits-cnn")
+            raise UsageError(
+                f"predict {file}", "no --into", "name the model that the file was made from: --into digits-cnn"
+            )
         module, labels, shape = runnable(load_artifact(file, fresh(into))), contents.input.labels, contents.input.shape
     x = read_inputs(inputs, shape)
     with torch.no_grad():
@@ -82,7 +110,15 @@ def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, A
         if row.dim() == 1 and len(values) > 1:
             best = int(row.argmax())
             name = labels[best] if best < len(labels) else str(best)
-            rows.append({"sample": i, "class": best, "label": name, "outputs": values, "text": f"{i}: {name} (outputs {_short(values)})"})
+            rows.append(
+                {
+                    "sample": i,
+                    "class": best,
+                    "label": name,
+                    "outputs": values,
+                    "text": f"{i}: {name} (outputs {_short(values)})",
+                }
+            )
         else:
             rows.append({"sample": i, "outputs": values, "text": f"{i}: {_short(values)}"})
     return rows
@@ -120,19 +156,36 @@ def inspect_file(file: Path) -> dict[str, Any]:
         count, entries = int(row["total"].value), max(1, int(np.prod(e.shape)))
         slots = {slot: int(m.value) for slot, m in row.items() if slot not in ("total", "packed")}
         tensors.append({"name": name, "shape": list(e.shape), "stored": e.describe(), "bytes": count, "slots": slots})
-        rows.append([name, "x".join(map(str, e.shape)), e.describe(), f"{count:,}", f"{8 * count / entries:.2f}",
-                     " ".join(f"{k}:{v}" for k, v in slots.items())])  # fmt: skip
+        rows.append(
+            [
+                name,
+                "x".join(map(str, e.shape)),
+                e.describe(),
+                f"{count:,}",
+                f"{8 * count / entries:.2f}",
+                " ".join(f"{k}:{v}" for k, v in slots.items()),
+            ]
+        )
     rest = overhead(contents)
     lines = [
-        f"{file}: {contents.size:,} bytes = {contents.size - rest:,} of tensors + {rest} of header, activation grids and checksum",
+        f"{file}: {contents.size:,} bytes: {contents.size - rest:,} of tensors, {rest} of header, grids and checksum",
         f"input {contents.input.shape} {contents.input.layout}, architecture {contents.origin}",
         render(rows),
     ]
     lines += [f"edit: {edit}" for edit in contents.edits]
-    lines += [f"activation {name}: {int(g.bit_width)} bits {'signed' if g.signed else 'unsigned'}, scale {float(g.scale):.6g}, "
-              f"zero point {int(g.zero_point)}" for name, g in contents.activations.items()]  # fmt: skip
-    return {"file": str(file), "bytes": contents.size, "overhead": rest, "tensors": tensors, "recipe": contents.recipe,
-            "activations": list(contents.activations), "edits": [str(e) for e in contents.edits], "text": "\n".join(lines)}  # fmt: skip
+    for name, g in contents.activations.items():
+        kind = f"{int(g.bit_width)} bits {'signed' if g.signed else 'unsigned'}"
+        lines.append(f"activation {name}: {kind}, scale {float(g.scale):.6g}, zero point {int(g.zero_point)}")
+    return {
+        "file": str(file),
+        "bytes": contents.size,
+        "overhead": rest,
+        "tensors": tensors,
+        "recipe": contents.recipe,
+        "activations": list(contents.activations),
+        "edits": [str(e) for e in contents.edits],
+        "text": "\n".join(lines),
+    }
 
 
 def export_file(file: Path, into: str, folder: Path, target: str | None, static_batch: int | None) -> dict[str, Any]:
@@ -143,7 +196,11 @@ def export_file(file: Path, into: str, folder: Path, target: str | None, static_
     left = onnx_export.layers_in_float(artifact, graph)
     size = path.stat().st_size
     lines = [f"{path}: {size:,} bytes ({format_quantity(size, 'B')})"]
-    lines += [f"in float: {name}: {reason}" for name, reason in left.items()] if artifact.activations else ["the whole network is in float"]
+    lines += (
+        [f"in float: {name}: {reason}" for name, reason in left.items()]
+        if artifact.activations
+        else ["the whole network is in float"]
+    )
     return {"file": str(path), "bytes": size, "in_float": left, "text": "\n".join(lines)}
 
 
@@ -153,16 +210,22 @@ def report_folder(folder: Path) -> str:
     for entry in run.trail():
         verdict = entry["verdict"]
         state = "no effect" if not entry["effect"] else "kept" if verdict["accepted"] else "REFUSED"
-        lines.append(f"{entry['step']}. {entry['name']}: {state}; {verdict['reason']}; {entry['bytes']:,} bytes; {entry['seconds']} s")
+        lines.append(f"{entry['step']}. {entry['name']}: {state}; {verdict['reason']}; {entry['bytes']:,} bytes")
         for p in entry["passes"]:
             reasons: dict[str, list[str]] = {}
             for layer, reason in p["skipped"].items():
                 reasons.setdefault(reason, []).append(layer)
-            lines += [f"     skipped by {p['name']}: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}: {reason}"
-                      for reason, layers in reasons.items()]  # fmt: skip
+            lines += [
+                f"     skipped by {p['name']}: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}: {reason}"
+                for reason, layers in reasons.items()
+            ]
     table = folder / "table.txt"
     lines.append("")
-    lines.append(table.read_text(encoding="utf-8") if table.is_file() else f"the run is not finished: go on with --resume {folder}")
+    lines.append(
+        table.read_text(encoding="utf-8")
+        if table.is_file()
+        else f"the run is not finished: go on with --resume {folder}"
+    )
     return "\n".join(lines)
 
 
@@ -179,7 +242,9 @@ def _read_image(path: Path, asked: str, shape: tuple[int, ...] | None) -> Tensor
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise MissingExtraError(asked, "reading images needs Pillow", "pip install 'lilliput[report]', or give a .npy file") from error
+        raise MissingExtraError(
+            asked, "reading images needs Pillow", "pip install 'lilliput[report]', or give a .npy file"
+        ) from error
     channels = shape[0] if shape is not None and len(shape) == 3 else 3
     try:
         with Image.open(path) as image:

@@ -53,20 +53,30 @@ class Artifact:
         """An artifact of a copy of `model`; the model itself is never touched."""
         parametrized = [path for path, m in model.named_modules() if "parametrizations" in dict(m.named_children())]
         if parametrized:
-            raise UsageError(f"compress {type(model).__name__}", f"{parametrized[0]!r} is parametrized",
-                             "bake it first with torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
+            raise UsageError(
+                f"compress {type(model).__name__}",
+                f"{parametrized[0]!r} is parametrized",
+                "bake it first with torch.nn.utils.parametrize.remove_parametrizations",
+            )
         module = copy.deepcopy(model).eval()
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise UsageError(f"compress {type(model).__name__}", f"{name} holds NaN or infinity", "mend the model first")
+                raise UsageError(
+                    f"compress {type(model).__name__}", f"{name} holds NaN or infinity", "mend the model first"
+                )
         return Artifact(module=module, input=spec, origin=fingerprint(module))
 
     def copy(self) -> "Artifact":
         """Independent: nothing done to one is seen in the other. Encodings are immutable and shared."""
         return Artifact(
-            module=copy.deepcopy(self.module), input=self.input, encodings=dict(self.encodings),
-            activations=dict(self.activations), edits=list(self.edits), recipe=copy.deepcopy(self.recipe), origin=self.origin,
-        )  # fmt: skip
+            module=copy.deepcopy(self.module),
+            input=self.input,
+            encodings=dict(self.encodings),
+            activations=dict(self.activations),
+            edits=list(self.edits),
+            recipe=copy.deepcopy(self.recipe),
+            origin=self.origin,
+        )
 
     def restore_(self, snapshot: "Artifact") -> None:
         """Become `snapshot` again, as it was when it was copied."""
@@ -78,8 +88,11 @@ class Artifact:
         try:
             return self.module.get_parameter(name)
         except AttributeError:
-            raise UsageError(f"parameter {name!r}", "the network has none of this name",
-                             f"use one of {', '.join(list(dict(self.module.named_parameters()))[:8])}, ...") from None  # fmt: skip
+            raise UsageError(
+                f"parameter {name!r}",
+                "the network has none of this name",
+                f"use one of {', '.join(list(dict(self.module.named_parameters()))[:8])}, ...",
+            ) from None
 
     def canonical(self, name: str) -> str:
         """The first name of a tied parameter."""
@@ -96,8 +109,11 @@ class Artifact:
         name = self.canonical(name)
         parameter = self.parameter(name)
         if tuple(parameter.shape) != encoding.shape:
-            raise MethodError(f"encode {name!r}", f"an encoding of shape {encoding.shape} for {tuple(parameter.shape)}",
-                              "edit the module and the encoding together")  # fmt: skip
+            raise MethodError(
+                f"encode {name!r}",
+                f"an encoding of shape {encoding.shape} for {tuple(parameter.shape)}",
+                "edit the module and the encoding together",
+            )
         with torch.no_grad():
             parameter.copy_(encoding.decode())
         if encoding.is_plain:
@@ -117,13 +133,20 @@ class Artifact:
         names = dict(self.module.named_parameters())
         for name, encoding in self.encodings.items():
             if name not in names:
-                raise MethodError(f"check of {name!r}", "an encoding without a parameter", "drop it where the layer goes")
+                raise MethodError(
+                    f"check of {name!r}", "an encoding without a parameter", "drop it where the layer goes"
+                )
             if not torch.equal(names[name].detach(), encoding.decode()):
-                raise MethodError(f"check of {name!r}", "the weight is not what its encoding decodes to",
-                                  "write weights through Artifact.encode_")  # fmt: skip
-        hooked = [path for path, m in self.module.named_modules() if m._forward_hooks or m._forward_pre_hooks]  # noqa: SLF001
+                raise MethodError(
+                    f"check of {name!r}",
+                    "the weight is not what its encoding decodes to",
+                    "write weights through Artifact.encode_",
+                )
+        hooked = [path for path, m in self.module.named_modules() if m._forward_hooks or m._forward_pre_hooks]
         if hooked:
-            raise MethodError(f"check of {hooked[0] or 'the model'!r}", "a forward hook was left", "remove hooks after use")
+            raise MethodError(
+                f"check of {hooked[0] or 'the model'!r}", "a forward hook was left", "remove hooks after use"
+            )
 
     def stored(self) -> dict[str, Encoding]:
         """Every floating-point tensor of the file, once: parameters and buffers by their first names, in order."""

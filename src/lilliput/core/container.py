@@ -39,8 +39,14 @@ DICTIONARY = (
 )
 """Preset of the deflate coder for headers: common words, so that a header of a tiny network stays tiny."""
 
-_COUNTERS = {"torch.int64": (torch.int64, "<i8"), "torch.int32": (torch.int32, "<i4"), "torch.bool": (torch.bool, "|b1"),
-             "torch.uint8": (torch.uint8, "|u1"), "torch.int16": (torch.int16, "<i2"), "torch.int8": (torch.int8, "|i1")}  # fmt: skip
+_COUNTERS = {
+    "torch.int64": (torch.int64, "<i8"),
+    "torch.int32": (torch.int32, "<i4"),
+    "torch.bool": (torch.bool, "|b1"),
+    "torch.uint8": (torch.uint8, "|u1"),
+    "torch.int16": (torch.int16, "<i2"),
+    "torch.int8": (torch.int8, "|i1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +71,11 @@ class Contents:
         """
         found = fingerprint(fresh)
         if found != self.origin:
-            raise ArtifactError(f"load into {type(fresh).__name__}", f"its fingerprint is {found}, the file's is {self.origin}",
-                                "make the module with the class and arguments that the file was made from")  # fmt: skip
+            raise ArtifactError(
+                f"load into {type(fresh).__name__}",
+                f"its fingerprint is {found}, the file's is {self.origin}",
+                "make the module with the class and arguments that the file was made from",
+            )
         for edit in self.edits:
             edit.replay_(fresh)
         owners = fresh.state_dict(keep_vars=True)
@@ -74,13 +83,24 @@ class Contents:
         for name, encoding in self.tensors.items():
             if name not in owners or tuple(owners[name].shape) != encoding.shape:
                 shape = tuple(owners[name].shape) if name in owners else "nothing"
-                raise ArtifactError(f"load tensor {name!r}", f"shape {encoding.shape} in the file, {shape} in the module",
-                                    "give the module that the file was made from")  # fmt: skip
+                raise ArtifactError(
+                    f"load tensor {name!r}",
+                    f"shape {encoding.shape} in the file, {shape} in the module",
+                    "give the module that the file was made from",
+                )
         missing = sorted({names[id(t)] for t in owners.values()} - set(self.tensors) - set(self.counters))
         if missing:
-            raise ArtifactError("load", f"the file has no tensor {missing[0]!r}", "give the module that the file was made from")
-        artifact = Artifact(module=fresh.eval(), input=self.input, activations=dict(self.activations), edits=list(self.edits),
-                            recipe=list(self.recipe), origin=self.origin)  # fmt: skip
+            raise ArtifactError(
+                "load", f"the file has no tensor {missing[0]!r}", "give the module that the file was made from"
+            )
+        artifact = Artifact(
+            module=fresh.eval(),
+            input=self.input,
+            activations=dict(self.activations),
+            edits=list(self.edits),
+            recipe=list(self.recipe),
+            origin=self.origin,
+        )
         with torch.no_grad():
             for name, encoding in self.tensors.items():
                 owners[name].copy_(encoding.decode())
@@ -108,7 +128,9 @@ def dumps(artifact: Artifact, *, trail: list[dict[str, Any]] | None = None, stri
         first = len(writer.streams)
         slots = write_encoding(writer, e, derived_scale=source is not None)
         codes = writer.codes[first:]
-        described.append([name, list(e.shape), slots, [] if not any(codes) else codes, *([] if source is None else [source])])
+        described.append(
+            [name, list(e.shape), slots, [] if not any(codes) else codes, *([] if source is None else [source])]
+        )
     spec = artifact.input
     header = [
         bytes.fromhex(artifact.origin),
@@ -122,7 +144,9 @@ def dumps(artifact: Artifact, *, trail: list[dict[str, Any]] | None = None, stri
     ]
     payload = writer.data
     if entries > ENTRIES_FLOOR + ENTRIES_PER_BYTE * len(payload):
-        raise UsageError("write a .lil file", f"{entries} entries in {len(payload)} bytes", "remove channels of zero bits")
+        raise UsageError(
+            "write a .lil file", f"{entries} entries in {len(payload)} bytes", "remove channels of zero bits"
+        )
     raw = wire.dumps(header)
     packer = zlib.compressobj(9, wbits=-15, zdict=DICTIONARY)
     coded = packer.compress(raw) + packer.flush()
@@ -143,11 +167,22 @@ def loads(data: bytes, *, source: str = "the file") -> Contents:
         return _parse(data)
     except LilliputError as error:
         raise ArtifactError(asked, str(error.found), error.do) from error
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, zlib.error, UnicodeDecodeError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        zlib.error,
+        UnicodeDecodeError,
+        RuntimeError,
+    ) as error:
         raise ArtifactError(asked, f"the contents are not well formed ({error})", "make the file again") from error
 
 
-def save(artifact: Artifact, path: str | os.PathLike[str], *, trail: list[dict[str, Any]] | None = None, strip: bool = False) -> int:
+def save(
+    artifact: Artifact, path: str | os.PathLike[str], *, trail: list[dict[str, Any]] | None = None, strip: bool = False
+) -> int:
     """Write the file (whole or not at all); returns its size in bytes."""
     data = dumps(artifact, trail=trail, strip=strip)
     write_atomically(path, data)
@@ -161,7 +196,9 @@ def read(path: str | os.PathLike[str]) -> Contents:
     except FileNotFoundError:
         raise ArtifactError(f"read {path}", "no such file", "check the path") from None
     except OSError as error:
-        raise ArtifactError(f"read {path}", error.strerror or str(error), "check the path and its permissions") from None
+        raise ArtifactError(
+            f"read {path}", error.strerror or str(error), "check the path and its permissions"
+        ) from None
     return loads(data, source=str(path))
 
 
@@ -178,12 +215,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise UsageError(f"write {path}", error.strerror or str(error), "choose another place; nothing was changed") from error
+        raise UsageError(
+            f"write {path}", error.strerror or str(error), "choose another place; nothing was changed"
+        ) from error
 
 
 def sizes(contents: Contents) -> dict[str, dict[str, int]]:
@@ -228,15 +267,31 @@ def _parse(data: bytes) -> Contents:
     if start != len(payload):
         raise ValueError(f"{len(payload) - start} bytes of payload left over")
     if not isinstance(recipe, list) or not isinstance(trail, list):
-        raise ValueError("recipe or trail is not a list")
+        raise ValueError("recipe or trail is not a list")  # noqa: TRY004 - one kind of error for a malformed file
     return Contents(
-        origin=bytes(origin).hex(), input=_spec(spec), tensors=tensors, counters=dict(_counter(*c) for c in counters),
-        activations=activations, edits=[_edit(e) for e in edits], recipe=recipe, trail=trail, size=len(data), streams=streams,
-    )  # fmt: skip
+        origin=bytes(origin).hex(),
+        input=_spec(spec),
+        tensors=tensors,
+        counters=dict(_counter(*c) for c in counters),
+        activations=activations,
+        edits=[_edit(e) for e in edits],
+        recipe=recipe,
+        trail=trail,
+        size=len(data),
+        streams=streams,
+    )
 
 
-def _tensor(reader: Reader, shape: tuple[int, ...], slots: list[int], codes: list[int], source: list[int],
-            scales: list[Tensor], tensors: Mapping[str, Encoding], name: str) -> Encoding:  # fmt: skip
+def _tensor(
+    reader: Reader,
+    shape: tuple[int, ...],
+    slots: list[int],
+    codes: list[int],
+    source: list[int],
+    scales: list[Tensor],
+    tensors: Mapping[str, Encoding],
+    name: str,
+) -> Encoding:
     _count(shape)
     derived = None
     if source:
@@ -251,7 +306,11 @@ def _tensor(reader: Reader, shape: tuple[int, ...], slots: list[int], codes: lis
 
 
 def _count(shape: Any) -> int:
-    if not isinstance(shape, (list, tuple)) or len(shape) > 8 or not all(isinstance(s, int) and 0 < s < 1 << 40 for s in shape):
+    if (
+        not isinstance(shape, (list, tuple))
+        or len(shape) > 8
+        or not all(isinstance(s, int) and 0 < s < 1 << 40 for s in shape)
+    ):
         raise ValueError(f"shape {shape!r}")
     n = 1
     for s in shape:
@@ -276,8 +335,13 @@ def _counter(name: str, dtype: str, shape: list[int], raw: bytes) -> tuple[str, 
 def _spec(spec: Any) -> InputSpec:
     shape, layout, mean, std, labels = spec
     _count(shape)
-    return InputSpec(shape=tuple(shape), layout=str(layout), mean=tuple(float(m) for m in mean), std=tuple(float(s) for s in std),
-                     labels=tuple(str(v) for v in labels))  # fmt: skip
+    return InputSpec(
+        shape=tuple(shape),
+        layout=str(layout),
+        mean=tuple(float(m) for m in mean),
+        std=tuple(float(s) for s in std),
+        labels=tuple(str(v) for v in labels),
+    )
 
 
 def _edit_data(edit: Edit) -> list[Any]:
@@ -312,7 +376,12 @@ def _product(source: Tensor, weight: Tensor) -> Tensor:
 def _derivation(name: str, e: Encoding, tensors: Mapping[str, Encoding], activations: Mapping[str, Grid]) -> int | None:
     """The activation whose scale times the weight's is this bias's scale: then the file need not hold it."""
     weight = tensors.get(_weight_of(name)) if name.endswith("bias") else None
-    if e.grid is None or weight is None or weight.grid is None or list(tensors).index(_weight_of(name)) > list(tensors).index(name):
+    if (
+        e.grid is None
+        or weight is None
+        or weight.grid is None
+        or list(tensors).index(_weight_of(name)) > list(tensors).index(name)
+    ):
         return None
     for i, grid in enumerate(activations.values()):
         product = _product(grid.scale, weight.grid.scale)

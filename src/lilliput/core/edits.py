@@ -25,7 +25,6 @@ REPLACEMENTS: dict[str, type[nn.Module]] = {
 """What `Replace` can build, by name: a file can name these and nothing else."""
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Fold:
     """BatchNorm `norm` becomes part of `layer`, which gets a bias; an Identity stands where the norm was."""
@@ -38,11 +37,16 @@ class Fold:
         bias = dict(layer.named_parameters(recurse=False)).get("bias")
         channels = getattr(norm, "num_features", None)
         if not isinstance(channels, int):
-            raise ArtifactError(f"replay of fold into {self.layer!r}", f"{self.norm!r} is {type(norm).__name__}",
-                                "give the module that the file was made from")  # fmt: skip
+            raise ArtifactError(
+                f"replay of fold into {self.layer!r}",
+                f"{self.norm!r} is {type(norm).__name__}",
+                "give the module that the file was made from",
+            )
         if bias is None:
             weight = layer.get_parameter("weight")
-            layer.register_parameter("bias", nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device)))
+            layer.register_parameter(
+                "bias", nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device))
+            )
         _put(module, self.norm, nn.Identity())
 
 
@@ -61,8 +65,12 @@ class Slice:
         tensor = tensors.get(name)
         if tensor is None or self.dim >= tensor.dim() or any(i >= tensor.shape[self.dim] for i in self.index):
             found = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
-            raise ArtifactError(f"replay of slice of {self.path!r}", found, "give the module that the file was made from")
-        sliced = tensor.detach().index_select(self.dim, torch.tensor(self.index, dtype=torch.int64, device=tensor.device))
+            raise ArtifactError(
+                f"replay of slice of {self.path!r}", found, "give the module that the file was made from"
+            )
+        sliced = tensor.detach().index_select(
+            self.dim, torch.tensor(self.index, dtype=torch.int64, device=tensor.device)
+        )
         if isinstance(tensor, nn.Parameter):
             setattr(owner, name, nn.Parameter(sliced, requires_grad=tensor.requires_grad))
         else:
@@ -80,8 +88,11 @@ class Replace:
 
     def replay_(self, module: nn.Module) -> None:
         if self.cls not in REPLACEMENTS:
-            raise ArtifactError(f"replay of replace at {self.path!r}", f"unknown class {self.cls!r}",
-                                f"known are {', '.join(REPLACEMENTS)}")  # fmt: skip
+            raise ArtifactError(
+                f"replay of replace at {self.path!r}",
+                f"unknown class {self.cls!r}",
+                f"known are {', '.join(REPLACEMENTS)}",
+            )
         _get(module, self.path)
         _put(module, self.path, REPLACEMENTS[self.cls](**self.settings))
 
@@ -108,8 +119,11 @@ def _get(module: nn.Module, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
     except AttributeError:
-        raise ArtifactError(f"replay of an edit at {path!r}", "the module has nothing there",
-                            "give the module that the file was made from") from None  # fmt: skip
+        raise ArtifactError(
+            f"replay of an edit at {path!r}",
+            "the module has nothing there",
+            "give the module that the file was made from",
+        ) from None
 
 
 def _put(module: nn.Module, path: str, new: nn.Module) -> None:

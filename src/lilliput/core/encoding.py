@@ -41,9 +41,12 @@ class Grid:
         n = self.scale.numel()
         same = self.zero_point.shape == self.bit_width.shape == self.scale.shape == (n,)
         if not same or (self.axis is None and n != 1):
-            raise UsageError("a grid", f"scale, zero_point and bit_width of shapes {tuple(self.scale.shape)}, "
-                             f"{tuple(self.zero_point.shape)}, {tuple(self.bit_width.shape)} for axis {self.axis}",
-                             "give each one entry, or one for each slice of the axis")  # fmt: skip
+            raise UsageError(
+                "a grid",
+                f"scale, zero_point and bit_width of shapes {tuple(self.scale.shape)}, "
+                f"{tuple(self.zero_point.shape)}, {tuple(self.bit_width.shape)} for axis {self.axis}",
+                "give each one entry, or one for each slice of the axis",
+            )
         if self.scale.dtype != torch.float32 or not bool((torch.isfinite(self.scale) & (self.scale > 0)).all()):
             raise UsageError("a grid", "a scale that is not a positive finite float32", "choose scales with ops.affine")
         if bool(((self.bit_width < 0) | (self.bit_width > MAX_BITS)).any()):
@@ -51,8 +54,13 @@ class Grid:
 
     @staticmethod
     def per_tensor(scale: float, zero_point: int, bit_width: int, *, signed: bool, narrow: bool = False) -> "Grid":
-        return Grid(scale=torch.tensor([scale], dtype=torch.float32), zero_point=torch.tensor([zero_point]),
-                    bit_width=torch.tensor([bit_width]), signed=signed, narrow=narrow)  # fmt: skip
+        return Grid(
+            scale=torch.tensor([scale], dtype=torch.float32),
+            zero_point=torch.tensor([zero_point]),
+            bit_width=torch.tensor([bit_width]),
+            signed=signed,
+            narrow=narrow,
+        )
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest integer of each slice; both are the zero point where the bit width is 0."""
@@ -83,10 +91,17 @@ class Grid:
     def select(self, dim: int, index: Tensor) -> "Grid":
         if dim != self.axis:
             return self
-        return replace(self, scale=self.scale[index], zero_point=self.zero_point[index], bit_width=self.bit_width[index])
+        return replace(
+            self, scale=self.scale[index], zero_point=self.zero_point[index], bit_width=self.bit_width[index]
+        )
 
     def to(self, device: torch.device) -> "Grid":
-        return replace(self, scale=self.scale.to(device), zero_point=self.zero_point.to(device), bit_width=self.bit_width.to(device))
+        return replace(
+            self,
+            scale=self.scale.to(device),
+            zero_point=self.zero_point.to(device),
+            bit_width=self.bit_width.to(device),
+        )
 
     def same(self, other: "Grid | None") -> bool:
         return (
@@ -218,7 +233,11 @@ class Encoding:
             values = (grid if self.sharing is None else self._table_grid(grid)).quantize(source)
         if self.sharing is None:
             values = _blank(values, self.mask)
-        return replace(self, grid=grid, values=values)._compact() if self.sharing else replace(self, grid=grid, values=values)
+        return (
+            replace(self, grid=grid, values=values)._compact()
+            if self.sharing
+            else replace(self, grid=grid, values=values)
+        )
 
     def select(self, dim: int, index: Tensor) -> "Encoding":
         """The encoding of the chosen slices of dimension `dim`."""
@@ -236,9 +255,16 @@ class Encoding:
         return Encoding(shape=shape, values=table, mask=mask, grid=grid, sharing=sharing)._compact()
 
     def to(self, device: torch.device) -> "Encoding":
-        sharing = self.sharing and replace(self.sharing, indices=self.sharing.indices.to(device), sizes=self.sharing.sizes.to(device))
-        return replace(self, values=self.values.to(device), mask=None if self.mask is None else self.mask.to(device),
-                       sharing=sharing, grid=self.grid and self.grid.to(device))  # fmt: skip
+        sharing = self.sharing and replace(
+            self.sharing, indices=self.sharing.indices.to(device), sizes=self.sharing.sizes.to(device)
+        )
+        return replace(
+            self,
+            values=self.values.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+            sharing=sharing,
+            grid=self.grid and self.grid.to(device),
+        )
 
     def same(self, other: "Encoding") -> bool:
         """Bitwise the same slots."""
@@ -278,8 +304,11 @@ class Encoding:
         if sharing is None or grid.axis is None:
             return grid
         if sharing.axis != grid.axis:
-            raise UsageError("grid", "one scale for each channel under a table shared by all channels",
-                             "use one grid for the tensor, or share per channel")  # fmt: skip
+            raise UsageError(
+                "grid",
+                "one scale for each channel under a table shared by all channels",
+                "use one grid for the tensor, or share per channel",
+            )
         rows = torch.repeat_interleave(torch.arange(len(sharing.sizes), device=sharing.sizes.device), sharing.sizes)
         return replace(grid.select(grid.axis, rows), axis=0)
 
@@ -304,7 +333,11 @@ class Encoding:
             start += size
         for i, table in enumerate(tables):
             if len(table) == 0:  # a slice without stored entries keeps one row: indices stay valid
-                zero = 0 if self.grid is None else int(self.grid.zero_point[i if self.grid.axis == sharing.axis and len(tables) > 1 else 0])
+                zero = (
+                    0
+                    if self.grid is None
+                    else int(self.grid.zero_point[i if self.grid.axis == sharing.axis and len(tables) > 1 else 0])
+                )
                 tables[i] = torch.full((1,), zero, dtype=self.values.dtype, device=self.values.device)
         sizes = torch.tensor([len(t) for t in tables], dtype=torch.int64, device=rows.device)
         indices = _blank(new_index[rows], self.mask)
@@ -322,7 +355,9 @@ def cluster_means(x: Tensor, sharing: Sharing, mask: Tensor | None) -> Tensor:
 
 
 def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
-    return values if mask is None else torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    return (
+        values if mask is None else torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    )
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

@@ -53,8 +53,15 @@ class MaxDrop:
         words = "at least" if score.higher_is_better else "at most"
         accepted = drop <= limit + 1e-9
         reason = f"{score.name} {score.format(before)} -> {score.format(now)}, {words} {score.format(bound)} wanted"
-        evidence = {"score": now, "original": before, "drop": drop, "limit": limit, "interval": list(interval),
-                    "samples": len(candidate.rows), "role": self.role}  # fmt: skip
+        evidence = {
+            "score": now,
+            "original": before,
+            "drop": drop,
+            "limit": limit,
+            "interval": list(interval),
+            "samples": len(candidate.rows),
+            "role": self.role,
+        }
         return Verdict(accepted=accepted, reason=reason, evidence=evidence)
 
 
@@ -64,8 +71,15 @@ class FullForward:
     `uses` counts how often each role was looked at: the test role should end at one.
     """
 
-    def __init__(self, task: Task, original: nn.Module, *, batch_size: int = 256, device: str | torch.device = "cpu",
-                 progress: Progress = SILENT) -> None:  # fmt: skip
+    def __init__(
+        self,
+        task: Task,
+        original: nn.Module,
+        *,
+        batch_size: int = 256,
+        device: str | torch.device = "cpu",
+        progress: Progress = SILENT,
+    ) -> None:
         self.task, self.original, self.batch_size, self.device = task, original, batch_size, torch.device(device)
         self.progress = progress
         self.uses: dict[str, int] = {}
@@ -87,8 +101,14 @@ class FullForward:
         return _judge(self.task, data, role, outputs, outputs, self.batch_size)
 
 
-def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device,
-               advance: Callable[[int], None] = lambda n: None) -> Tensor:  # fmt: skip
+def outputs_of(
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Tensor:
     """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""
     parts: list[Tensor] = []
     modes = {m: m.training for m in model.modules()}
@@ -99,8 +119,11 @@ def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device
                 out: Any = task.forward(model, (x.to(device), y))
                 if not isinstance(out, Tensor) or len(out) != len(x):
                     found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-                    raise DataError("outputs of the model", f"{found} for {len(x)} inputs",
-                                    "let forward(model, batch) of the task return a tensor with one row a sample")  # fmt: skip
+                    raise DataError(
+                        "outputs of the model",
+                        f"{found} for {len(x)} inputs",
+                        "let forward(model, batch) of the task return a tensor with one row a sample",
+                    )
                 parts.append(out.detach().float().cpu())
                 advance(len(x))
     finally:
@@ -112,8 +135,16 @@ def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device
     return result
 
 
-def evaluate(model: nn.Module, task: Task, data: Data, role: Role, original: Tensor, batch_size: int,
-             device: torch.device, progress: Progress = SILENT) -> Evaluation:  # fmt: skip
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    role: Role,
+    original: Tensor,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = SILENT,
+) -> Evaluation:
     with progress.task(f"evaluate on {role}", len(data)) as advance:
         outputs = outputs_of(model, task, data, batch_size, device, advance)
     return _judge(task, data, role, outputs, original, batch_size)
@@ -129,7 +160,9 @@ def _judge(task: Task, data: Data, role: Role, outputs: Tensor, original: Tensor
             rows.append(task.score.statistics(outputs[here], targets))
             ok.append(task.ok(outputs[here], targets, original[here]).bool().reshape(-1))
         except (RuntimeError, IndexError, AttributeError) as error:
-            raise DataError(f"score {task.score.name} on {role}",
-                            f"outputs {tuple(outputs[here].shape)} do not fit the targets ({error})",
-                            "check the targets' shape and type against the task") from error  # fmt: skip
+            raise DataError(
+                f"score {task.score.name} on {role}",
+                f"outputs {tuple(outputs[here].shape)} do not fit the targets ({error})",
+                "check the targets' shape and type against the task",
+            ) from error
     return Evaluation(role=role, rows=torch.cat(rows), ok=torch.cat(ok), outputs=outputs)

@@ -37,12 +37,27 @@ class Context:
     checkpoint: Path | None = None
 
     @staticmethod
-    def of(task: Task, model: nn.Module, *, seed: int = 0, target: Target | None = None, progress: Progress = SILENT,
-           device: str | torch.device = "cpu", batch_size: int = 256) -> "Context":  # fmt: skip
+    def of(
+        task: Task,
+        model: nn.Module,
+        *,
+        seed: int = 0,
+        target: Target | None = None,
+        progress: Progress = SILENT,
+        device: str | torch.device = "cpu",
+        batch_size: int = 256,
+    ) -> "Context":
         """A context around the original `model`."""
         evaluator = FullForward(task, model, batch_size=batch_size, device=device, progress=progress)
-        return Context(task=task, generator=torch.Generator().manual_seed(seed), evaluator=evaluator, target=target or Target(),
-                       progress=progress, device=torch.device(device), batch_size=batch_size)  # fmt: skip
+        return Context(
+            task=task,
+            generator=torch.Generator().manual_seed(seed),
+            evaluator=evaluator,
+            target=target or Target(),
+            progress=progress,
+            device=torch.device(device),
+            batch_size=batch_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +97,9 @@ class Pass(ABC):
 
     def __init_subclass__(cls) -> None:
         if not inspect.isabstract(cls) and not ("name" in vars(cls) and "summary" in vars(cls)):
-            raise MethodError(f"method {cls.__name__}", "no name or no summary", "set the class variables name and summary")
+            raise MethodError(
+                f"method {cls.__name__}", "no name or no summary", "set the class variables name and summary"
+            )
 
     def __post_init__(self) -> None:
         for name in ("include", "skip"):
@@ -92,7 +109,9 @@ class Pass(ABC):
         for pattern, settings in self.overrides.items():
             for key in settings:
                 if key not in known:
-                    raise RecipeError(f"{self.name} override for {pattern!r}", f"unknown setting {key!r}", nearest(key, known))
+                    raise RecipeError(
+                        f"{self.name} override for {pattern!r}", f"unknown setting {key!r}", nearest(key, known)
+                    )
         for settings in self.overrides.values():
             replace(self, overrides={}, **settings)  # checks the values
 
@@ -154,14 +173,16 @@ def layers(net: Artifact) -> dict[str, nn.Module]:
     return {path: m for path, m in net.module.named_modules() if any(True for _ in m.parameters(recurse=False))}
 
 
-def account(net: Artifact, before: set[str], method: Pass, result: PassResult) -> None:
+def account(before: set[str], method: Pass, result: PassResult) -> None:
     """Raises `MethodError` unless each layer is in exactly one list."""
     both = set(result.changed) & set(result.skipped)
     missing = before - set(result.changed) - set(result.skipped)
     if both or missing:
-        layer = sorted(both or missing)[0]
+        layer = min(both or missing)
         found = "is both changed and skipped" if both else "is neither changed nor skipped"
-        raise MethodError(f"{method.name} on {layer!r}", f"the layer {found}", "return every layer with what happened to it")
+        raise MethodError(
+            f"{method.name} on {layer!r}", f"the layer {found}", "return every layer with what happened to it"
+        )
 
 
 def apply_checked_(method: Pass, net: Artifact, context: Context) -> PassResult:
@@ -175,7 +196,7 @@ def apply_checked_(method: Pass, net: Artifact, context: Context) -> PassResult:
         raise RecipeError(f"{method.name}", what, do or "change the order of the passes")
     before = set(layers(net))
     result = method.apply_(net, context)
-    account(net, before, method, result)
+    account(before, method, result)
     net.check()
     return result
 

@@ -1,6 +1,6 @@
 """Progress comes in as an argument; the default is silent."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
@@ -15,7 +15,7 @@ class Progress:
         """One line for the user."""
 
     @contextmanager
-    def task(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def task(self, title: str, total: int | None = None) -> Generator[Callable[[int], None]]:
         """A piece of work with `total` steps (None = unknown); call the yielded function with the steps done."""
         yield lambda steps: None
 

@@ -43,8 +43,11 @@ class Score:
             raise DataError(f"score {self.name}", "no samples", "give a data set that is not empty")
         raw = float(rows[:, 0].double().mean()) if self.reduce is None else self.reduce(rows)
         if math.isnan(raw):
-            raise DataError(f"score {self.name}", "the result is not a number",
-                            "look for NaN outputs, or for a class that never appears")  # fmt: skip
+            raise DataError(
+                f"score {self.name}",
+                "the result is not a number",
+                "look for NaN outputs, or for a class that never appears",
+            )
         return raw * self.factor
 
     def interval(self, rows: Tensor) -> tuple[float, float]:
@@ -119,7 +122,9 @@ def parse_drop(text: str | float, score: Score, reference: float) -> float:
         try:
             limit = float(number)
         except ValueError:
-            raise UsageError(asked, "not a number with a unit", 'write "0.5pt", "1%" or a number in the score\'s unit') from None
+            raise UsageError(
+                asked, "not a number with a unit", 'write "0.5pt", "1%" or a number in the score\'s unit'
+            ) from None
         if text.strip().endswith("pt") and score.unit != "%":
             raise UsageError(asked, f"{score.name} is not in percent", 'write "1%" or a number in the score\'s unit')
         if text.strip().endswith("%"):

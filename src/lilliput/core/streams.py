@@ -18,8 +18,13 @@ from lilliput.core.encoding import MAX_BITS, Encoding, Grid, Sharing
 from lilliput.ops import entropy, packing
 
 Ints = npt.NDArray[np.int64]
-CODINGS: tuple[tuple[str, entropy.Method], ...] = (("packed", "raw"), ("packed", "zlib"), ("packed", "lzma"),
-                                        ("bytes", "zlib"), ("bytes", "lzma"))  # fmt: skip
+CODINGS: tuple[tuple[str, entropy.Method], ...] = (
+    ("packed", "raw"),
+    ("packed", "zlib"),
+    ("packed", "lzma"),
+    ("bytes", "zlib"),
+    ("bytes", "lzma"),
+)
 """(layout, codec) of coding 0..4: packed bits, or one byte a symbol (up to 8 bits)."""
 
 
@@ -167,12 +172,14 @@ def write_encoding(writer: Writer, e: Encoding, *, derived_scale: bool = False) 
             indices, widths = indices[kept], widths[kept]
         writer.symbols("indices", indices, widths)
     if e.grid is not None:
-        description += _write_grid(writer, e.grid, derived_scale)
+        description += _write_grid(writer, e.grid, derived_scale=derived_scale)
     _write_values(writer, e, kept)
     return description
 
 
-def read_encoding(reader: Reader, shape: tuple[int, ...], description: Sequence[int], derived: Tensor | None) -> Encoding:
+def read_encoding(
+    reader: Reader, shape: tuple[int, ...], description: Sequence[int], derived: Tensor | None
+) -> Encoding:
     """Inverse of `write_encoding`; every count is checked before an array is made."""
     n = int(np.prod(shape, dtype=np.int64)) if shape else 1
     if not description:
@@ -208,7 +215,7 @@ def size_bits(e: Encoding) -> int:
     return 8 * sum(len(s.data) for s in streams_of(e))
 
 
-def _write_grid(writer: Writer, grid: Grid, derived_scale: bool) -> list[int]:
+def _write_grid(writer: Writer, grid: Grid, *, derived_scale: bool) -> list[int]:
     scale = grid.scale.cpu().numpy()
     mantissa, exponent = np.frexp(scale)
     powers = bool((mantissa == 0.5).all())
@@ -238,7 +245,9 @@ def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: list[int], deriv
         scale = derived.expand(count).clone()
     elif kind & 8:
         exponent = reader.symbols("scale", [(count, 9)])[0] - 128
-        scale = torch.from_numpy(np.ldexp(np.full(count, 0.5, np.float32), exponent.astype(np.int32)).astype(np.float32))
+        scale = torch.from_numpy(
+            np.ldexp(np.full(count, 0.5, np.float32), exponent.astype(np.int32)).astype(np.float32)
+        )
     else:
         scale = torch.from_numpy(reader.floats("scale", count))
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
@@ -246,12 +255,24 @@ def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: list[int], deriv
     bits = reader.symbols("bit_width", [(count, 5)])[0] if kind & 32 else np.full(count, width, np.int64)
     if int(bits.max(initial=0)) > MAX_BITS:
         raise ValueError(f"a bit width above {MAX_BITS}")
-    zero = reader.symbols("zero_point", [(count, MAX_BITS + 1)])[0] - (1 << MAX_BITS) if kind & 4 else np.zeros(count, np.int64)
-    return Grid(scale=scale, zero_point=torch.from_numpy(zero), bit_width=torch.from_numpy(bits), signed=bool(kind & 1),
-                narrow=bool(kind & 2), axis=axis)  # fmt: skip
+    zero = (
+        reader.symbols("zero_point", [(count, MAX_BITS + 1)])[0] - (1 << MAX_BITS)
+        if kind & 4
+        else np.zeros(count, np.int64)
+    )
+    return Grid(
+        scale=scale,
+        zero_point=torch.from_numpy(zero),
+        bit_width=torch.from_numpy(bits),
+        signed=bool(kind & 1),
+        narrow=bool(kind & 2),
+        axis=axis,
+    )
 
 
-def _read_sharing(reader: Reader, shape: tuple[int, ...], numbers: list[int], kept: npt.NDArray[np.bool_] | None) -> Sharing:
+def _read_sharing(
+    reader: Reader, shape: tuple[int, ...], numbers: list[int], kept: npt.NDArray[np.bool_] | None
+) -> Sharing:
     axis, count = _axis(numbers.pop(0), shape)
     sizes = reader.symbols("sharing", [(count, 16)])[0]
     if int(sizes.min(initial=1)) < 1:
@@ -277,8 +298,13 @@ def _write_values(writer: Writer, e: Encoding, kept: npt.NDArray[np.bool_] | Non
     writer.symbols("values", values - low, widths)
 
 
-def _read_values(reader: Reader, shape: tuple[int, ...], kept: npt.NDArray[np.bool_] | None, sharing: Sharing | None,
-                 grid: Grid | None) -> Tensor:  # fmt: skip
+def _read_values(
+    reader: Reader,
+    shape: tuple[int, ...],
+    kept: npt.NDArray[np.bool_] | None,
+    sharing: Sharing | None,
+    grid: Grid | None,
+) -> Tensor:
     n = int(np.prod(shape, dtype=np.int64)) if sharing is None else int(sharing.sizes.sum())
     dense_mask = kept if sharing is None else None
     if grid is None:

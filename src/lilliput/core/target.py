@@ -11,24 +11,28 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "ms": 1e-3, "us": 1e-6}
 
 
 def parse_bytes(text: str | int) -> int:
-    """ "60kB" = 60,000, "60KiB" = 61,440; a bare number of bytes only as an int. "60k" is refused: kB or KiB?"""
+    """Bytes of "60kB" = 60,000, "60KiB" = 61,440; a bare number of bytes only as an int. "60k" is refused."""
     if isinstance(text, int):
         if text < 0:
             raise UsageError(f"size {text}", "a negative number", "give bytes from 0 up")
         return text
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2] not in _UNITS:
-        raise UsageError(f"size {text!r}", "not a number with a known unit", f"write one of {', '.join(_UNITS)}, such as 60kB")
+        raise UsageError(
+            f"size {text!r}", "not a number with a known unit", f"write one of {', '.join(_UNITS)}, such as 60kB"
+        )
     return int(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_seconds(text: str | float) -> float:
-    """ "20min" = 1200, "2ms" = 0.002; a bare number only as a number of seconds."""
+    """Seconds of "20min" = 1200, "2ms" = 0.002; a bare number only as a number of seconds."""
     if isinstance(text, (int, float)):
         return float(text)
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
     if not match or match[2] not in _SECONDS:
-        raise UsageError(f"time {text!r}", "not a number with a known unit", f"write one of {', '.join(_SECONDS)}, such as 20min")
+        raise UsageError(
+            f"time {text!r}", "not a number with a known unit", f"write one of {', '.join(_SECONDS)}, such as 20min"
+        )
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -40,7 +44,9 @@ class _Preset:
 
 
 PRESETS: dict[str, _Preset] = {
-    "onnx-x86": _Preset("ONNX Runtime on x86: unsigned activations (signed ones are slower than float there)", False, "onnx"),
+    "onnx-x86": _Preset(
+        "ONNX Runtime on x86: unsigned activations (signed ones are slower than float there)", False, "onnx"
+    ),
     "onnx-arm": _Preset("ONNX Runtime on Arm: signed activations", True, "onnx"),
     "c-host": _Preset("constants and plan of generated C on a host", True, "flash"),
     "cortex-m4": _Preset("constants and plan of generated C on a Cortex-M4", True, "flash"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lilliput.core.artifact import InputSpec
-from lilliput.core.errors import DataError, UsageError
+from lilliput.core.errors import DataError
 from lilliput.core.score import Score, accuracy, mean_absolute_error, mean_iou, reconstruction_auc
 
 Role = Literal["train", "validation", "test", "calibration"]
@@ -30,12 +30,16 @@ class Data:
     `transform` turns a batch of raw inputs into what the model expects (uint8 images to normalized floats).
     """
 
-    def __init__(self, inputs: Any, targets: Tensor | None, transform: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, inputs: Any, targets: Tensor | None, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.inputs, self.targets, self.transform = inputs, targets, transform
         if len(self) == 0:
             raise DataError("a data set", "no samples in it", "give at least one sample")
         if targets is not None and len(inputs) != len(targets):
-            raise DataError("a data set", f"{len(inputs)} inputs and {len(targets)} targets", "give one target for each input")
+            raise DataError(
+                "a data set", f"{len(inputs)} inputs and {len(targets)} targets", "give one target for each input"
+            )
 
     @staticmethod
     def of(source: Any, *, role: str = "data") -> "Data":
@@ -44,7 +48,11 @@ class Data:
             return source
         if isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) == 2:
             source = source.tensors
-        if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(v, (Tensor, np.ndarray)) for v in source):
+        if (
+            isinstance(source, (tuple, list))
+            and len(source) == 2
+            and all(isinstance(v, (Tensor, np.ndarray)) for v in source)
+        ):
             x, y = (v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for v in source)
             if x.is_floating_point():
                 x = x.float()
@@ -67,7 +75,9 @@ class Data:
         else:
             items = [self.inputs[int(i)] for i in index]
             if not all(isinstance(item, (tuple, list)) and len(item) >= 2 for item in items):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise DataError("a batch", f"items of type {type(items[0]).__name__}", "let the data set give (input, target)")
+                raise DataError(
+                    "a batch", f"items of type {type(items[0]).__name__}", "let the data set give (input, target)"
+                )
             x, y = torch.utils.data.default_collate([(item[0], item[1]) for item in items])
         x = self.transform(x) if self.transform else x
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -144,7 +154,9 @@ class Task:
             data: Data = self.train or self.validation
             example = data.batch(torch.tensor([0]))[0]
             layout = {1: "C", 2: "CL", 3: "CHW"}.get(example.dim() - 1, "")
-            object.__setattr__(self, "input", InputSpec(shape=tuple(example.shape[1:]), layout=layout, labels=self.labels))
+            object.__setattr__(
+                self, "input", InputSpec(shape=tuple(example.shape[1:]), layout=layout, labels=self.labels)
+            )
 
     @property
     def spec(self) -> InputSpec:
@@ -187,7 +199,7 @@ class Task:
         return lines
 
     def without(self, *roles: str) -> "Task":
-        return replace(self, **{role: None for role in roles})
+        return replace(self, **dict.fromkeys(roles))
 
     def _held_out(self) -> Tensor:
         """bool [n]: a fifth of the training samples, whole groups, always the same."""
@@ -207,13 +219,23 @@ class Task:
     ) -> "Task":
         """Outputs [n, classes], integer targets [n]. Score: accuracy. A sample is ok when its class is right."""
         settings: dict[str, Any] = {
-            "kind": "classification", "loss": _cross_entropy, "score": accuracy(), "ok": _right_class, "labels": tuple(labels),
-        }  # fmt: skip
+            "kind": "classification",
+            "loss": _cross_entropy,
+            "score": accuracy(),
+            "ok": _right_class,
+            "labels": tuple(labels),
+        }
         return Task(train=train, validation=validation, test=test, **(settings | more))
 
     @staticmethod
     def regression(
-        train: Any = None, validation: Any = None, test: Any = None, *, unit: str = "", tolerance: float | None = None, **more: Any
+        train: Any = None,
+        validation: Any = None,
+        test: Any = None,
+        *,
+        unit: str = "",
+        tolerance: float | None = None,
+        **more: Any,
     ) -> "Task":
         """Outputs [n, d] or [n], float targets. Score: mean absolute error.
 
@@ -231,8 +253,13 @@ class Task:
             errors = [(o.reshape(len(o), -1) - wanted).abs().amax(1) for o in (outputs, original)]
             return errors[0] <= errors[1] + limit
 
-        settings: dict[str, Any] = {"kind": "regression", "loss": _squared_error, "score": mean_absolute_error(unit), "ok": ok,
-                                    "settings": {"tolerance": limit}}  # fmt: skip
+        settings: dict[str, Any] = {
+            "kind": "regression",
+            "loss": _squared_error,
+            "score": mean_absolute_error(unit),
+            "ok": ok,
+            "settings": {"tolerance": limit},
+        }
         return Task(train=train, validation=validation, test=test, **(settings | more))
 
     @staticmethod
@@ -250,15 +277,27 @@ class Task:
             now, before = ((o - inputs).reshape(len(o), -1).square().mean(1) for o in (outputs, original))
             return torch.where(labels.reshape(-1) > 0, now >= before * (1 - tolerance), now <= before * (1 + tolerance))
 
-        settings: dict[str, Any] = {"kind": "anomaly", "loss": _reconstruction, "score": reconstruction_auc(), "ok": ok,
-                                    "target": _input_and_label, "settings": {"tolerance": tolerance}}  # fmt: skip
+        settings: dict[str, Any] = {
+            "kind": "anomaly",
+            "loss": _reconstruction,
+            "score": reconstruction_auc(),
+            "ok": ok,
+            "target": _input_and_label,
+            "settings": {"tolerance": tolerance},
+        }
         return Task(train=train, validation=validation, test=test, **(settings | more))
 
     @staticmethod
     def segmentation(
-        train: Any = None, validation: Any = None, test: Any = None, *, n_classes: int, tolerance: float = 0.02,
-        labels: Sequence[str] = (), **more: Any,
-    ) -> "Task":  # fmt: skip
+        train: Any = None,
+        validation: Any = None,
+        test: Any = None,
+        *,
+        n_classes: int,
+        tolerance: float = 0.02,
+        labels: Sequence[str] = (),
+        **more: Any,
+    ) -> "Task":
         """Outputs [n, classes, height, width], integer targets [n, height, width]. Score: mean IoU.
 
         A sample is ok when its share of right pixels is at most `tolerance` below the original's.
@@ -268,8 +307,14 @@ class Task:
             now, before = ((o.argmax(1) == targets).float().flatten(1).mean(1) for o in (outputs, original))
             return now >= before - tolerance
 
-        settings: dict[str, Any] = {"kind": "segmentation", "loss": _cross_entropy, "score": mean_iou(n_classes), "ok": ok,
-                                    "labels": tuple(labels), "settings": {"n_classes": n_classes, "tolerance": tolerance}}  # fmt: skip
+        settings: dict[str, Any] = {
+            "kind": "segmentation",
+            "loss": _cross_entropy,
+            "score": mean_iou(n_classes),
+            "ok": ok,
+            "labels": tuple(labels),
+            "settings": {"n_classes": n_classes, "tolerance": tolerance},
+        }
         return Task(train=train, validation=validation, test=test, **(settings | more))
 
 

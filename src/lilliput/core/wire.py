@@ -129,7 +129,7 @@ class _Reader:
         for _ in range(n):
             key = self.value(depth + 1)
             if not isinstance(key, str):
-                raise ValueError("a map key is not text")
+                raise ValueError("a map key is not text")  # noqa: TRY004 - one kind of error for malformed bytes
             order = (len(key.encode()), key.encode())
             if order <= last:
                 raise ValueError("map keys are not in order")

@@ -7,10 +7,10 @@ nobody after it.
 import contextlib
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lilliput.core import target as targets
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError
 from lilliput.export.onnx_build import Builder
@@ -18,31 +18,30 @@ from lilliput.export.onnx_operators import cannot
 from lilliput.graph.integer import IntegerNet
 from lilliput.graph.trace import Graph, Node, trace
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """What a kind of processor is good at. ONNX Runtime's x86 kernels want uint8 activations, those for Arm int8."""
-
-    unsigned: bool
+PRESETS = {name: preset for name, preset in targets.PRESETS.items() if preset.file == "onnx"}
 
 
-PRESETS = {"onnx-x86": Preset(unsigned=True), "onnx-arm": Preset(unsigned=False)}
-
-
-def build(artifact: Artifact, *, target: str | Preset, dynamic_batch: bool = True, graph: Graph | None = None) -> Any:
+def build(artifact: Artifact, *, target: str, dynamic_batch: bool = True, graph: Graph | None = None) -> Any:
     """The network as an `onnx.ModelProto`, weights inside. `ExportError` names a node that has no form in ONNX.
 
-    Activations with grids become int8 or uint8 as the target likes it: the same integers, moved by 128.
+    Activations with grids become int8 or uint8 as the target's kernels want them: the same integers, moved by 128.
     """
-    builder = Builder(artifact, graph or graph_of(artifact), unsigned=_preset(target).unsigned)
+    builder = Builder(artifact, graph or graph_of(artifact), unsigned=_is_unsigned(target))
     return builder.model("batch" if dynamic_batch else 1)
 
 
 def export(
-    artifact: Artifact, path: str | Path, *, target: str | Preset, dynamic_batch: bool = True, graph: Graph | None = None
+    artifact: Artifact,
+    path: str | Path,
+    *,
+    target: str,
+    dynamic_batch: bool = True,
+    graph: Graph | None = None,
 ) -> int:
     """Write `build(...)` to a file, whole or not at all; gives its size in bytes."""
-    data = build(artifact, target=target, dynamic_batch=dynamic_batch, graph=graph).SerializeToString(deterministic=True)
+    data = build(artifact, target=target, dynamic_batch=dynamic_batch, graph=graph).SerializeToString(
+        deterministic=True
+    )
     path = Path(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -73,9 +72,7 @@ def graph_of(artifact: Artifact) -> Graph:
     return trace(artifact.module, artifact.input.example(2))
 
 
-def _preset(target: str | Preset) -> Preset:
-    if isinstance(target, Preset):
-        return target
+def _is_unsigned(target: str) -> bool:
     if target not in PRESETS:
-        raise UsageError(f"target {target!r}", "no such preset for ONNX", f"use one of {', '.join(PRESETS)}")
-    return PRESETS[target]
+        raise UsageError(f"ONNX export for target {target!r}", "it names no ONNX preset", f"use {' or '.join(PRESETS)}")
+    return not PRESETS[target].activations_signed

@@ -1,4 +1,4 @@
-"""From an artifact and its graph to ONNX: where values have grids, QuantizeLinear and DequantizeLinear with those grids.
+"""From an artifact and its graph to ONNX: QuantizeLinear and DequantizeLinear with the artifact's own grids.
 
 The file computes what `graph.integer` computes, up to how a runtime rounds ties:
 
@@ -13,7 +13,6 @@ Whether activations are int8 or uint8 is the target's choice: the same grid, int
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,55 +21,15 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.encoding import Encoding
 from lilliput.core.errors import ExportError
 from lilliput.export.onnx_operators import AFTER, BEFORE, MOVES, VALUES, Move, Place, cannot, cut
+from lilliput.export.onnx_storage import RANGES, Storage, storage
 from lilliput.export.onnx_writer import Writer
 from lilliput.graph.integer import LAYERS, accumulator_scale, fusions
 from lilliput.graph.trace import Graph, Node, Ref
 
 JOINING = ("add", "sub", "mul", "concat")
-RANGES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Storage:
-    """How a grid's integers are held: as `dtype`, moved by `offset`."""
-
-    grid: Grid
-    dtype: str
-    offset: int
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        low, high = self.grid.range()
-        return int(low) + self.offset, int(high) + self.offset
-
-    @property
-    def zero_point(self) -> int:
-        return int(self.grid.zero_point) + self.offset
-
-    @property
-    def is_8_bits(self) -> bool:
-        return self.dtype in ("uint8", "int8")
-
-    def decode(self, integer: int) -> float:
-        return (integer - self.zero_point) * float(self.grid.scale)
-
-    def round(self, value: float) -> int:
-        """The integer that `value` is held as."""
-        return int(self.grid.quantize(torch.tensor([value]))) + self.offset
-
-
-def storage(node: Node, grid: Grid, unsigned: bool) -> Storage:
-    """The type for a value on `grid`; 16-bit grids keep the sign that they have."""
-    bits = int(grid.bit_width.max())
-    if grid.scale.numel() != 1 or bits > 16:
-        found = "its grid has a scale for each channel" if grid.scale.numel() != 1 else f"its grid has {bits} bits"
-        raise ExportError(f"ONNX export of {node.name!r}", found, "calibrate one scale with at most 16 bits for each value")
-    if bits > 8:
-        return Storage(grid=grid, dtype="int16" if grid.signed else "uint16", offset=0)
-    return Storage(grid=grid, dtype="uint8" if unsigned else "int8", offset=128 * (int(grid.signed) - int(not unsigned)))
 
 
 class Builder:
@@ -91,7 +50,8 @@ class Builder:
         for node in self._graph.nodes:
             reason = cannot(node, self._graph)
             if reason is not None:
-                raise _error(node, reason, "write it with operations that `lilliput check` knows")
+                raise ExportError(f"ONNX export of {node.name!r}", f"{reason} ({node.target}, {node.source})",
+                                  "write it with operations that `lilliput check` knows")  # fmt: skip
             self._write(node)
         several = len(self._graph.outputs) > 1
         outputs = {f"output_{i}" if several else "output": name for i, name in enumerate(self._graph.outputs)}
@@ -104,7 +64,9 @@ class Builder:
                 self.writer.rename(old, new)
                 given[old] = new
         inputs = {name: name for name in self._graph.inputs}
-        shapes = ({new: (batch, *self._nodes[name].shape[1:]) for new, name in group.items()} for group in (inputs, outputs))
+        shapes = (
+            {new: (batch, *self._nodes[name].shape[1:]) for new, name in group.items()} for group in (inputs, outputs)
+        )
         return self.writer.model(*shapes)
 
     def _write(self, node: Node) -> None:
@@ -119,7 +81,9 @@ class Builder:
             self._finish(node, node.name)
         elif node.op == "concat" and self._same_grid(node):
             names = [self._held(name)[0] for name in _operands(node)]
-            self._set(node.name, self.writer.op("Concat", names, name=node.name, axis=node.attributes["dim"]), self._own(node))
+            self._set(
+                node.name, self.writer.op("Concat", names, name=node.name, axis=node.attributes["dim"]), self._own(node)
+            )
         else:
             self._finish(node, VALUES[node.op](self._place(node)))
 
@@ -127,27 +91,45 @@ class Builder:
         if node.op in BEFORE:
             operands = [self._as_float(*self._moved(node.inputs[0], BEFORE[node.op], node))]
         else:
-            operands = [self._operand(node, name) for name in _operands(node)]
+            operands = [self._operand(name) for name in _operands(node)]
         names = {} if node.op in JOINING else node.state
-        encodings = {role: self._encoding(node, name) for role, name in names.items()}
+        encodings = {role: self._encoding(name) for role, name in names.items()}
         integer = self._is_integer(node, encodings)
-        parameters = {role: self._as_stored(node, role, e) if integer else self._as_folded(e) for role, e in encodings.items()}
+        parameters = {
+            role: self._as_stored(node, role, e) if integer else self._as_folded(e) for role, e in encodings.items()
+        }
         if node.op in LAYERS and not integer and self._held(node.inputs[0])[1] and self._own(self._owner(node)):
             operands = [self.writer.op("Max", operands)]  # the maximum of one value: see the docstring of the file
         return Place(writer=self.writer, node=node, operands=operands, shape=self._shape(node), parameters=parameters)
 
     def _is_integer(self, node: Node, encodings: Mapping[str, Encoding]) -> bool:
-        """Is it integer arithmetic, and does a runtime have a kernel for it? There is none for transposed convolutions,
-        for convolutions whose result stays float32, and for more than 8 bits."""
-        if node.op not in LAYERS or node.attributes.get("transposed") or any(e.grid is None for e in encodings.values()):
+        """Is it integer arithmetic, and does a runtime have a kernel for it?
+
+        There is none for transposed convolutions, for convolutions whose result stays float32, for more than 8 bits.
+        """
+        if (
+            node.op not in LAYERS
+            or node.attributes.get("transposed")
+            or any(e.grid is None for e in encodings.values())
+        ):
             return False
         if node.op == "conv" and self._own(self._owner(node)) is None:
             return False
         own, weight = self._held(node.inputs[0])[1], encodings["weight"].grid
-        if own is None or not own.is_8_bits or weight is None or int(weight.bit_width.max()) > 8 or weight.axis not in (None, 0):
+        if (
+            own is None
+            or not own.is_8_bits
+            or weight is None
+            or int(weight.bit_width.max()) > 8
+            or weight.axis not in (None, 0)
+        ):
             return False
-        bias = encodings["bias"].grid if "bias" in encodings else None  # runtimes do not look at its scale: it must be right
-        return bias is None or torch.equal(*torch.broadcast_tensors(bias.scale, accumulator_scale(own.grid, weight).float()))
+        bias = (
+            encodings["bias"].grid if "bias" in encodings else None
+        )  # runtimes do not look at its scale: it must be right
+        return bias is None or torch.equal(
+            *torch.broadcast_tensors(bias.scale, accumulator_scale(own.grid, weight).float())
+        )
 
     def _finish(self, node: Node, value: str) -> None:
         """Round to the node's grid if it has one, within the bounds of the relu or clamp that is fused into it."""
@@ -156,11 +138,15 @@ class Builder:
         if own is not None:
             low, high = own.bounds
             if owner is not node:
-                below, above = (0.0, None) if owner.op == "relu" else (owner.attributes["low"], owner.attributes["high"])
+                below, above = (
+                    (0.0, None) if owner.op == "relu" else (owner.attributes["low"], owner.attributes["high"])
+                )
                 low, high = low if below is None else own.round(below), high if above is None else own.round(above)
             value = self._round(value, own, low, high)
         if after is not None:
-            value = after(Move(writer=self.writer, node=node, source=value, shape=self._shape(node), fill=self.writer.number))
+            value = after(
+                Move(writer=self.writer, node=node, source=value, shape=self._shape(node), fill=self.writer.number)
+            )
         self._set(node.name, value, own)
         if own is not None:
             self._set(owner.name, value, own)
@@ -180,12 +166,17 @@ class Builder:
             value, clipped = self.writer.op("Clip", [value, *limits]), False
         value = self.writer.op("QuantizeLinear", [value, *self._grid_inputs(own)])
         if clipped:
-            value = self.writer.op("Clip", [value, *(self.writer.constant(np.array(q, dtype=own.dtype)) for q in (low, high))])
+            value = self.writer.op(
+                "Clip", [value, *(self.writer.constant(np.array(q, dtype=own.dtype)) for q in (low, high))]
+            )
         return value
 
     def _grid_inputs(self, own: Storage) -> list[str]:
         """Scale and zero point; the type of the zero point decides the type of the integers."""
-        return [self.writer.number(float(own.grid.scale)), self.writer.constant(np.array(own.zero_point, dtype=own.dtype))]
+        return [
+            self.writer.number(float(own.grid.scale)),
+            self.writer.constant(np.array(own.zero_point, dtype=own.dtype)),
+        ]
 
     def _set(self, name: str, value: str, own: Storage | None) -> None:
         if own is None:
@@ -240,15 +231,13 @@ class Builder:
     def _shape(self, node: Node) -> tuple[int, ...]:
         return self._nodes[node.inputs[0]].shape if node.inputs else node.shape
 
-    def _operand(self, node: Node, name: str) -> str:
-        return self._float(name) if name in self._nodes else self._as_folded(self._encoding(node, name))
+    def _operand(self, name: str) -> str:
+        return self._float(name) if name in self._nodes else self._as_folded(self._encoding(name))
 
-    def _encoding(self, node: Node, name: str) -> Encoding:
-        if name in self._parameters:
-            return self._artifact.encoding(name)
-        if name in self._buffers:
-            return Encoding.of(self._buffers[name])
-        raise _error(node, f"it computes with {name!r}, which the module does not store", "register it as a buffer")
+    def _encoding(self, name: str) -> Encoding:
+        """Of a parameter, or of a buffer, which is plain; on the CPU."""
+        known = name in self._parameters
+        return (self._artifact.encoding(name) if known else Encoding.of(self._buffers[name])).to(torch.device("cpu"))
 
     def _as_stored(self, node: Node, role: str, encoding: Encoding) -> str:
         """Integers behind DequantizeLinear, as a runtime's integer kernels want them: int8 weights and int32 biases."""
@@ -259,7 +248,10 @@ class Builder:
         dtype = "int8" if grid.signed else "uint8"
         if role == "bias":
             integers, zeros, dtype = integers - grid.spread(zeros, integers.dim()), torch.zeros_like(zeros), "int32"
-        inputs = [self._array(integers, dtype), self._array(grid.scale.reshape(()) if grid.axis is None else grid.scale, "float32")]
+        inputs = [
+            self._array(integers, dtype),
+            self._array(grid.scale.reshape(()) if grid.axis is None else grid.scale, "float32"),
+        ]
         if bool(zeros.any()) or (node.op == "linear" and role == "weight"):  # without it there is no integer Gemm
             inputs.append(self._array(zeros.reshape(()) if grid.axis is None else zeros, dtype))
         return self.writer.op("DequantizeLinear", inputs, axis=None if grid.axis == 1 else grid.axis)
@@ -297,7 +289,3 @@ def _flat(value: Any) -> Iterable[Any]:
             yield from _flat(v)
     else:
         yield value
-
-
-def _error(node: Node, found: str, do: str) -> ExportError:
-    return ExportError(f"ONNX export of {node.name!r}", f"{found} ({node.target}, {node.source})", do)

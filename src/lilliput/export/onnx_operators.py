@@ -1,14 +1,16 @@
 """Every operation of `graph.operators` in ONNX: `VALUES` compute new numbers, `MOVES` only move them.
 
-Values are written in float32; rounding to a grid is `onnx_build`'s. Moves are written for float32 and for integers alike.
+Values are written in float32; rounding to a grid is `onnx_build`'s. Moves are the same for float32 and integers.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lilliput.export.onnx_writer import Writer
+from lilliput.graph.operators import OPERATORS
 from lilliput.graph.trace import Graph, Node
 
 
@@ -22,7 +24,7 @@ class Place:
     shape: tuple[int, ...]
     parameters: Mapping[str, str]  # role -> name in ONNX
 
-    def op(self, kind: str, inputs: list[str] | None = None, **attributes: object) -> str:
+    def op(self, kind: str, inputs: list[str] | None = None, **attributes: Any) -> str:
         """A node with the name of this place, on its operands unless told otherwise."""
         return self.writer.op(kind, self.operands if inputs is None else inputs, name=self.node.name, **attributes)
 
@@ -43,13 +45,16 @@ def cannot(node: Node, graph: Graph) -> str | None:
     if node.op in ("input", "size", "scalar"):
         return None
     if node.op not in VALUES and node.op not in MOVES and node.op != "slice":
-        return "Lilliput does not know this operation"
-    computed = [role for role, name in node.state.items() if name in graph.by_name]
-    if computed:
-        return f"its {computed[0]} is computed by the network"
+        known = str(node.call) in OPERATORS
+        return "its arguments are of a kind that Lilliput does not know" if known else "Lilliput does not know it"
     if node.op == "batch_norm" and "mean" not in node.state:
         return "it normalizes with the statistics of the batch"
-    if node.op == "avg_pool" and _overhang(node, graph[node.inputs[0]].shape) and node.attributes["count_pad"] and _padded(node):
+    if (
+        node.op == "avg_pool"
+        and _overhang(node, graph[node.inputs[0]].shape)
+        and node.attributes["count_pad"]
+        and _padded(node)
+    ):
         return "average pooling with padding and ceil_mode divides by other counts in ONNX"
     return None
 
@@ -116,7 +121,7 @@ def _padded(node: Node) -> bool:
     return any(map(any, node.attributes["pads"]))
 
 
-def _pool_attributes(node: Node, shape: tuple[int, ...]) -> dict[str, object]:
+def _pool_attributes(node: Node, shape: tuple[int, ...]) -> dict[str, Any]:
     """ceil_mode as explicit padding at the end: runtimes differ in how they round it."""
     a = node.attributes
     pads = a["pads"]
@@ -131,7 +136,9 @@ def _avg_pool(p: Place) -> str:
     if a["kernel"] == p.shape[2:] and not _padded(p.node):
         return p.op("GlobalAveragePool")
     counted = a["count_pad"] and not _overhang(p.node, p.shape)
-    return p.op("AveragePool", **_pool_attributes(p.node, p.shape), count_include_pad=1 if counted and _padded(p.node) else None)
+    return p.op(
+        "AveragePool", **_pool_attributes(p.node, p.shape), count_include_pad=1 if counted and _padded(p.node) else None
+    )
 
 
 def _is_global(node: Node, shape: tuple[int, ...]) -> bool:
@@ -145,7 +152,7 @@ def _mean(p: Place) -> str:
     return p.op("ReduceMean", [p.operands[0], p.writer.shape(*p.node.attributes["dims"])])
 
 
-def _op(kind: str, **attributes: object) -> Callable[[Place], str]:
+def _op(kind: str, **attributes: Any) -> Callable[[Place], str]:
     return lambda p: p.op(kind, **attributes)
 
 
@@ -154,7 +161,7 @@ def _with_number(kind: str) -> Callable[[Place], str]:
 
 
 def _with_attribute(kind: str, ours: str, theirs: str) -> Callable[[Place], str]:
-    return lambda p: p.op(kind, **{theirs: p.node.attributes[ours]})
+    return lambda p: p.op(kind, None, **{theirs: p.node.attributes[ours]})
 
 
 def _clamp(p: Place) -> str:
@@ -210,7 +217,11 @@ def cut(m: Move, cuts: Mapping[int, tuple[int, int, int]]) -> str:
 
 def _permute(m: Move) -> str:
     order = m.node.attributes["order"]
-    return m.source if order == tuple(range(len(order))) else m.writer.op("Transpose", [m.source], name=m.node.name, perm=order)
+    return (
+        m.source
+        if order == tuple(range(len(order)))
+        else m.writer.op("Transpose", [m.source], name=m.node.name, perm=order)
+    )
 
 
 def _max_pool(m: Move) -> str:

@@ -1,8 +1,11 @@
 """One ONNX graph in the making: short names, each constant once, no text that a runtime does not read."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
+
+from lilliput.core.errors import MissingExtraError
 
 OPSET, IR_VERSION = 21, 10
 """Opset 21 is the first that quantizes to 16 bits. ONNX Runtime reads both since 1.18."""
@@ -12,6 +15,8 @@ class Writer:
     """Collects nodes and constants in the order of execution."""
 
     def __init__(self) -> None:
+        if importlib.util.find_spec("onnx") is None:
+            raise MissingExtraError("ONNX export", "the package onnx is not installed", "pip install 'lilliput[onnx]'")
         self.nodes: list[Any] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], tuple[str, np.ndarray]] = {}
         self._names: set[str] = set()

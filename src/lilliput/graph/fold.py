@@ -71,7 +71,9 @@ def fold_(net: Artifact, pair: Pair) -> None:
     bias = dict(layer.named_parameters(recurse=False)).get("bias")
     old = torch.zeros_like(mean) if bias is None else bias.detach().double()
     axis = output_axis(layer)
-    new_weight: Tensor = weight.detach().double() * factor.reshape([-1 if d == axis else 1 for d in range(weight.dim())])
+    new_weight: Tensor = weight.detach().double() * factor.reshape(
+        [-1 if d == axis else 1 for d in range(weight.dim())]
+    )
     edit = Fold(layer=pair.layer, norm=pair.norm)
     edit.replay_(net.module)
     net.edits.append(edit)

@@ -98,7 +98,7 @@ class IntegerNet(nn.Module):
         """Run; `visit(node, value)` sees every value on the way."""
         values: dict[str, Any] = {}
         args = dict(zip(self.graph.inputs, inputs, strict=True))
-        left = {name: 0 for name in self._grids}
+        left = dict.fromkeys(self._grids, 0)
         for node in self.graph.nodes:
             for name in node.inputs:
                 left[name] = left.get(name, 0) + 1
@@ -154,7 +154,9 @@ class IntegerNet(nn.Module):
             return "BatchNorm is not folded"
         if node.op == "other":
             return f"{node.target} has no integer rule"
-        return f"{node.op} has no integer rule here" if node.op not in LAYERS else "its weight or bias has no integer grid"
+        return (
+            f"{node.op} has no integer rule here" if node.op not in LAYERS else "its weight or bias has no integer grid"
+        )
 
     def _float_step(self, node: Node, grid: Grid | None) -> Step:
         def step(values: Mapping[str, Any]) -> Value:
@@ -246,7 +248,9 @@ class IntegerNet(nn.Module):
         return step
 
     def _concat(self, node: Node, sources: list[Grid], grid: Grid) -> Step:
-        finishers = {name: _finisher(s.scale.double(), grid, None) for name, s in zip(node.inputs, sources, strict=True)}
+        finishers = {
+            name: _finisher(s.scale.double(), grid, None) for name, s in zip(node.inputs, sources, strict=True)
+        }
 
         def step(values: Mapping[str, Any]) -> Value:
             parts = {
@@ -356,5 +360,11 @@ def integer_bias(bias: Tensor, source: Grid, weight: Grid, encoding: Encoding | 
     q = torch.floor(bias.double() / scale.double() + 0.5)
     bits = int(q.abs().max().clamp(min=1).log2().floor()) + 2
     width = torch.full(scale.shape, min(bits, MAX_BITS), dtype=torch.int64, device=scale.device)
-    grid = Grid(scale=scale, zero_point=torch.zeros_like(width), bit_width=width, signed=True, axis=0 if scale.numel() > 1 else None)
+    grid = Grid(
+        scale=scale,
+        zero_point=torch.zeros_like(width),
+        bit_width=width,
+        signed=True,
+        axis=0 if scale.numel() > 1 else None,
+    )
     return (encoding or Encoding.of(bias)).with_grid(grid)

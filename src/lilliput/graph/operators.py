@@ -31,9 +31,9 @@ def functional_form(target: Any) -> Any:
 
 def is_view(target: Any) -> bool:
     """May the result share memory with an input? By the overload's schema."""
-    if not isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - the only name of this type
+    if not isinstance(target, torch._ops.OpOverload):
         return False
-    return any(a.alias_info is not None and not a.alias_info.is_write for a in target._schema.arguments)  # noqa: SLF001
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in target._schema.arguments)
 
 
 def _arg(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
@@ -62,8 +62,14 @@ def _conv(spatial: int) -> Reader:
             pads = tuple((t // 2, t - t // 2) for t in total)
         else:
             pads = tuple((p, p) for p in _pair(padding, spatial))
-        attributes = {"stride": stride, "dilation": dilation, "pads": pads, "kernel": kernel,
-                      "groups": _arg(a, k, 6, "groups", 1), "transposed": False}  # fmt: skip
+        attributes = {
+            "stride": stride,
+            "dilation": dilation,
+            "pads": pads,
+            "kernel": kernel,
+            "groups": _arg(a, k, 6, "groups", 1),
+            "transposed": False,
+        }
         return "conv", {"weight": a[1], "bias": _arg(a, k, 2, "bias")}, attributes
 
     return read
@@ -98,8 +104,11 @@ def _pool(word: str, spatial: int) -> Reader:
     def read(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
         kernel = _pair(a[1], spatial)
         stride = _arg(a, k, 2, "stride") or kernel
-        attributes: dict[str, Any] = {"kernel": kernel, "stride": _pair(stride, spatial),
-                                      "pads": tuple((p, p) for p in _pair(_arg(a, k, 3, "padding", 0), spatial))}  # fmt: skip
+        attributes: dict[str, Any] = {
+            "kernel": kernel,
+            "stride": _pair(stride, spatial),
+            "pads": tuple((p, p) for p in _pair(_arg(a, k, 3, "padding", 0), spatial)),
+        }
         if word == "max_pool":
             attributes["dilation"] = _pair(_arg(a, k, 4, "dilation", 1), spatial)
             attributes["ceil"] = bool(_arg(a, k, 5, "ceil_mode", False))
@@ -244,32 +253,63 @@ def _dropout(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
 
 
 OPERATORS: dict[str, Reader] = {
-    "aten.conv1d.default": _conv(1), "aten.conv1d.padding": _conv(1),
-    "aten.conv2d.default": _conv(2), "aten.conv2d.padding": _conv(2),
-    "aten.conv_transpose1d.default": _conv_transpose(1), "aten.conv_transpose2d.input": _conv_transpose(2),
+    "aten.conv1d.default": _conv(1),
+    "aten.conv1d.padding": _conv(1),
+    "aten.conv2d.default": _conv(2),
+    "aten.conv2d.padding": _conv(2),
+    "aten.conv_transpose1d.default": _conv_transpose(1),
+    "aten.conv_transpose2d.input": _conv_transpose(2),
     "aten.linear.default": _linear,
     "aten.batch_norm.default": _batch_norm,
     "aten.layer_norm.default": _layer_norm,
-    "aten.max_pool1d.default": _pool("max_pool", 1), "aten.max_pool2d.default": _pool("max_pool", 2),
-    "aten.avg_pool1d.default": _pool("avg_pool", 1), "aten.avg_pool2d.default": _pool("avg_pool", 2),
-    "aten.adaptive_avg_pool1d.default": _adaptive, "aten.adaptive_avg_pool2d.default": _adaptive,
+    "aten.max_pool1d.default": _pool("max_pool", 1),
+    "aten.max_pool2d.default": _pool("max_pool", 2),
+    "aten.avg_pool1d.default": _pool("avg_pool", 1),
+    "aten.avg_pool2d.default": _pool("avg_pool", 2),
+    "aten.adaptive_avg_pool1d.default": _adaptive,
+    "aten.adaptive_avg_pool2d.default": _adaptive,
     "aten.mean.dim": _mean,
-    "aten.add.Tensor": _binary("add"), "aten.mul.Tensor": _binary("mul"), "aten.sub.Tensor": _binary("sub"),
-    "aten.cat.default": _cat, "aten.slice.Tensor": _slice, "aten.select.int": _select, "aten.pad.default": _pad,
-    "aten.flatten.using_ints": _reshape, "aten.view.default": _reshape, "aten.reshape.default": _reshape,
-    "aten.squeeze.dim": _reshape, "aten.squeeze.dims": _reshape, "aten.unsqueeze.default": _reshape,
-    "aten.permute.default": _permute, "aten.transpose.int": _permute,
-    "aten.upsample_nearest2d.vec": _upsample, "aten.upsample_nearest2d.default": _upsample,
-    "aten.upsample_nearest1d.vec": _upsample, "aten.upsample_nearest1d.default": _upsample,
-    "aten.relu.default": _plain("relu"), "aten.relu6.default": _plain("clamp", low=0.0, high=6.0),
-    "aten.hardtanh.default": _hardtanh, "aten.clamp.default": _clamp,
-    "aten.sigmoid.default": _plain("sigmoid"), "aten.tanh.default": _plain("tanh"), "aten.elu.default": _elu,
+    "aten.add.Tensor": _binary("add"),
+    "aten.mul.Tensor": _binary("mul"),
+    "aten.sub.Tensor": _binary("sub"),
+    "aten.cat.default": _cat,
+    "aten.slice.Tensor": _slice,
+    "aten.select.int": _select,
+    "aten.pad.default": _pad,
+    "aten.flatten.using_ints": _reshape,
+    "aten.view.default": _reshape,
+    "aten.reshape.default": _reshape,
+    "aten.squeeze.dim": _reshape,
+    "aten.squeeze.dims": _reshape,
+    "aten.unsqueeze.default": _reshape,
+    "aten.permute.default": _permute,
+    "aten.transpose.int": _permute,
+    "aten.upsample_nearest2d.vec": _upsample,
+    "aten.upsample_nearest2d.default": _upsample,
+    "aten.upsample_nearest1d.vec": _upsample,
+    "aten.upsample_nearest1d.default": _upsample,
+    "aten.relu.default": _plain("relu"),
+    "aten.relu6.default": _plain("clamp", low=0.0, high=6.0),
+    "aten.hardtanh.default": _hardtanh,
+    "aten.clamp.default": _clamp,
+    "aten.sigmoid.default": _plain("sigmoid"),
+    "aten.tanh.default": _plain("tanh"),
+    "aten.elu.default": _elu,
     "aten.gelu.default": lambda _n, a, k: ("gelu", {}, {"approximate": k.get("approximate", "none")}),
-    "aten.silu.default": _plain("silu"), "aten.hardswish.default": _plain("hard_swish"),
+    "aten.silu.default": _plain("silu"),
+    "aten.hardswish.default": _plain("hard_swish"),
     "aten.hardsigmoid.default": _plain("hard_sigmoid"),
-    "aten.leaky_relu.default": lambda _n, a, k: ("leaky_relu", {}, {"slope": float(_arg(a, k, 1, "negative_slope", 0.01))}),
-    "aten.softmax.int": _softmax("softmax"), "aten.log_softmax.int": _softmax("log_softmax"),
-    "aten.dropout.default": _dropout, "aten.clone.default": _plain("identity"), "aten.contiguous.default": _plain("identity"),
-    "aten.alias.default": _plain("identity"), "aten.detach.default": _plain("identity"),
+    "aten.leaky_relu.default": lambda _n, a, k: (
+        "leaky_relu",
+        {},
+        {"slope": float(_arg(a, k, 1, "negative_slope", 0.01))},
+    ),
+    "aten.softmax.int": _softmax("softmax"),
+    "aten.log_softmax.int": _softmax("log_softmax"),
+    "aten.dropout.default": _dropout,
+    "aten.clone.default": _plain("identity"),
+    "aten.contiguous.default": _plain("identity"),
+    "aten.alias.default": _plain("identity"),
+    "aten.detach.default": _plain("identity"),
     "aten.sym_size.int": lambda _n, a, k: ("size", {}, {"dim": a[1]}),
-}  # fmt: skip
+}

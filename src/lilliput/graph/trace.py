@@ -36,7 +36,9 @@ class Node:
     name: str
     op: str
     inputs: tuple[str, ...]
-    state: Mapping[str, str] = field(default_factory=dict[str, str])  # role -> parameter or buffer: {"weight": "fc.weight"}
+    state: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # role -> parameter or buffer: {"weight": "fc.weight"}
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     shape: tuple[int, ...]
     module: str
@@ -102,14 +104,14 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> Any:
     shapes = tuple({0: te.Dim("batch")} for _ in args)
     try:
         return te.export(model, doubled, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes)
-    except Exception as dynamic_error:  # noqa: BLE001: torch.export raises many types; the second try decides
+    except Exception as dynamic_error:  # noqa: BLE001 - torch.export raises many types; the second try decides
         try:
             return te.export(model, tuple(a[:1] for a in args))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see above
             raise UnsupportedError(
                 f"trace of {type(model).__name__}",
                 f"torch.export stopped with: {_first_line(error)}",
-                "check that the model runs on the example input, and that forward has no data-dependent Python branches",
+                "check that the model runs on the example input and that forward has no branches that depend on data",
             ) from dynamic_error
 
 
@@ -170,7 +172,9 @@ class _Reader:
                 name = "input" if not inputs else f"input_{len(inputs)}"
                 self.names[n] = name
                 inputs.append(name)
-                nodes.append(Node(name=name, op="input", inputs=(), shape=_shape(n), module="", target="input", source=""))
+                nodes.append(
+                    Node(name=name, op="input", inputs=(), shape=_shape(n), module="", target="input", source="")
+                )
             elif n.op == "call_function":
                 nodes.append(self._node(n))
             elif n.op == "output":
@@ -188,7 +192,9 @@ class _Reader:
         op, roles, attributes = word(n, arguments, keywords) if word else ("other", {}, {})
         own = {role: a for role, a in roles.items() if a is not None}
         names = set(self.state.values())
-        if any(not isinstance(a, Ref) or a.name not in names for a in own.values()) or _has_tensor((arguments, keywords)):
+        if any(not isinstance(a, Ref) or a.name not in names for a in own.values()) or _has_tensor(
+            (arguments, keywords)
+        ):
             op, roles, own = "other", {}, {}  # a weight that is computed, or a constant that is no parameter
         if n.target is operator.getitem:
             op = "getitem"
@@ -198,13 +204,21 @@ class _Reader:
         if overload is not n.target:
             self._written(n, name)
         return Node(
-            name=name, op=op if _is_tensor(n) or op != "other" else "scalar",
+            name=name,
+            op=op if _is_tensor(n) or op != "other" else "scalar",
             inputs=inputs,
-            state={role: a.name for role, a in own.items()} if roles
+            state={role: a.name for role, a in own.items()}
+            if roles
             else {self.state[v]: self.state[v] for v in _flat((n.args, n.kwargs)) if v in self.state},
-            attributes=attributes, shape=_shape(n), module=path, target=target, source=_source(n),
-            call=overload, arguments=arguments, keywords=keywords,
-        )  # fmt: skip
+            attributes=attributes,
+            shape=_shape(n),
+            module=path,
+            target=target,
+            source=_source(n),
+            call=overload,
+            arguments=arguments,
+            keywords=keywords,
+        )
 
     def _written(self, n: Any, name: str) -> None:
         """`n` writes into its first input: from here on, that value is the new one.
@@ -218,14 +232,16 @@ class _Reader:
                 later = [r for r in other.users if self.order[r] > self.order[n]]
                 if later and other is not n:
                     raise UnsupportedError(
-                        f"trace at {self._path(n) or 'forward'}", f"{n.target} writes into memory that {other.name} shares ({_source(n)})",
+                        f"trace at {self._path(n) or 'forward'}",
+                        f"{n.target} writes into memory that {other.name} shares ({_source(n)})",
                         "use the form that does not write in place",
-                    )  # fmt: skip
+                    )
         if root is not written and root in self.names and any(self.order[r] > self.order[n] for r in root.users):
             raise UnsupportedError(
-                f"trace at {self._path(n) or 'forward'}", f"{n.target} writes into a view of a tensor that is read later ({_source(n)})",
+                f"trace at {self._path(n) or 'forward'}",
+                f"{n.target} writes into a view of a tensor that is read later ({_source(n)})",
                 "use the form that does not write in place",
-            )  # fmt: skip
+            )
         self.names[written] = name
 
     def _argument(self, a: Any) -> Any:
@@ -238,7 +254,9 @@ class _Reader:
         return a
 
 
-def run(graph: Graph, state: Mapping[str, Tensor], *args: Tensor, visit: Callable[[Node, Any], Any] | None = None) -> Any:
+def run(
+    graph: Graph, state: Mapping[str, Tensor], *args: Tensor, visit: Callable[[Node, Any], Any] | None = None
+) -> Any:
     """Run the graph in floating point with the given parameters and buffers.
 
     `visit(node, value)` sees every value and returns the one to go on with. Returns the output, a tuple if several.

@@ -122,9 +122,10 @@ def interleaved(
     """
     if not runners or repeats < 1 or warmup < 0:
         raise UsageError(
-            "interleaved timing", f"{len(runners)} runners, repeats={repeats}, warmup={warmup}",
+            "interleaved timing",
+            f"{len(runners)} runners, repeats={repeats}, warmup={warmup}",
             "give a runner at least, repeats from 1 and warmup from 0",
-        )  # fmt: skip
+        )
     loops: dict[str, int] = {}
     for name, runner in runners.items():
         for _ in range(warmup):

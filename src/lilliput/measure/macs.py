@@ -25,11 +25,17 @@ from lilliput.graph.operators import MOVES, POINTWISE
 from lilliput.graph.trace import Graph, Node
 
 COLUMNS = (
-    "macs", "effective_macs",
-    "multiplies", "effective_multiplies", "product_of_sums_multiplies",
-    "additions", "effective_additions",
-    "parameters", "kept_parameters", "nonzero_parameters",
-)  # fmt: skip
+    "macs",
+    "effective_macs",
+    "multiplies",
+    "effective_multiplies",
+    "product_of_sums_multiplies",
+    "additions",
+    "effective_additions",
+    "parameters",
+    "kept_parameters",
+    "nonzero_parameters",
+)
 """`kept`: what a file stores (not masked, more than 0 bits); `nonzero`: what is not 0, kept or not."""
 
 LAYERS = ("conv", "linear")
@@ -37,8 +43,25 @@ FREE = (*MOVES, *POINTWISE, "concat", "softmax", "log_softmax", "getitem", "inpu
 SUMS = ("add", "sub", "add_scalar", "sub_scalar")
 PRODUCTS = ("mul", "mul_scalar")
 REDUCTIONS = ("avg_pool", "max_pool", "mean", "batch_norm", "layer_norm")
-MOVING_TARGETS = ("view", "reshape", "flatten", "permute", "transpose", "slice", "select", "expand", "chunk", "split",
-                  "split_with_sizes", "unbind", "stack", "roll", "flip", "lift_fresh_copy", "pad")  # fmt: skip
+MOVING_TARGETS = (
+    "view",
+    "reshape",
+    "flatten",
+    "permute",
+    "transpose",
+    "slice",
+    "select",
+    "expand",
+    "chunk",
+    "split",
+    "split_with_sizes",
+    "unbind",
+    "stack",
+    "roll",
+    "flip",
+    "lift_fresh_copy",
+    "pad",
+)
 """Calls outside `OPERATORS`' words (other axes, several results) that compute nothing either."""
 
 
@@ -121,9 +144,12 @@ class _Counter:
             return self._layer(node)
         multiplies, additions = self._elementwise(node)
         return {
-            "multiplies": multiplies, "effective_multiplies": multiplies, "product_of_sums_multiplies": multiplies,
-            "additions": additions, "effective_additions": additions,
-        }  # fmt: skip
+            "multiplies": multiplies,
+            "effective_multiplies": multiplies,
+            "product_of_sums_multiplies": multiplies,
+            "additions": additions,
+            "effective_additions": additions,
+        }
 
     def _elementwise(self, node: Node) -> tuple[int, int]:
         n = math.prod(node.shape)
@@ -159,10 +185,14 @@ class _Counter:
             if weights.shared:
                 products = int(torch.minimum(runs * used, each * _distinct(weights.rows)).sum())
         return {
-            "macs": macs, "effective_macs": effective_macs,
-            "multiplies": macs, "effective_multiplies": effective_macs, "product_of_sums_multiplies": products,
-            "additions": additions, "effective_additions": effective_additions,
-        }  # fmt: skip
+            "macs": macs,
+            "effective_macs": effective_macs,
+            "multiplies": macs,
+            "effective_multiplies": effective_macs,
+            "product_of_sums_multiplies": products,
+            "additions": additions,
+            "effective_additions": effective_additions,
+        }
 
     def _runs(self, node: Node) -> int:
         """How often each weight is used."""

@@ -1,5 +1,6 @@
 """ONNX Runtime with the threads that we say, and clear errors."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ def session(model: str | Path | bytes, *, threads: int = 1, optimize: bool = Tru
     """
     try:
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as states
     except ImportError as error:
         raise MissingExtraError("ONNX Runtime", "it is not installed", "pip install 'lilliput[onnx]'") from error
     options = onnxruntime.SessionOptions()
@@ -26,21 +26,25 @@ def session(model: str | Path | bytes, *, threads: int = 1, optimize: bool = Tru
     options.log_severity_level = ERRORS_ONLY
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    broken = (states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile,
-              states.NotImplemented, states.RuntimeException)  # fmt: skip
+    states = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    broken = tuple(t for t in states if isinstance(t, type) and issubclass(t, Exception))
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except broken as error:
         what = "an ONNX model" if isinstance(model, bytes) else str(model)
-        raise ArtifactError(f"open {what}", f"ONNX Runtime refuses it: {_first_line(error)}", "export it again") from error
+        raise ArtifactError(
+            f"open {what}", f"ONNX Runtime refuses it: {_first_line(error)}", "export it again"
+        ) from error
 
 
 def predict(session: Any, inputs: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
     """One call with a batch of float32; a tuple where the model has several outputs."""
     name = session.get_inputs()[0].name
     expected = session.get_inputs()[0].shape
-    fits = len(expected) == inputs.ndim and all(not isinstance(e, int) or e == s for e, s in zip(expected, inputs.shape, strict=True))
+    fits = len(expected) == inputs.ndim and all(
+        not isinstance(e, int) or e == s for e, s in zip(expected, inputs.shape, strict=True)
+    )
     if not fits:
         raise DataError("predict", f"a batch of shape {list(inputs.shape)}", f"give one of shape {expected}")
     outputs = session.run(None, {name: np.ascontiguousarray(inputs, dtype=np.float32)})

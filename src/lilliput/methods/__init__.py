@@ -13,6 +13,5 @@ BUILT_IN: tuple[type[Pass], ...] = (
     MagnitudePruning,
     WeightClustering,
     FineTune,
-
     Quantization,
 )

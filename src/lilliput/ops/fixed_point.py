@@ -105,7 +105,9 @@ def requantize_add(
     return requantize_shift(sum(terms[1:], terms[0]), shift, zero_point, low, high)
 
 
-def quantize(x: Tensor, scale: Tensor | float, zero_point: Tensor | int, low: int, high: int) -> Tensor:
+def quantize(
+    x: Tensor, scale: Tensor | float, zero_point: Tensor | int, low: Tensor | int, high: Tensor | int
+) -> Tensor:
     """`saturate(floor(x / scale + 1/2) + zero_point)` in float64: infinities saturate, NaN is refused.
 
     For float32 `x` and `scale` and |x / scale| < 2^26 this is the value in exact arithmetic: a quotient of two 24-bit
@@ -114,7 +116,9 @@ def quantize(x: Tensor, scale: Tensor | float, zero_point: Tensor | int, low: in
     quotient = x.to(torch.float64) / _float64(scale)
     if bool(torch.isnan(quotient).any()):
         raise ValueError("NaN cannot be quantized")
-    return torch.clamp(torch.floor(quotient + 0.5) + zero_point, low, high).to(torch.int64)
+    codes = torch.floor(quotient + 0.5) + zero_point
+    bounds = (torch.as_tensor(bound, dtype=codes.dtype, device=codes.device) for bound in (low, high))
+    return torch.clamp(codes, *bounds).to(torch.int64)
 
 
 def dequantize(codes: Tensor, scale: Tensor | float, zero_point: Tensor | int) -> Tensor:

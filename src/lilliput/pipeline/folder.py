@@ -34,7 +34,9 @@ class RunFolder:
                 except FileExistsError:
                     number += 1  # another run took it just now
         except OSError as error:
-            raise UsageError(f"run folder in {root}", error.strerror or str(error), "choose another place with --out") from error
+            raise UsageError(
+                f"run folder in {root}", error.strerror or str(error), "choose another place with --out"
+            ) from error
         _link(root / "latest", path.name)
         return RunFolder(path)
 
@@ -42,7 +44,9 @@ class RunFolder:
     def open(path: str | Path) -> "RunFolder":
         path = Path(path)
         if not (path / "run.json").is_file():
-            raise UsageError(f"run folder {path}", "there is no run in it", "give a folder that an earlier run has made")
+            raise UsageError(
+                f"run folder {path}", "there is no run in it", "give a folder that an earlier run has made"
+            )
         return RunFolder(path)
 
     def write(self, name: str, data: bytes | str) -> Path:
@@ -67,7 +71,9 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UsageError(f"write {self.path / 'trail.jsonl'}", error.strerror or str(error), "free space, then --resume") from error
+            raise UsageError(
+                f"write {self.path / 'trail.jsonl'}", error.strerror or str(error), "free space, then --resume"
+            ) from error
 
     def trail(self) -> list[dict[str, Any]]:
         """The finished steps; a torn last line (a kill while it was written) is left out and cut off."""
@@ -96,6 +102,6 @@ def _link(link: Path, target: str) -> None:
     temporary = link.with_name(f".latest-{os.getpid()}")
     try:
         temporary.symlink_to(target)
-        os.replace(temporary, link)
+        temporary.replace(link)
     except OSError:
         temporary.unlink(missing_ok=True)

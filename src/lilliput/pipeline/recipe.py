@@ -57,9 +57,12 @@ class Recipe:
     def to_data(self) -> dict[str, Any]:
         """Plain data; `from_data` inverts it."""
         target: dict[str, Any] = {k: v for k, v in dataclasses.asdict(self.target).items() if v not in (None, False)}
-        data: dict[str, Any] = {"lilliput": VERSION, "seed": self.seed,
-                                "target": self.target.name if len(target) == 1 else target,
-                                "passes": [_step_data(s) for s in self.steps]}  # fmt: skip
+        data: dict[str, Any] = {
+            "lilliput": VERSION,
+            "seed": self.seed,
+            "target": self.target.name if len(target) == 1 else target,
+            "passes": [_step_data(s) for s in self.steps],
+        }
         if self.threads is not None:
             data["threads"] = self.threads
         if self.name:
@@ -93,7 +96,9 @@ def find_method(key: str) -> type[Pass]:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f"method {key!r}", f"it cannot be imported ({error})", "check the module, the class and PYTHONPATH") from error
+        raise RecipeError(
+            f"method {key!r}", f"it cannot be imported ({error})", "check the module, the class and PYTHONPATH"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Pass)):
         raise RecipeError(f"method {key!r}", f"it is {found!r}, not a Pass", "name a subclass of lilliput.Pass")
     return found
@@ -142,9 +147,13 @@ def from_data(data: object) -> Recipe:
     passes = top.get("passes")
     if not isinstance(passes, list):
         raise RecipeError("recipe", f"passes: {passes!r}", "list at least one pass")
-    return Recipe(steps=tuple(_step(item, default) for item in cast(list[Any], passes)), seed=_whole(top.get("seed", 0), "seed"),
-                  target=_target(top.get("target")), name=str(top.get("name", "")),
-                  threads=None if top.get("threads") is None else max(1, _whole(top["threads"], "threads")))  # fmt: skip
+    return Recipe(
+        steps=tuple(_step(item, default) for item in cast(list[Any], passes)),
+        seed=_whole(top.get("seed", 0), "seed"),
+        target=_target(top.get("target")),
+        name=str(top.get("name", "")),
+        threads=None if top.get("threads") is None else max(1, _whole(top["threads"], "threads")),
+    )
 
 
 def load(path: str | Path) -> Recipe:
@@ -155,11 +164,15 @@ def load(path: str | Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}", "it cannot be read", f"check the path ({error.__class__.__name__})") from error
+        raise RecipeError(
+            f"recipe {path}", "it cannot be read", f"check the path ({error.__class__.__name__})"
+        ) from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path}", f"not YAML ({' '.join(str(error).split())[:160]})", "mend the file") from error
+        raise RecipeError(
+            f"recipe {path}", f"not YAML ({' '.join(str(error).split())[:160]})", "mend the file"
+        ) from error
     return from_data(data)
 
 
@@ -192,8 +205,11 @@ def _step(item: Any, default: MaxDrop | None) -> Step:
             raise RecipeError("recipe", f"a step with together and {next(iter(entry))!r}", "write one of them")
         return Step(passes=inner.passes, guard=guard)
     if len(entry) != 1:
-        raise RecipeError("recipe", f"a step with {len(entry)} methods ({', '.join(map(str, entry))})",
-                          "write one method a step, or a list of methods to judge together")  # fmt: skip
+        raise RecipeError(
+            "recipe",
+            f"a step with {len(entry)} methods ({', '.join(map(str, entry))})",
+            "write one method a step, or a list of methods to judge together",
+        )
     key, settings = next(iter(entry.items()))
     return Step(passes=(build_pass(str(key), settings),), guard=guard)
 
@@ -204,7 +220,7 @@ def _guard(data: Any, where: str) -> MaxDrop | None:
     if isinstance(data, MaxDrop):
         return data
     if not isinstance(data, Mapping):
-        raise RecipeError(where, f"{data!r}", 'write {max_drop: 1pt} or none')
+        raise RecipeError(where, f"{data!r}", "write {max_drop: 1pt} or none")
     values = cast(Mapping[str, Any], data)
     known = {f.name for f in dataclasses.fields(MaxDrop)}
     for key in values:
@@ -214,7 +230,9 @@ def _guard(data: Any, where: str) -> MaxDrop | None:
         raise RecipeError(where, "no max_drop", "write {max_drop: 1pt}")
     role = values.get("role", "validation")
     if role not in get_args(Role) or role == "test":
-        raise RecipeError(where, f"role {role!r}", "guards look at validation, train or calibration; the test role chooses nothing")
+        raise RecipeError(
+            where, f"role {role!r}", "guards look at validation, train or calibration; the test role chooses nothing"
+        )
     return MaxDrop(max_drop=values["max_drop"], role=role)
 
 

@@ -33,8 +33,16 @@ class Outcome:
     context: Context
 
 
-def run(model: nn.Module, task: Task, recipe: Recipe, *, folder: RunFolder | None = None, progress: Progress = SILENT,
-        device: str | torch.device = "cpu", batch_size: int = 256) -> Outcome:  # fmt: skip
+def run(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    folder: RunFolder | None = None,
+    progress: Progress = SILENT,
+    device: str | torch.device = "cpu",
+    batch_size: int = 256,
+) -> Outcome:
     """Apply the recipe to a copy of `model`. The caller's model is never changed.
 
     With a folder, finished steps are saved; if the folder already holds finished steps of the same recipe, model and
@@ -44,8 +52,15 @@ def run(model: nn.Module, task: Task, recipe: Recipe, *, folder: RunFolder | Non
         recipe = replace(recipe, threads=used)
         net = Artifact.of(model, task.spec)
         original = net.copy().module.to(device)
-        context = Context.of(task, original, seed=recipe.seed, target=recipe.target, progress=progress, device=device,
-                             batch_size=batch_size)  # fmt: skip
+        context = Context.of(
+            task,
+            original,
+            seed=recipe.seed,
+            target=recipe.target,
+            progress=progress,
+            device=device,
+            batch_size=batch_size,
+        )
         outcome = Outcome(artifact=net, recipe=recipe, context=context)
         done = _begin(folder, model, task, recipe, outcome) if folder is not None else 0
         for index, step in enumerate(recipe.steps):
@@ -75,18 +90,34 @@ def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -
         context.checkpoint = None if folder is None else folder.path / f"step-{index:02d}-{i}.checkpoint"
         results.append(apply_checked_(method, net, context))
     entry: dict[str, Any] = {
-        "step": index, "name": step.name,
-        "passes": [{"name": m.name, "settings": m.settings(), "changed": r.changed, "skipped": r.skipped, "notes": list(r.notes)}
-                   for m, r in zip(step.passes, results, strict=True)],
-    }  # fmt: skip
+        "step": index,
+        "name": step.name,
+        "passes": [
+            {
+                "name": m.name,
+                "settings": m.settings(),
+                "changed": r.changed,
+                "skipped": r.skipped,
+                "notes": list(r.notes),
+            }
+            for m, r in zip(step.passes, results, strict=True)
+        ],
+    }
     effect = any(r.effect for r in results)
     verdict = _judge(step, net, context) if effect else Verdict(accepted=True, reason="no effect")
     if verdict.accepted and effect:
         outcome.artifact = net
-    entry |= {"effect": effect, "verdict": asdict(verdict), "bytes": len(container.dumps(outcome.artifact, strip=True)),
-              "uses": dict(context.evaluator.uses), "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
+    entry |= {
+        "effect": effect,
+        "verdict": asdict(verdict),
+        "bytes": len(container.dumps(outcome.artifact, strip=True)),
+        "uses": dict(context.evaluator.uses),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
     summary = "; ".join(f"{m.name}: {r.summary()}" for m, r in zip(step.passes, results, strict=True))
-    context.progress.say(f"{'kept' if verdict.accepted else 'REFUSED'}: {summary} ({verdict.reason}) -> {entry['bytes']:,} bytes")
+    context.progress.say(
+        f"{'kept' if verdict.accepted else 'REFUSED'}: {summary} ({verdict.reason}) -> {entry['bytes']:,} bytes"
+    )
     for m, r in zip(step.passes, results, strict=True):
         for note in r.notes:
             context.progress.say(f"  {m.name}: {note}")
@@ -106,8 +137,12 @@ def _judge(step: Step, net: Artifact, context: Context) -> Verdict:
 
 def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outcome: Outcome) -> int:
     """Note what the run is about; take up finished steps. Returns their number."""
-    identity = {"recipe": recipe.to_data(), "model": fingerprint(model), "weights": weights_hash(model),
-                "data": {r: task.data(r).fingerprint() for r in ("train", "validation") if task.has(r)}}  # fmt: skip
+    identity = {
+        "recipe": recipe.to_data(),
+        "model": fingerprint(model),
+        "weights": weights_hash(model),
+        "data": {r: task.data(r).fingerprint() for r in ("train", "validation") if task.has(r)},
+    }
     if not (folder.path / "run.json").exists():
         folder.write("recipe.yaml", recipe.to_yaml())
         folder.write_json("run.json", identity)
@@ -115,8 +150,11 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
     before = folder.read_json("run.json")
     for key, value in identity.items():
         if before.get(key) != value:
-            raise ArtifactError(f"resume {folder.path}", f"the {key} is not that of the run",
-                                "resume with the same model, data and recipe, or start a new run")  # fmt: skip
+            raise ArtifactError(
+                f"resume {folder.path}",
+                f"the {key} is not that of the run",
+                "resume with the same model, data and recipe, or start a new run",
+            )
     trail = folder.trail()
     for entry in reversed(trail):
         snapshot = folder.path / f"step-{entry['step']:02d}.lil"
@@ -161,5 +199,3 @@ def _seed(seed: int, step: int, part: int) -> int:
     """A seed for each pass of its own, so that resuming needs no state of the generator."""
     digest = hashlib.blake2b(f"{seed}/{step}/{part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-

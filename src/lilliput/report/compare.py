@@ -45,8 +45,18 @@ class Column:
         self.measurements[measurement.name] = measurement
 
 
-def compare(artifacts: Mapping[str, Artifact], model: nn.Module, task: Task, *, target: Target, evaluator: FullForward, role: Role,
-            folder: Path, progress: Progress = SILENT, latency: bool = True) -> list[Column]:  # fmt: skip
+def compare(
+    artifacts: Mapping[str, Artifact],
+    model: nn.Module,
+    task: Task,
+    *,
+    target: Target,
+    evaluator: FullForward,
+    role: Role,
+    folder: Path,
+    progress: Progress = SILENT,
+    latency: bool = True,
+) -> list[Column]:
     """Write, read back, run and measure each network; the first is the reference of differences and ratios.
 
     Scores are those of the `.lil` file, read back into a fresh module. ONNX files are written to `folder`, run by ONNX
@@ -75,22 +85,47 @@ def _score(column: Column, task: Task, reference: Evaluation | None) -> None:
     if column.evaluation is None:
         return
     score, rows = task.score, column.evaluation.rows
-    column.add(Measurement(score.name, score.value(rows), score.unit, "measured", spread=_ordered(score.interval(rows)),
-                           note=f"{column.evaluation.role}, {len(rows)} samples, 95% interval"))  # fmt: skip
+    column.add(
+        Measurement(
+            score.name,
+            score.value(rows),
+            score.unit,
+            "measured",
+            spread=_ordered(score.interval(rows)),
+            note=f"{column.evaluation.role}, {len(rows)} samples, 95% interval",
+        )
+    )
     if reference is not None:
         difference, interval = score.difference(rows, reference.rows)
         flips = int((column.evaluation.ok & ~reference.ok).sum()), int((~column.evaluation.ok & reference.ok).sum())
-        column.add(Measurement("difference", difference, "pt" if score.unit == "%" else score.unit, "measured",
-                               spread=_ordered(interval), note=f"paired; {flips[1]} samples lost, {flips[0]} gained"))  # fmt: skip
+        column.add(
+            Measurement(
+                "difference",
+                difference,
+                "pt" if score.unit == "%" else score.unit,
+                "measured",
+                spread=_ordered(interval),
+                note=f"paired; {flips[1]} samples lost, {flips[0]} gained",
+            )
+        )
 
 
 def _plan(column: Column, artifact: Artifact, graph: Graph) -> None:
     plan = plan_memory(graph, artifact)
-    column.add(Measurement("planned RAM", plan.ram_bytes, "B", "planned", note=f"arena, peak at {plan.peak_step}; scratch not included"))
+    column.add(
+        Measurement(
+            "planned RAM", plan.ram_bytes, "B", "planned", note=f"arena, peak at {plan.peak_step}; scratch not included"
+        )
+    )
     column.add(Measurement("planned flash", plan.flash_bytes, "B", "planned", note="constants; code not included"))
     table = count_macs(graph, artifact)
-    for name, label in (("parameters", "parameters"), ("kept_parameters", "stored parameters"), ("macs", "MACs"),
-                        ("effective_multiplies", "multiplies"), ("effective_additions", "additions")):  # fmt: skip
+    for name, label in (
+        ("parameters", "parameters"),
+        ("kept_parameters", "stored parameters"),
+        ("macs", "MACs"),
+        ("effective_multiplies", "multiplies"),
+        ("effective_additions", "additions"),
+    ):
         if name in table.names():
             total = table.total(name)
             column.add(Measurement(label, total.value, "", "counted", note=total.note))
@@ -107,7 +142,11 @@ def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: 
         return
     column.onnx = path
     size = path.stat().st_size
-    column.add(Measurement("ONNX file", size, "B", "counted", note=f"run and compared on {len(samples)} samples: {agreement(report)}"))
+    column.add(
+        Measurement(
+            "ONNX file", size, "B", "counted", note=f"run and compared on {len(samples)} samples: {agreement(report)}"
+        )
+    )
     left = onnx_export.layers_in_float(artifact, graph) if artifact.activations else {}
     for node, reason in left.items():
         column.notes.append(f"{node} stays in float: {reason}")
@@ -134,10 +173,28 @@ def _latency(columns: list[Column], task: Task, role: Role) -> None:
     for column in columns:
         if column.name in runners:
             measured = timings.latency(column.name)
-            column.add(Measurement("latency", measured.value, measured.unit, "measured", spread=measured.spread, note=f"batch 1, {measured.note}"))
+            column.add(
+                Measurement(
+                    "latency",
+                    measured.value,
+                    measured.unit,
+                    "measured",
+                    spread=measured.spread,
+                    note=f"batch 1, {measured.note}",
+                )
+            )
             if column is not columns[0] and columns[0].name in runners:
                 ratio = timings.ratio(column.name, columns[0].name)
-                column.add(Measurement("latency ratio", ratio.value, "x", "measured", spread=ratio.spread, note="to float, within each round"))
+                column.add(
+                    Measurement(
+                        "latency ratio",
+                        ratio.value,
+                        "x",
+                        "measured",
+                        spread=ratio.spread,
+                        note="to float, within each round",
+                    )
+                )
 
 
 def agreement(report: Report) -> str:
@@ -154,7 +211,11 @@ def samples_of(task: Task, role: Role, most: int) -> Tensor:
 
 
 def _onnx_target(target: Target) -> str:
-    return target.name if target.name.startswith("onnx") else ("onnx-arm" if target.preset.activations_signed else "onnx-x86")
+    return (
+        target.name
+        if target.name.startswith("onnx")
+        else ("onnx-arm" if target.preset.activations_signed else "onnx-x86")
+    )
 
 
 def _ordered(interval: tuple[float, float]) -> tuple[float, float] | None:

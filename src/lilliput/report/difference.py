@@ -19,7 +19,7 @@ COMPARED = ("conv", "linear", "add", "sub", "mul", "concat", "avg_pool", "mean")
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """`sqnr` in dB by layer, on the same inputs from the start (errors accumulate); `lost` and `gained` sample numbers."""
+    """`sqnr` in dB by layer, on the same inputs from the start (errors add up); `lost` and `gained` sample numbers."""
 
     sqnr: dict[str, float]
     encodings: dict[str, str]
@@ -31,13 +31,23 @@ class Difference:
 
     def __str__(self) -> str:
         rows = [["layer", "SQNR dB", "stored as"]]
-        rows += [[name, "exact" if math.isinf(v) else f"{v:.1f}", self.encodings.get(name, "")] for name, v in self.sqnr.items()]
+        rows += [
+            [name, "exact" if math.isinf(v) else f"{v:.1f}", self.encodings.get(name, "")]
+            for name, v in self.sqnr.items()
+        ]
         shown = ", ".join(str(i) for i in self.lost[:20]) + (", ..." if len(self.lost) > 20 else "")
-        return "\n".join([render(rows), f"{self.verdict} ({self.role}, {self.samples} samples)",
-                          f"lost: {len(self.lost)} samples{f' ({shown})' if shown else ''}; gained: {len(self.gained)}"])  # fmt: skip
+        return "\n".join(
+            [
+                render(rows),
+                f"{self.verdict} ({self.role}, {self.samples} samples)",
+                f"lost: {len(self.lost)} samples{f' ({shown})' if shown else ''}; gained: {len(self.gained)}",
+            ]
+        )
 
 
-def difference(artifact: Artifact, original: nn.Module, task: Task, *, role: Role = "validation", samples: int = 256) -> Difference:
+def difference(
+    artifact: Artifact, original: nn.Module, task: Task, *, role: Role = "validation", samples: int = 256
+) -> Difference:
     """Run both on up to `samples` inputs layer by layer, and on the whole role for the flips."""
     data = task.data(role)
     x = data.batch(torch.linspace(0, len(data) - 1, min(samples, len(data))).long())[0]
@@ -71,9 +81,18 @@ def difference(artifact: Artifact, original: nn.Module, task: Task, *, role: Rol
     before, now = evaluator.reference(role), evaluator(runnable(artifact), role)
     score = task.score
     verdict = f"{score.name} {score.format(score.value(before.rows))} -> {score.format(score.value(now.rows))}"
-    stored = {name.removesuffix(".weight"): e.describe() for name, e in artifact.encodings.items() if name.endswith("weight")}
-    return Difference(sqnr=sqnr, encodings=stored, lost=torch.nonzero(before.ok & ~now.ok).reshape(-1).tolist(), verdict=verdict,
-                      gained=torch.nonzero(~before.ok & now.ok).reshape(-1).tolist(), samples=len(before.ok), role=role)  # fmt: skip
+    stored = {
+        name.removesuffix(".weight"): e.describe() for name, e in artifact.encodings.items() if name.endswith("weight")
+    }
+    return Difference(
+        sqnr=sqnr,
+        encodings=stored,
+        lost=torch.nonzero(before.ok & ~now.ok).reshape(-1).tolist(),
+        verdict=verdict,
+        gained=torch.nonzero(~before.ok & now.ok).reshape(-1).tolist(),
+        samples=len(before.ok),
+        role=role,
+    )
 
 
 def _decibels(wanted: Tensor, found: Tensor) -> float:

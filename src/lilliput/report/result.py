@@ -78,11 +78,18 @@ class Result:
     def to_data(self) -> dict[str, Any]:
         """Everything but the network, as plain data: what `result.json` holds."""
         return {
-            "columns": [{"name": c.name, "measurements": [asdict(m) for m in c.measurements.values()], "notes": c.notes}
-                        for c in self.columns],
-            "recipe": self.recipe.to_data(), "trail": self.trail, "uses": self.uses, "roles": self.task.roles(),
-            "feasible": self.feasible, "violations": [asdict(v) for v in self.violations], "environment": environment(),
-        }  # fmt: skip
+            "columns": [
+                {"name": c.name, "measurements": [asdict(m) for m in c.measurements.values()], "notes": c.notes}
+                for c in self.columns
+            ],
+            "recipe": self.recipe.to_data(),
+            "trail": self.trail,
+            "uses": self.uses,
+            "roles": self.task.roles(),
+            "feasible": self.feasible,
+            "violations": [asdict(v) for v in self.violations],
+            "environment": environment(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +110,13 @@ def environment() -> dict[str, str]:
     """Where measurements were taken."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, str] = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
-                             "torch": torch.__version__, "threads": str(torch.get_num_threads())}  # fmt: skip
+    found: dict[str, str] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
     for package in ("lilliput", "numpy", "onnx", "onnxruntime"):
         try:
             found[package] = version(package)

@@ -5,8 +5,20 @@ from collections.abc import Sequence
 from lilliput.core.cost import Measurement, format_quantity
 from lilliput.report.compare import Column
 
-ROWS = ("difference", "file", "ONNX file", "planned flash", "planned RAM", "parameters", "stored parameters", "MACs",
-        "multiplies", "additions", "latency", "latency ratio")  # fmt: skip
+ROWS = (
+    "difference",
+    "file",
+    "ONNX file",
+    "planned flash",
+    "planned RAM",
+    "parameters",
+    "stored parameters",
+    "MACs",
+    "multiplies",
+    "additions",
+    "latency",
+    "latency ratio",
+)
 LABELS = {"difference": "difference to float", "file": ".lil file", "latency ratio": "latency / float"}
 
 
@@ -18,15 +30,22 @@ def comparison(columns: Sequence[Column], score: str) -> str:
         cells = [c.measurements.get(name) for c in columns]
         known = [m for m in cells if m is not None]
         if known:
-            body.append([LABELS.get(name, name), *(_cell(m) for m in cells), f"{known[0].origin}{_detail(name, known[-1])}"])
+            body.append(
+                [LABELS.get(name, name), *(_cell(m) for m in cells), f"{known[0].origin}{_detail(name, known[-1])}"]
+            )
     return render([header, *body]) + _notes(columns)
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell, a rule under the first row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i in (0, len(widths) - 1) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-             for row in rows]  # fmt: skip
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in (0, len(widths) - 1) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
     lines.insert(1, "-" * max(len(line) for line in lines))
     return "\n".join(lines)
 
@@ -49,7 +68,12 @@ def _cell(m: Measurement | None) -> str:
 def _detail(name: str, m: Measurement) -> str:
     if name in ("planned RAM", "planned flash", "ONNX file"):
         return ""
-    return f" ({m.note})" if m.note and name not in ("file", "difference", "MACs", "multiplies", "additions", "parameters", "stored parameters") else ""
+    return (
+        f" ({m.note})"
+        if m.note
+        and name not in ("file", "difference", "MACs", "multiplies", "additions", "parameters", "stored parameters")
+        else ""
+    )
 
 
 def _notes(columns: Sequence[Column]) -> str:

@@ -80,9 +80,17 @@ def fit(
         raise UsageError("fit", f"a generator on {generator.device}", "give one on the CPU")
     with restoring(net, generator), seeded_apart(torch.device(device)):
         loop = _Loop(
-            net=net, task=task, settings=settings, generator=generator, progress=progress, device=torch.device(device),
-            checkpoint=checkpoint, teacher=teacher, penalties=penalties, hooks=hooks,
-        )  # fmt: skip
+            net=net,
+            task=task,
+            settings=settings,
+            generator=generator,
+            progress=progress,
+            device=torch.device(device),
+            checkpoint=checkpoint,
+            teacher=teacher,
+            penalties=penalties,
+            hooks=hooks,
+        )
         return loop.run()
 
 
@@ -133,9 +141,13 @@ class _Loop:
             self.attached.load_(state.best)
         self.attached.bake_(self.net)
         return FitResult(
-            history=state.history, start_score=state.start_score, best_score=state.best_score,
-            best_epoch=state.best_epoch, epochs_run=state.epoch, stopped_early=self._stale(state),
-        )  # fmt: skip
+            history=state.history,
+            start_score=state.start_score,
+            best_score=state.best_score,
+            best_epoch=state.best_epoch,
+            epochs_run=state.epoch,
+            stopped_early=self._stale(state),
+        )
 
     def _stale(self, state: _State) -> bool:
         if self.settings.patience is None or state.epoch >= self.settings.epochs:

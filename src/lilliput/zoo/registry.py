@@ -40,8 +40,19 @@ class Entry:
 
 
 _SMALL = FitSettings(epochs=40, batch_size=64, optimizer="adamw", learning_rate=1e-2, schedule="one_cycle", keep="last")
-_MNIST = FitSettings(epochs=12, batch_size=128, optimizer="adamw", learning_rate=2e-3, schedule="one_cycle", keep="last")
-_CIFAR = FitSettings(epochs=120, batch_size=128, optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4, schedule="one_cycle", keep="last")
+_MNIST = FitSettings(
+    epochs=12, batch_size=128, optimizer="adamw", learning_rate=2e-3, schedule="one_cycle", keep="last"
+)
+_CIFAR = FitSettings(
+    epochs=120,
+    batch_size=128,
+    optimizer="sgd",
+    learning_rate=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="one_cycle",
+    keep="last",
+)
 
 
 def _mnist(data: str) -> Callable[..., Task]:
@@ -49,27 +60,91 @@ def _mnist(data: str) -> Callable[..., Task]:
 
 
 ZOO: dict[str, Entry] = {
-    "digits-cnn": Entry(shape=(1, 8, 8), model=DigitsCNN, task=DIGITS, data="digits", training=_SMALL, weights="digits-cnn.lil",
-                        summary="8x8 digits, residual CNN (17.6k parameters)"),
-    "digits-anomaly": Entry(shape=(1, 8, 8), model=TinyAutoencoder, task=tasks.one_class_digits, data="digits", training=_SMALL,
-                            summary=f"one-class digits: autoencoder trained on {tasks.NORMAL_DIGIT}s (4.7k)"),
-    "digits-masks": Entry(shape=(1, 8, 8), model=TinySegmenter, task=tasks.digit_masks, data="digits", training=_SMALL,
-                          summary="ink masks of noisy digits (3.0k)"),
-    "diabetes": Entry(shape=(10,), model=TinyRegressor, task=tasks.diabetes, data="scikit-learn", training=_SMALL,
-                      summary="regression on ten measurements (0.9k)"),
-    "japanese-vowels": Entry(shape=(12, 29), model=SpeechCNN, task=tasks.speech, data="aeon's JapaneseVowels", training=_SMALL,
-                             summary="speaker from cepstrum frames, 1-D CNN (7.8k)"),
-    "small-mnist": Entry(shape=(1, 28, 28), model=SmallMNISTCNN, task=_mnist("mnist"), data="mnist", training=_MNIST,
-                         summary="SIC's SmallMNISTCNN, two linear layers (102k)"),
-    "lenet5-tanh": Entry(shape=(1, 28, 28), model=LeNet5Tanh, task=_mnist("mnist"), data="mnist", training=_MNIST,
-                         summary="SIC's LeNet5Tanh, the Caffe LeNet-5 (431k)"),
-    "lenet5-elu": Entry(shape=(1, 28, 28), model=LeNet5ELU, task=_mnist("mnist"), data="mnist", training=_MNIST,
-                        summary="SIC's LeNet5ELU, the Caffe LeNet-5 (431k)"),
-    "lenet5": Entry(shape=(1, 28, 28), model=LeNet5, task=_mnist("mnist"), data="mnist", training=_MNIST, summary="classic LeNet-5 (61.7k)"),
-    **{f"resnet{depth}": Entry(model=lambda depth=depth: CifarResNet(depth=depth), shape=(3, 32, 32), task=CIFAR, data="cifar10", training=_CIFAR,
-                               summary=f"CIFAR ResNet-{depth}, option A shortcuts ({count})")
-       for depth, count in ((8, "75k"), (20, "270k"), (32, "464k"), (56, "853k"))},
-}  # fmt: skip
+    "digits-cnn": Entry(
+        shape=(1, 8, 8),
+        model=DigitsCNN,
+        task=DIGITS,
+        data="digits",
+        training=_SMALL,
+        weights="digits-cnn.lil",
+        summary="8x8 digits, residual CNN (17.6k parameters)",
+    ),
+    "digits-anomaly": Entry(
+        shape=(1, 8, 8),
+        model=TinyAutoencoder,
+        task=tasks.one_class_digits,
+        data="digits",
+        training=_SMALL,
+        summary=f"one-class digits: autoencoder trained on {tasks.NORMAL_DIGIT}s (4.7k)",
+    ),
+    "digits-masks": Entry(
+        shape=(1, 8, 8),
+        model=TinySegmenter,
+        task=tasks.digit_masks,
+        data="digits",
+        training=_SMALL,
+        summary="ink masks of noisy digits (3.0k)",
+    ),
+    "diabetes": Entry(
+        shape=(10,),
+        model=TinyRegressor,
+        task=tasks.diabetes,
+        data="scikit-learn",
+        training=_SMALL,
+        summary="regression on ten measurements (0.9k)",
+    ),
+    "japanese-vowels": Entry(
+        shape=(12, 29),
+        model=SpeechCNN,
+        task=tasks.speech,
+        data="aeon's JapaneseVowels",
+        training=_SMALL,
+        summary="speaker from cepstrum frames, 1-D CNN (7.8k)",
+    ),
+    "small-mnist": Entry(
+        shape=(1, 28, 28),
+        model=SmallMNISTCNN,
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="SIC's SmallMNISTCNN, two linear layers (102k)",
+    ),
+    "lenet5-tanh": Entry(
+        shape=(1, 28, 28),
+        model=LeNet5Tanh,
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="SIC's LeNet5Tanh, the Caffe LeNet-5 (431k)",
+    ),
+    "lenet5-elu": Entry(
+        shape=(1, 28, 28),
+        model=LeNet5ELU,
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="SIC's LeNet5ELU, the Caffe LeNet-5 (431k)",
+    ),
+    "lenet5": Entry(
+        shape=(1, 28, 28),
+        model=LeNet5,
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="classic LeNet-5 (61.7k)",
+    ),
+    **{
+        f"resnet{depth}": Entry(
+            model=lambda depth=depth: CifarResNet(depth=depth),
+            shape=(3, 32, 32),
+            task=CIFAR,
+            data="cifar10",
+            training=_CIFAR,
+            summary=f"CIFAR ResNet-{depth}, option A shortcuts ({count})",
+        )
+        for depth, count in ((8, "75k"), (20, "270k"), (32, "464k"), (56, "853k"))
+    },
+}
 
 DATA = {"digits": DIGITS, "mnist": _mnist("mnist"), "fashion-mnist": _mnist("fashion-mnist"), "cifar10": CIFAR}
 """Data sets that `--data` can put in the place of an entry's own."""
@@ -83,8 +158,17 @@ def entry(name: str) -> Entry:
     return ZOO[name]
 
 
-def open_model(source: str, *, weights: str | Path | None = None, data: str | None = None, data_root: str | Path | None = None,
-               download: bool = False, trained: bool = True, fresh: bool = False, progress: Progress = SILENT) -> tuple[nn.Module, Task]:  # fmt: skip
+def open_model(
+    source: str,
+    *,
+    weights: str | Path | None = None,
+    data: str | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    trained: bool = True,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[nn.Module, Task]:
     """The network and task of a zoo name, or of "file.py:make" / "package.module:make" (a function that returns both).
 
     `weights` are loaded into the network (see `load_weights`). With `trained`, a zoo network without weights of its own
@@ -94,13 +178,16 @@ def open_model(source: str, *, weights: str | Path | None = None, data: str | No
         model, task = _own(source)
     else:
         found = entry(source)
-        model, task = found.model(), _task(found, data)(data_root, download, progress)
+        model, task = found.model(), _task(found, data)(data_root, download=download, progress=progress)
         if weights is None and found.weights and not fresh:
             shipped = resources.files("lilliput.zoo") / "weights" / found.weights
             model = container.loads(shipped.read_bytes(), source=found.weights).replay(model).module
         elif weights is None and trained:
-            raise UsageError(f"network {source!r}", "the package has no weights for it",
-                             f"run: lilliput train {source}, or give --weights FILE")  # fmt: skip
+            raise UsageError(
+                f"network {source!r}",
+                "the package has no weights for it",
+                f"run: lilliput train {source}, or give --weights FILE",
+            )
     if weights is not None:
         model = load_weights(model, weights)
     return model, task
@@ -126,9 +213,16 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     extra = sorted(set(state) - set(own))
     wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
     if missing or extra or wrong:
-        found = (f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the model's is {tuple(own[wrong[0]].shape)}" if wrong
-                 else f"no {missing[0]!r} in it" if missing else f"{extra[0]!r} is not in the model")  # fmt: skip
-        raise UsageError(asked, found, f"give weights of a {type(model).__name__} ({len(missing)} missing, {len(extra)} extra)")
+        found = (
+            f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the model's is {tuple(own[wrong[0]].shape)}"
+            if wrong
+            else f"no {missing[0]!r} in it"
+            if missing
+            else f"{extra[0]!r} is not in the model"
+        )
+        raise UsageError(
+            asked, found, f"give weights of a {type(model).__name__} ({len(missing)} missing, {len(extra)} extra)"
+        )
     model.load_state_dict(state, strict=False)
     return model
 
@@ -144,7 +238,9 @@ def _read_state(path: Path, asked: str) -> dict[str, Tensor]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         line = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UsageError(asked, f"it cannot be read safely ({line})", "save a plain state dict: torch.save(model.state_dict(), ...)") from error
+        raise UsageError(
+            asked, f"it cannot be read safely ({line})", "save a plain state dict: torch.save(model.state_dict(), ...)"
+        ) from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise UsageError(asked, f"not a safetensors file ({error})", "give another file") from error
@@ -174,16 +270,24 @@ def _own(source: str) -> tuple[nn.Module, Task]:
     except LilliputError:
         raise
     except ImportError as error:
-        raise UsageError(f"model {source!r}", f"it cannot be imported ({error})", "check the path and what the file imports") from error
+        raise UsageError(
+            f"model {source!r}", f"it cannot be imported ({error})", "check the path and what the file imports"
+        ) from error
     make = getattr(module, name, None)
     if not callable(make):
-        raise UsageError(f"model {source!r}", f"{place} has no function {name!r}", "define it: it returns (model, task)")
+        raise UsageError(
+            f"model {source!r}", f"{place} has no function {name!r}", "define it: it returns (model, task)"
+        )
     made = cast(Any, make())
     if isinstance(made, tuple) and len(cast(tuple[Any, ...], made)) == 2:
         model, task = cast(tuple[Any, Any], made)
         if isinstance(model, nn.Module) and isinstance(task, Task):
             return model, task
-    raise UsageError(f"model {source!r}", f"{name}() returned {type(made).__name__}", "return (model, task): an nn.Module and a lilliput.Task")
+    raise UsageError(
+        f"model {source!r}",
+        f"{name}() returned {type(made).__name__}",
+        "return (model, task): an nn.Module and a lilliput.Task",
+    )
 
 
 def _import_file(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,11 +31,17 @@ def scaled(highest: float, mean: tuple[float, ...] = (), std: tuple[float, ...] 
     return transform
 
 
-def image_classification(name: str, *, highest: float = 255.0, mean: tuple[float, ...] = (), std: tuple[float, ...] = (),
-                         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None) -> Callable[..., Task]:  # fmt: skip
+def image_classification(
+    name: str,
+    *,
+    highest: float = 255.0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> Callable[..., Task]:
     """A task factory for one of the image data sets: `factory(data_root, download, progress)`."""
 
-    def make(data_root: str | Path | None = None, download: bool = False, progress: Progress = SILENT) -> Task:
+    def make(data_root: str | Path | None = None, *, download: bool = False, progress: Progress = SILENT) -> Task:
         raw = load(name, data_root=data_root, download=download, progress=progress)
         transform = scaled(highest, mean, std)
         roles = {role: Data(x, y, transform) for role, (x, y) in by_role(raw).items()}
@@ -54,7 +60,7 @@ def small_shifts(x: Tensor, generator: torch.Generator) -> Tensor:
     return affine(x, 8.0, 0.08, (0.92, 1.08), generator)
 
 
-def one_class_digits(_data_root: Any = None, _download: bool = False, _progress: Progress = SILENT) -> Task:
+def one_class_digits(_data_root: Any = None, **_where: Any) -> Task:
     """Anomaly detection: train on one digit only; every other digit is an anomaly."""
     raw = load("digits")
     roles: dict[str, Any] = {}
@@ -65,7 +71,7 @@ def one_class_digits(_data_root: Any = None, _download: bool = False, _progress:
     return Task.anomaly(**roles)
 
 
-def digit_masks(_data_root: Any = None, _download: bool = False, _progress: Progress = SILENT) -> Task:
+def digit_masks(_data_root: Any = None, **_where: Any) -> Task:
     """Segmentation: which pixels of a dim and noisy digit are ink? Noise is the same at every call."""
     raw = load("digits")
     generator = torch.Generator().manual_seed(0)
@@ -77,27 +83,26 @@ def digit_masks(_data_root: Any = None, _download: bool = False, _progress: Prog
     return Task.segmentation(**roles, n_classes=2, labels=("paper", "ink"))
 
 
-def diabetes(_data_root: Any = None, _download: bool = False, _progress: Progress = SILENT) -> Task:
+def diabetes(_data_root: Any = None, **_where: Any) -> Task:
     """Regression: disease progression after a year from ten measurements (442 patients, scikit-learn).
 
     Targets are standardized with the training samples' mean and deviation; the error is printed in these units.
     """
     from sklearn.datasets import load_diabetes
 
-    x, y = load_diabetes(return_X_y=True)
+    x, y = cast(Any, load_diabetes(return_X_y=True))
     inputs, wanted = torch.from_numpy(x).float() * len(x) ** 0.5, torch.from_numpy(y).float()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     train, validation, test = order[:262], order[262:352], order[352:]
     wanted = (wanted - wanted[train].mean()) / wanted[train].std()
     roles = {"train": train, "validation": validation, "test": test}
-    return Task.regression(**{role: (inputs[rows], wanted[rows]) for role, rows in roles.items()}, unit="std")
+    data: dict[str, Any] = {role: (inputs[rows], wanted[rows]) for role, rows in roles.items()}
+    return Task.regression(**data, unit="std")
 
 
-def speech(data_root: str | Path | None = None, _download: bool = False, _progress: Progress = SILENT) -> Task:
+def speech(data_root: str | Path | None = None, **_where: Any) -> Task:
     """Which of nine speakers says the vowel? 12 cepstrum coefficients over up to 29 frames."""
     raw = load("japanese-vowels", data_root=data_root)
     spec = InputSpec(shape=tuple(raw.train[0].shape[1:]), layout="CL", labels=raw.labels)
     roles = {role: Data(x, y) for role, (x, y) in by_role(raw).items()}
     return Task.classification(**roles, labels=raw.labels, input=spec)
-
-

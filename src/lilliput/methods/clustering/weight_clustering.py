@@ -1,7 +1,7 @@
 """Weight clustering: the weights of a group share a few values.
 
-Trained-quantization stage of Deep Compression, Han et al. (2016), https://arxiv.org/abs/1510.00149, section 3, with the exact
-optimum on a line (Wang and Song, 2011, "Ckmeans.1d.dp") in place of Lloyd's iterations.
+Trained-quantization stage of Deep Compression, Han et al. (2016), https://arxiv.org/abs/1510.00149, section 3, with the
+exact optimum on a line (Wang and Song, 2011, "Ckmeans.1d.dp") in place of Lloyd's iterations.
 """
 
 from dataclasses import dataclass
@@ -56,13 +56,17 @@ class WeightClustering(Pass):
 
 
 def cluster(encoding: Encoding, n_clusters: int, axis: int | None) -> Encoding:
-    """The same mask and grid, with tables of at most `n_clusters` values for the tensor, or for each slice of `axis`."""
+    """The same mask and grid, and tables of at most `n_clusters` values for the tensor or for each slice of `axis`."""
     grid = encoding.grid
     source = encoding.decode() if grid is None else encoding.integers()
     slices = 1 if axis is None else encoding.shape[axis]
     rows = source.unsqueeze(0) if axis is None else source.movedim(axis, 0)
     mask = encoding.mask
-    kept = torch.ones_like(rows, dtype=torch.bool) if mask is None else (mask.unsqueeze(0) if axis is None else mask.movedim(axis, 0))
+    kept = (
+        torch.ones_like(rows, dtype=torch.bool)
+        if mask is None
+        else (mask.unsqueeze(0) if axis is None else mask.movedim(axis, 0))
+    )
     indices = torch.zeros(rows.shape, dtype=torch.int64)
     tables: list[torch.Tensor] = []
     for i in range(slices):

@@ -1,7 +1,7 @@
 """BatchNorm folding and re-estimation.
 
-Folding: Jacob et al. (2018), https://arxiv.org/abs/1712.05877, section 3.2. Re-estimation of statistics after a change of
-weights: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", https://arxiv.org/abs/2105.07576, section 3.
+Folding: Jacob et al. (2018), https://arxiv.org/abs/1712.05877, section 3.2. Re-estimation of statistics after a change
+of weights: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", https://arxiv.org/abs/2105.07576, section 3.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class FoldBatchNorm(Pass):
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         known = layers(net)
-        skipped = {path: "not a BatchNorm, and none follows it" for path in known}
+        skipped = dict.fromkeys(known, "not a BatchNorm, and none follows it")
         changed: dict[str, str] = {}
         if not any(isinstance(m, NORMS) for m in net.module.modules()):
-            return PassResult(skipped={path: "there is no BatchNorm" for path in known})
+            return PassResult(skipped=dict.fromkeys(known, "there is no BatchNorm"))
         pairs, refused = foldable(net, trace(net.module, net.input.example(2)))
         skipped |= {path: reason for path, reason in refused.items() if path in known}
         for pair in pairs:
@@ -74,13 +74,17 @@ class ReestimateBatchNorm(Pass):
                 skipped[path] = "not selected by include and skip" if isinstance(module, NORMS) else "not a BatchNorm"
         if norms:
             self._measure_(net.module, list(norms.values()), context)
-        return PassResult(changed={path: f"statistics of {self.samples} samples at most" for path in norms}, skipped=skipped)
+        return PassResult(
+            changed=dict.fromkeys(norms, f"statistics of {self.samples} samples at most"), skipped=skipped
+        )
 
     def _measure_(self, module: nn.Module, norms: list[nn.BatchNorm1d | nn.BatchNorm2d], context: Context) -> None:
         role = "train" if context.task.train is not None else "validation"
         data = context.task.data(role)
         order = torch.randperm(len(data), generator=context.generator)[: self.samples]
-        order = order[: max(2, len(order) // self.batch_size * self.batch_size)] if len(order) > self.batch_size else order
+        order = (
+            order[: max(2, len(order) // self.batch_size * self.batch_size)] if len(order) > self.batch_size else order
+        )
         momenta = [norm.momentum for norm in norms]
         module.eval().to(context.device)
         for norm in norms:

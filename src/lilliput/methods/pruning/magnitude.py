@@ -38,9 +38,9 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 class MagnitudePruning(Pass):
     """Set the share `sparsity` of the selected weights to zero.
 
-    Main arguments: `sparsity` (0..1, of all entries, those already zero by mask included) and `scope`: "lamp" and "global"
-    compare weights across layers (LAMP after normalizing them), "layer" takes the same share of each. Overrides of
-    `sparsity` count for "layer" only. Biases are never pruned.
+    Main arguments: `sparsity` (0..1, of all entries, those already zero by mask included) and `scope`: "lamp" and
+    "global" compare weights across layers (LAMP after normalizing them), "layer" takes the same share of each.
+    Overrides of `sparsity` count for "layer" only. Biases are never pruned.
     """
 
     name: ClassVar[str] = "magnitude_pruning"
@@ -63,7 +63,11 @@ class MagnitudePruning(Pass):
             encoding = net.encoding(weight)
             before = encoding.mask
             pruned = encoding.with_mask(masks[weight])
-            if pruned.mask is None or bool(pruned.mask.all()) or (before is not None and torch.equal(pruned.mask, before)):
+            if (
+                pruned.mask is None
+                or bool(pruned.mask.all())
+                or (before is not None and torch.equal(pruned.mask, before))
+            ):
                 skipped[path] = "none of its weights is among the smallest"
                 continue
             net.encode_(weight, pruned)

@@ -1,8 +1,8 @@
 """Post-training quantization: weights and activations on integer grids, without training.
 
-Jacob et al. (2018), https://arxiv.org/abs/1712.05877 (affine grids, int32 biases and accumulators); Nagel et al. (2021),
-"A white paper on neural network quantization", https://arxiv.org/abs/2106.08295, section 3 (choice of ranges). We differ
-from both in the rounding: one half rounds up everywhere, as `ops.fixed_point` says.
+Jacob et al. (2018), https://arxiv.org/abs/1712.05877 (affine grids, int32 biases and accumulators); Nagel et al.
+(2021), "A white paper on neural network quantization", https://arxiv.org/abs/2106.08295, section 3 (choice of ranges).
+We differ from both in the rounding: one half rounds up everywhere, as `ops.fixed_point` says.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
-from lilliput.graph.integer import grids_of, accumulator_scale, integer_bias, integer_values
+from lilliput.graph.integer import accumulator_scale, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import Graph, trace
 from lilliput.ops import affine
@@ -75,7 +75,9 @@ class Quantization(Pass):
         notes: list[str] = []
         if self.activation_bits:
             self._activations_(net, context, fresh, changed, notes)
-        return PassResult(changed=changed, skipped={p: r for p, r in skipped.items() if p not in changed}, notes=tuple(notes))
+        return PassResult(
+            changed=changed, skipped={p: r for p, r in skipped.items() if p not in changed}, notes=tuple(notes)
+        )
 
     def _weight(self, encoding: Encoding, axis: int, context: Context) -> Encoding:
         bits = self.weight_bits - (1 if context.target.reduce_range and self.weight_bits == 8 else 0)
@@ -84,23 +86,37 @@ class Quantization(Pass):
         else:
             axis_used = axis if self.weight_per == "channel" else None
         values = encoding.decode()
-        rows = values.reshape(1, -1) if axis_used is None else values.movedim(axis_used, 0).reshape(values.shape[axis_used], -1)
-        scale, zero = weight_grid(rows, bits, symmetric=self.symmetric, choice=self.weight_range, percentile=self.percentile)
+        rows = (
+            values.reshape(1, -1)
+            if axis_used is None
+            else values.movedim(axis_used, 0).reshape(values.shape[axis_used], -1)
+        )
+        scale, zero = weight_grid(
+            rows, bits, symmetric=self.symmetric, choice=self.weight_range, percentile=self.percentile
+        )
         width = torch.full_like(zero, bits)
         grid = Grid(scale=scale, zero_point=zero, bit_width=width, signed=True, narrow=self.symmetric, axis=axis_used)
         return encoding.with_grid(grid)
 
-    def _activations_(self, net: Artifact, context: Context, fresh: set[str], changed: dict[str, str], notes: list[str]) -> None:
+    def _activations_(
+        self, net: Artifact, context: Context, fresh: set[str], changed: dict[str, str], notes: list[str]
+    ) -> None:
         graph = trace(net.module, net.input.example(2))
         nodes = integer_values(graph)
         signed = context.target.preset.activations_signed if self.signed is None else self.signed
-        seen = observe_ranges(net, context.task, nodes, batch_size=context.batch_size, device=context.device,
-                              progress=context.progress)  # fmt: skip
+        seen = observe_ranges(
+            net, context.task, nodes, batch_size=context.batch_size, device=context.device, progress=context.progress
+        )
         net.activations = {
-            node: activation_grid(seen[node], self.activation_range, percentile=self.percentile,
-                                  bit_width=self.activation_bits, signed=signed)
+            node: activation_grid(
+                seen[node],
+                self.activation_range,
+                percentile=self.percentile,
+                bit_width=self.activation_bits,
+                signed=signed,
+            )
             for node in nodes
-        }  # fmt: skip
+        }
         notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
         grids = grids_of(graph, net.activations)
         modules = layers(net)
@@ -112,7 +128,9 @@ class Quantization(Pass):
                 notes.append(f"{node.layer} stays in float: {reason}")
             else:
                 text = changed.get(node.module)
-                changed[node.module] = f"{text or net.encoding(node.state['weight']).describe()}, {self.activation_bits}-bit inputs"
+                changed[node.module] = (
+                    f"{text or net.encoding(node.state['weight']).describe()}, {self.activation_bits}-bit inputs"
+                )
 
     def _bias_(self, net: Artifact, graph: Graph, name: str, grids: dict[str, Grid], fresh: set[str]) -> str:
         """Put a layer's bias on its accumulator's scale; the reason why the layer cannot be integer, or ""."""
@@ -151,7 +169,9 @@ def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percen
         found = affine.percentile(rows, percentile)
     else:
         found = affine.mse(rows, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric)
-    return affine.affine_parameters(found.low, found.high, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric)
+    return affine.affine_parameters(
+        found.low, found.high, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric
+    )
 
 
 def raise_scale(weight: Encoding, bias: Tensor, source: Grid) -> Encoding:
@@ -168,6 +188,12 @@ def raise_scale(weight: Encoding, bias: Tensor, source: Grid) -> Encoding:
     if not bool((needed > grid.scale).any()):
         return weight
     scale = torch.maximum(grid.scale, needed)
-    coarse = Grid(scale=scale, zero_point=grid.zero_point, bit_width=grid.bit_width, signed=grid.signed, narrow=grid.narrow,
-                  axis=grid.axis)  # fmt: skip
+    coarse = Grid(
+        scale=scale,
+        zero_point=grid.zero_point,
+        bit_width=grid.bit_width,
+        signed=grid.signed,
+        narrow=grid.narrow,
+        axis=grid.axis,
+    )
     return weight.with_grid(coarse)

@@ -45,10 +45,17 @@ class FineTune(Pass):
 
     def fit_settings(self, frozen: dict[str, Factors]) -> FitSettings:
         return FitSettings(
-            epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer, learning_rate=self.learning_rate,
-            schedule=self.schedule, distillation=self.distillation, temperature=self.temperature, batch_norm=self.batch_norm,
-            keep=self.keep, parameter_groups=frozen,
-        )  # fmt: skip
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            distillation=self.distillation,
+            temperature=self.temperature,
+            batch_norm=self.batch_norm,
+            keep=self.keep,
+            parameter_groups=frozen,
+        )
 
     def requires(self, net: Artifact) -> list[str]:
         if net.activations:
@@ -57,20 +64,39 @@ class FineTune(Pass):
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         known = layers(net)
-        frozen = {f"{path}.*" if path else "*": Factors(learning_rate=0.0, weight_decay=0.0) for path in known if not self.selects(path)}
+        frozen = {
+            f"{path}.*" if path else "*": Factors(learning_rate=0.0, weight_decay=0.0)
+            for path in known
+            if not self.selects(path)
+        }
         if context.task.train is None:
-            return PassResult(skipped={path: "the task has no training data" for path in known})
+            return PassResult(skipped=dict.fromkeys(known, "the task has no training data"))
         before = {name: p.detach().clone() for name, p in net.module.named_parameters()}
         teacher = context.evaluator.original if self.distillation > 0 else None
-        result = fit(net, context.task, self.fit_settings(frozen), generator=context.generator, progress=context.progress,
-                     device=context.device, checkpoint=context.checkpoint, teacher=teacher)  # fmt: skip
+        result = fit(
+            net,
+            context.task,
+            self.fit_settings(frozen),
+            generator=context.generator,
+            progress=context.progress,
+            device=context.device,
+            checkpoint=context.checkpoint,
+            teacher=teacher,
+        )
         changed: dict[str, str] = {}
         skipped: dict[str, str] = {}
         for path, module in known.items():
             names = [f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)]
-            moved = any(not before[net.canonical(n)].equal(net.parameter(n).detach().to(before[net.canonical(n)].device)) for n in names)
+            moved = any(
+                not before[net.canonical(n)].equal(net.parameter(n).detach().to(before[net.canonical(n)].device))
+                for n in names
+            )
             if moved:
                 changed[path] = f"trained for {result.epochs_run} epochs"
             else:
-                skipped[path] = "not selected by include and skip" if not self.selects(path) else "training kept the weights from before"
+                skipped[path] = (
+                    "not selected by include and skip"
+                    if not self.selects(path)
+                    else "training kept the weights from before"
+                )
         return PassResult(changed=changed, skipped=skipped)

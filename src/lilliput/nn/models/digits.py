@@ -94,10 +94,17 @@ class SpeechCNN(nn.Module):
     def __init__(self, *, n_classes: int = 9) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv1d(12, 32, 3, padding=1, bias=False), nn.BatchNorm1d(32), nn.ReLU(),
-            nn.Conv1d(32, 32, 3, padding=1, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2),
-            nn.Conv1d(32, 32, 3, padding=1, bias=False), nn.BatchNorm1d(32), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv1d(12, 32, 3, padding=1, bias=False),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Conv1d(32, 32, 3, padding=1, bias=False),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.MaxPool1d(2),
+            nn.Conv1d(32, 32, 3, padding=1, bias=False),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+        )
         self.pool = nn.AdaptiveAvgPool1d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(32, n_classes)

@@ -52,17 +52,32 @@ class LeNet5(nn.Sequential):
     def __init__(self, *, n_classes: int = 10) -> None:
         super().__init__(
             OrderedDict[str, nn.Module](
-                conv1=nn.Conv2d(1, 6, 5, padding=2), act1=nn.Tanh(), pool1=nn.AvgPool2d(2),
-                conv2=nn.Conv2d(6, 16, 5), act2=nn.Tanh(), pool2=nn.AvgPool2d(2), flatten=nn.Flatten(),
-                fc1=nn.Linear(16 * 5 * 5, 120), act3=nn.Tanh(), fc2=nn.Linear(120, 84), act4=nn.Tanh(),
+                conv1=nn.Conv2d(1, 6, 5, padding=2),
+                act1=nn.Tanh(),
+                pool1=nn.AvgPool2d(2),
+                conv2=nn.Conv2d(6, 16, 5),
+                act2=nn.Tanh(),
+                pool2=nn.AvgPool2d(2),
+                flatten=nn.Flatten(),
+                fc1=nn.Linear(16 * 5 * 5, 120),
+                act3=nn.Tanh(),
+                fc2=nn.Linear(120, 84),
+                act4=nn.Tanh(),
                 fc3=nn.Linear(84, n_classes),
             )
-        )  # fmt: skip
+        )
 
 
 def _caffe_layers(activation: type[nn.Module], n_classes: int) -> OrderedDict[str, nn.Module]:
     return OrderedDict(
-        conv1=nn.Conv2d(1, 20, 5), act1=activation(), pool1=nn.AvgPool2d(2),
-        conv2=nn.Conv2d(20, 50, 5), act2=activation(), pool2=nn.AvgPool2d(2), flatten=nn.Flatten(),
-        fc1=nn.Linear(50 * 4 * 4, 500), act3=activation(), fc2=nn.Linear(500, n_classes),
-    )  # fmt: skip
+        conv1=nn.Conv2d(1, 20, 5),
+        act1=activation(),
+        pool1=nn.AvgPool2d(2),
+        conv2=nn.Conv2d(20, 50, 5),
+        act2=activation(),
+        pool2=nn.AvgPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(50 * 4 * 4, 500),
+        act3=activation(),
+        fc2=nn.Linear(500, n_classes),
+    )
