@@ -1,6 +1,7 @@
 """Small networks, one for each thing that an exporter can get wrong, and a plain min-max quantizer for them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,12 @@ from lilliput.nn.models.resnet import PadShortcut
 class Fn(nn.Module):
     """Functional code around some layers."""
 
-    def __init__(self, forward: Callable[..., Tensor], *layers: nn.Module) -> None:
+    def __init__(self, forward: Callable[..., Any], *layers: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.code = forward
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.code(x, *self.layers)
 
 
@@ -68,6 +69,10 @@ def _pointwise(function: Callable[[Tensor], Tensor]) -> nn.Module:
     return Fn(lambda x, conv: function(conv(x)), nn.Conv2d(3, 4, 3))
 
 
+def _convs(kernel: int, *channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(3, n, kernel) for n in channels]
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv": (lambda: nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2)), IMAGE),
     "conv same": (lambda: nn.Conv2d(3, 5, 4, padding="same"), IMAGE),
@@ -83,7 +88,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch_norm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), IMAGE),
     "batch_norm plain": (lambda: nn.BatchNorm1d(4, affine=False), SERIES),
     "layer_norm": (lambda: nn.LayerNorm(6), TOKENS),
-    "layer_norm plain": (lambda: nn.LayerNorm((5, 6), elementwise_affine=False), TOKENS),
+    "layer_norm plain": (lambda: nn.LayerNorm([5, 6], elementwise_affine=False), TOKENS),
     "max_pool": (lambda: nn.MaxPool2d(3, 2, padding=1), IMAGE),
     "max_pool ceil": (lambda: nn.MaxPool2d(2, 2, ceil_mode=True), IMAGE),
     "max_pool dilated 1d": (lambda: nn.MaxPool1d(3, 1, dilation=2), SERIES),
@@ -96,13 +101,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mean": (lambda: Fn(lambda x: x.mean((2, 3))), IMAGE),
     "mean kept": (lambda: Fn(lambda x: x.mean((2, 3), keepdim=True)), IMAGE),
     "mean of tokens": (lambda: Fn(lambda x: x.mean(1)), TOKENS),
-    "add and mul": (lambda: Fn(lambda x, a, b: F.relu(a(x) + b(x)) * b(x), nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)), IMAGE),
+    "add and mul": (lambda: Fn(lambda x, a, b: F.relu(a(x) + b(x)) * b(x), *_convs(3, 4, 4)), IMAGE),
     "sub": (lambda: Fn(lambda x, a, b: a(x) - b(x), nn.Linear(6, 4), nn.Linear(6, 4)), VECTOR),
-    "broadcast": (lambda: Fn(lambda x, a, b: a(x) * b(x.mean((2, 3), keepdim=True)).sigmoid(), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)), IMAGE),
+    "broadcast": (lambda: Fn(lambda x, a, b: a(x) * b(x.mean((2, 3), True)).sigmoid(), *_convs(1, 4, 4)), IMAGE),
     "twice itself": (lambda: Fn(lambda x, a: a(x) + x + x, nn.Linear(6, 6)), VECTOR),
     "parameters": (Parameterized, IMAGE),
     "scalars": (lambda: Fn(lambda x: (x + 1.5) * 0.5 - 0.25), VECTOR),
-    "concat": (lambda: Fn(lambda x, a, b: torch.cat([a(x), 3 * b(x), x], 1), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 2, 1)), IMAGE),
+    "concat": (lambda: Fn(lambda x, a, b: torch.cat([a(x), 3 * b(x), x], 1), *_convs(1, 4, 2)), IMAGE),
     "slices": (lambda: Fn(lambda x, a: a(x)[:, 1:, ::2, -3:], nn.Conv2d(3, 4, 3)), IMAGE),
     "slices of slices": (lambda: Fn(lambda x, a: a(x)[:, :, ::2][:, :, 1:], nn.Conv2d(3, 4, 3)), IMAGE),
     "select": (lambda: Fn(lambda x, a: a(x)[:, -1], nn.Linear(6, 4)), TOKENS),
@@ -137,8 +142,9 @@ def artifact_of(model: nn.Module, shape: tuple[int, ...]) -> Artifact:
     """Random statistics for BatchNorm, so that folding has something to do."""
     for m in model.modules():
         if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.3)
-            m.running_var.uniform_(0.5, 2)
+            state = dict(m.named_buffers())
+            state["running_mean"].normal_(0, 0.3)
+            state["running_var"].uniform_(0.5, 2)
     return Artifact.of(model, InputSpec(shape=shape))
 
 
@@ -206,7 +212,7 @@ def quantize_(
     artifact.check()
 
 
-def quantized(name: str, *, seed: int = 0, **settings: int | bool) -> tuple[Artifact, Graph, Tensor]:
+def quantized(name: str, *, seed: int = 0, **settings: Any) -> tuple[Artifact, Graph, Tensor]:
     """A case with min-max grids, and 64 samples that they were made from."""
     artifact, _ = case(name, seed)
     graph = folded(artifact)

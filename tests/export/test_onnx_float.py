@@ -27,7 +27,7 @@ def outputs(model, samples):
 def assert_same(model, artifact, samples):
     with torch.no_grad():
         expected = artifact.module(samples).numpy()
-    found = outputs(model, samples)
+    found = np.asarray(outputs(model, samples))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -54,8 +54,8 @@ def test_convolutions_of_any_geometry_are_written(data):
     numbers = lambda low, high: tuple(data.draw(st.integers(low, high)) for _ in range(spatial))  # noqa: E731
     groups = data.draw(st.sampled_from([1, 2]))
     extra = {"output_padding": numbers(0, 1)} if transposed else {}
-    layer = kind(4, 6, numbers(1, 3), stride=numbers(2, 3), padding=numbers(0, 1), dilation=numbers(1, 2), groups=groups,
-                 bias=data.draw(st.booleans()), **extra)  # fmt: skip
+    extra |= {"stride": numbers(2, 3), "padding": numbers(0, 1), "dilation": numbers(1, 2), "groups": groups}
+    layer = kind(4, 6, numbers(1, 3), bias=data.draw(st.booleans()), **extra)
     artifact = artifact_of(layer, (4, *numbers(6, 9)))
     assert_same(build(artifact, target="onnx-x86"), artifact, artifact.input.example(2))
 

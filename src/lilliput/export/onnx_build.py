@@ -39,7 +39,7 @@ class Builder:
         self.writer = Writer()
         self.integers: dict[str, tuple[str, Storage]] = {}
         self._artifact, self._graph, self._unsigned = artifact, graph, unsigned
-        self._nodes, self._fused = graph.by_name, fusions(graph)
+        self._nodes, self._fused, self._readers = graph.by_name, fusions(graph), graph.consumers()
         self._floats: dict[str, str] = {}
         self._cuts: dict[str, tuple[str, dict[int, tuple[int, int, int]]]] = {}
         self._parameters = dict(artifact.module.named_parameters(remove_duplicate=False))
@@ -205,8 +205,12 @@ class Builder:
         if own is not None and not own.is_8_bits:
             value, own = self._float(source), None
         fill = self.writer.number if own is None else partial(self._integer, own)
-        made = move(Move(writer=self.writer, node=node, source=value, shape=self._nodes[source].shape, fill=fill))
-        return made, own
+        shape, pooled = self._nodes[source].shape, self._before_pool(node)
+        return move(Move(writer=self.writer, node=node, source=value, shape=shape, fill=fill, before_pool=pooled)), own
+
+    def _before_pool(self, node: Node) -> bool:
+        readers = self._readers[node.name]
+        return any(r.op in ("max_pool", "avg_pool") or (r.op in MOVES and self._before_pool(r)) for r in readers)
 
     def _integer(self, own: Storage, value: float) -> str:
         return self.writer.constant(np.array(own.round(value), dtype=own.dtype))

@@ -128,8 +128,8 @@ def _differences(net: IntegerNet, batch: Tensor, theirs: dict[str, np.ndarray]) 
 
 def _compute(net: IntegerNet, node: Node, values: dict[str, Any], batch: Tensor) -> Any:
     if node.op == "input":
-        return net._enter(node, batch)  # noqa: SLF001 - one step of the reference, on inputs of our choice
-    return net._steps[node.name](values)  # noqa: SLF001
+        return net._enter(node, batch)
+    return net._steps[node.name](values)
 
 
 def _float_fault(report: Report, allowed: float) -> str:

@@ -38,6 +38,7 @@ class Move:
     source: str
     shape: tuple[int, ...]
     fill: Callable[[float], str]
+    before_pool: bool = False
 
 
 def cannot(node: Node, graph: Graph) -> str | None:
@@ -229,11 +230,14 @@ def _max_pool(m: Move) -> str:
 
 
 def _pad(m: Move) -> str:
+    """Before a pool the axes are an input: ONNX Runtime would take zeros for the pool's own padding, which differs."""
     a = m.node.attributes
-    pads = _flat_pads(a["pads"])
-    if pads is None:
+    axes = [d for d, pads in enumerate(a["pads"]) if any(pads)]
+    if not axes:
         return m.source
-    return m.writer.op("Pad", [m.source, m.writer.shape(*pads), m.fill(a["value"])], name=m.node.name)
+    pads = [a["pads"][d] for d in axes] if m.before_pool else a["pads"]
+    inputs = [m.source, m.writer.shape(*(p[0] for p in pads), *(p[1] for p in pads)), m.fill(a["value"])]
+    return m.writer.op("Pad", [*inputs, m.writer.shape(*axes)] if m.before_pool else inputs, name=m.node.name)
 
 
 def _upsample(m: Move) -> str:

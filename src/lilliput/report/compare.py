@@ -114,7 +114,11 @@ def _plan(column: Column, artifact: Artifact, graph: Graph) -> None:
     plan = plan_memory(graph, artifact)
     column.add(
         Measurement(
-            "planned RAM", plan.ram_bytes, "B", "planned", note=f"arena, peak at {plan.peak_step}; scratch not included"
+            "planned RAM",
+            plan.ram_bytes,
+            "B",
+            "planned",
+            note="static arena of activations; kernel scratch not included",
         )
     )
     column.add(Measurement("planned flash", plan.flash_bytes, "B", "planned", note="constants; code not included"))

@@ -19,21 +19,35 @@ ROWS = (
     "latency",
     "latency ratio",
 )
-LABELS = {"difference": "difference to float", "file": ".lil file", "latency ratio": "latency / float"}
+SHARED_NOTES = ("planned flash", "planned RAM", "latency")
+"""Rows whose note is the same for every network."""
+LABELS = {
+    "difference": "difference to float",
+    "file": ".lil file",
+    "ONNX file": "deployable (ONNX)",
+    "multiplies": "multiplies, no zeros",
+    "additions": "additions, no zeros",
+    "latency ratio": "latency / float",
+}
 
 
 def comparison(columns: Sequence[Column], score: str) -> str:
-    """One row for each quantity, one column for each network, the origin of the numbers at the end."""
+    """One row for each quantity, one column for each network, the origin of the numbers, and below what they mean."""
     header = ["", *(c.name for c in columns), "origin"]
     body: list[list[str]] = []
+    notes: list[str] = []
     for name in (score, *ROWS):
         cells = [c.measurements.get(name) for c in columns]
         known = [m for m in cells if m is not None]
         if known:
-            body.append(
-                [LABELS.get(name, name), *(_cell(m) for m in cells), f"{known[0].origin}{_detail(name, known[-1])}"]
-            )
-    return render([header, *body]) + _notes(columns)
+            body.append([LABELS.get(name, name), *(_cell(m) for m in cells), known[0].origin])
+            if name in (score, *SHARED_NOTES) and known[-1].note:
+                notes.append(f"{LABELS.get(name, name)}: {known[-1].note}")
+    notes += [
+        f"ONNX file of {c.name}: {c.measurements['ONNX file'].note}" for c in columns if "ONNX file" in c.measurements
+    ]
+    notes += [f"{c.name}: {note}" for c in columns for note in c.notes]
+    return "\n".join([render([header, *body]), *(f"  {note}" for note in notes)])
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
@@ -61,24 +75,7 @@ def _cell(m: Measurement | None) -> str:
     if m.spread is None or m.unit == "x":
         return text
     if m.unit in ("ms", "us", "s"):
-        return f"{text} [{format_quantity(m.spread[0], m.unit)}, {format_quantity(m.spread[1], m.unit)}]"
+        number, unit = text.split(" ")
+        scale = m.value / float(number) if float(number) else 1.0  # the spread in the unit that the value is shown in
+        return f"{number} [{m.spread[0] / scale:.3g}, {m.spread[1] / scale:.3g}] {unit}"
     return f"{m.value:.4g} [{m.spread[0]:.4g}, {m.spread[1]:.4g}] {m.unit}".rstrip()
-
-
-def _detail(name: str, m: Measurement) -> str:
-    if name in ("planned RAM", "planned flash", "ONNX file"):
-        return ""
-    return (
-        f" ({m.note})"
-        if m.note
-        and name not in ("file", "difference", "MACs", "multiplies", "additions", "parameters", "stored parameters")
-        else ""
-    )
-
-
-def _notes(columns: Sequence[Column]) -> str:
-    lines = [f"  {c.name}: {note}" for c in columns for note in c.notes]
-    checked = [f"  {c.name}: ONNX {c.measurements['ONNX file'].note}" for c in columns if "ONNX file" in c.measurements]
-    planned = next((c.measurements["planned RAM"].note for c in columns if "planned RAM" in c.measurements), "")
-    text = [*([f"  planned RAM: {planned}"] if planned else []), *checked, *lines]
-    return "\n" + "\n".join(text) if text else ""

@@ -152,7 +152,9 @@ class _Loop:
     def _stale(self, state: _State) -> bool:
         if self.settings.patience is None or state.epoch >= self.settings.epochs:
             return False
-        return state.epoch - state.best_epoch >= self.settings.patience
+        reached = [row["epoch"] for row in state.history if row["validation_score"] == state.best_score]
+        first = 0 if state.best_epoch == 0 or not reached else int(reached[0])
+        return state.epoch - first >= self.settings.patience
 
     def _start(self) -> _State:
         score = self._score()
@@ -175,7 +177,9 @@ class _Loop:
         self.progress.say(f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4g}, {scored}")
         state = replace(state, epoch=epoch, history=[*state.history, row])
         gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
-        if gain > 0 or (gain == 0 and state.best_epoch == 0):
+        if gain > 0 or (
+            gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"])
+        ):
             state = replace(state, best_score=score, best_epoch=epoch, best=self.attached.state())
         for hook in self.hooks:
             hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
