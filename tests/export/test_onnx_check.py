@@ -40,7 +40,7 @@ def test_right_files_pass_by_path_and_by_model(tmp_path):
 
 def test_static_file_is_checked_sample_by_sample():
     artifact, graph, samples = quantized("residual")
-    model = build(artifact, target="onnx-x86", graph=graph, dynamic_batch=False)
+    model = build(artifact, target="onnx-x86", graph=graph, batch=1)
     assert check_with_runtime(model, artifact, samples[:5], graph=graph).samples == 5
     check_layers(model, artifact, samples[:3], graph=graph)
 

@@ -44,16 +44,16 @@ def optimized(model, tmp_path):
     return Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
 
-@pytest.mark.parametrize("target", ["onnx-x86", "onnx-arm"])
 @pytest.mark.parametrize("name", INTEGER)
-def test_integers_are_ours_to_one_unit(name, target):
+def test_integers_are_ours_to_one_unit(name):
     artifact, graph, samples = quantized(name)
-    model = build(artifact, target=target, graph=graph)
-    onnx.checker.check_model(model, full_check=True)
-    worst = check_layers(model, artifact, samples, graph=graph)
-    assert set(worst) >= set(integer_values(graph))
-    assert all(units == 0 for node, units in worst.items() if graph[node].op in MOVING)
-    check_with_runtime(model, artifact, samples, classes=False, graph=graph)
+    for target in ("onnx-x86", "onnx-arm"):
+        model = build(artifact, target=target, graph=graph)
+        onnx.checker.check_model(model, full_check=True)
+        worst = check_layers(model, artifact, samples, graph=graph)
+        assert set(worst) >= set(integer_values(graph))
+        assert all(units == 0 for node, units in worst.items() if graph[node].op in MOVING)
+        check_with_runtime(model, artifact, samples, classes=False, graph=graph)
 
 
 @pytest.mark.parametrize("settings", [
@@ -61,7 +61,7 @@ def test_integers_are_ours_to_one_unit(name, target):
     {"bits": 12}, {"bits": 16, "signed": True}, {"weight_bits": 2}, {"weight_bits": 4}, {"weight_bits": 7},
     {"weight_bits": 10},
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["residual", "clamp", "slices", "concat"])
+@pytest.mark.parametrize("name", ["residual", "concat"])
 def test_grids_of_any_width_keep_their_bounds(name, settings):
     artifact, graph, samples = quantized(name, **settings)
     model = build(artifact, target="onnx-x86", graph=graph)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lilliput.auto.compress import as_task
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.cost import format_quantity
 from lilliput.core.encoding import Grid
@@ -76,16 +77,16 @@ class Check:
         return "\n".join(lines)
 
 
-def check(model: nn.Module, task: Task | InputSpec | tuple[int, ...], target: Target | str | None = None) -> Check:
+def check(model: nn.Module, task: Task | InputSpec | tuple[Any, ...], target: Target | str | None = None) -> Check:
     """Trace the network, list what runs, and plan its 8-bit form with made-up ranges.
 
-    `task` gives the input's shape; a shape (without the batch) will do. Raises `UnsupportedError` where tracing fails.
+    `task` gives the input's shape: a task, (X, y), or the shape of one sample. Raises `UnsupportedError` where tracing
+    fails.
     """
-    spec = (
-        task.spec if isinstance(task, Task) else task if isinstance(task, InputSpec) else InputSpec(shape=tuple(task))
-    )
+    spec = _spec(task)
     chosen = target if isinstance(target, Target) else Target(target or "onnx-x86")
     net = Artifact.of(model, spec)
+    parameters = sum(p.numel() for p in net.module.parameters())
     before = trace(net.module, spec.example(2))
     table = count_macs(before, net)
     float_plan = plan_memory(before, net)
@@ -104,7 +105,7 @@ def check(model: nn.Module, task: Task | InputSpec | tuple[int, ...], target: Ta
     return Check(
         model=type(model).__name__,
         target=chosen,
-        parameters=sum(p.numel() for p in net.module.parameters()),
+        parameters=parameters,
         macs=int(table.total("macs").value),
         operators=dict(Counter(n.op for n in before.nodes if n.op not in ("input", "size"))),
         untouched=untouched,
@@ -115,13 +116,22 @@ def check(model: nn.Module, task: Task | InputSpec | tuple[int, ...], target: Ta
     )
 
 
+def _spec(task: Task | InputSpec | tuple[Any, ...]) -> InputSpec:
+    if isinstance(task, InputSpec):
+        return task
+    if isinstance(task, tuple) and task and all(isinstance(size, int) for size in task):
+        return InputSpec(shape=task)
+    return as_task(task).spec
+
+
 def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str]:
     """Put everything on 8-bit grids with made-up scales: enough to plan, and to see what stays in float."""
     for path, module in layers(net).items():
         if isinstance(module, WEIGHTED):
             weight = net.encoding(f"{path}.weight" if path else "weight")
             axis = output_axis(module)
-            rows = weight.decode().movedim(axis, 0).reshape(weight.shape[axis], -1)
+            values = weight.decode()
+            rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).reshape(values.shape[axis], -1)
             scale, zero = weight_grid(rows, 8, symmetric=True, choice="min_max", percentile=100)
             grid = Grid(
                 scale=scale, zero_point=zero, bit_width=torch.full_like(zero, 8), signed=True, narrow=True, axis=axis

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import UsageError
+from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import MaxDrop
-from lilliput.core.method import Pass
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.target import Target, parse_bytes
@@ -34,6 +33,7 @@ from lilliput.report.result import Result, Violation
 DEFAULT_DROP = "1pt"
 DEFAULT_RELATIVE_DROP = "2%"
 SMALL_NETWORK = 100_000
+FEWEST_SAMPLES = 5
 SAMPLES_SEEN, MOST_EPOCHS = 60_000, 12
 """The default recipe fine-tunes for at most this many epochs, and fewer where the training set is large."""
 AnyTask = Task | tuple[Any, Any]
@@ -86,7 +86,7 @@ def compress(
     max_flash: str | int | None = None,
     max_ram: str | int | None = None,
     recipe: AnyRecipe | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     folder: str | Path | None = None,
     progress: Progress = SILENT,
     device: str | torch.device = "cpu",
@@ -96,18 +96,22 @@ def compress(
 
     Main arguments: `task` (a `Task`, or (X, y): classification for integer y, else regression; validation and test are
     then split off), `target`, `max_drop` ("0.5pt", "1%"; also the guard of the default recipe), `max_bytes` of the
-    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or a list of passes) in place of the default, `folder` for a
-    run folder.
+    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or a list of passes) in place of the default; `target` and
+    `seed` then override the recipe's. `folder` is a run folder: an existing one is gone on with, for another path
+    "runs/name" the next numbered one ("runs/0003-name") is made.
 
     There is no search yet: the result is that of one recipe; budgets that it misses are in `result.violations`.
     """
     task = as_task(task)
-    chosen = as_target(target, max_flash, max_ram)
-    plan = (
-        replace(default_recipe(task, chosen, max_drop=max_drop, seed=seed), threads=threads_for(model))
-        if recipe is None
-        else _with_target(as_recipe(recipe, seed), chosen if target is not None else None)
-    )
+    most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
+    if max_drop is not None:
+        parse_drop(max_drop, task.score, 0.0)  # a budget that cannot be read is found now, not after hours
+    if recipe is None:
+        chosen = as_target(target, max_flash, max_ram)
+        plan = replace(default_recipe(task, chosen, max_drop=max_drop, seed=seed or 0), threads=threads_for(model))
+    else:
+        plan = as_recipe(recipe, seed)
+        plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
     where = (
         None
         if folder is None
@@ -118,8 +122,11 @@ def compress(
         )
     )
     outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
+    if where is not None:
+        where.write("net.lil", container.dumps(outcome.artifact))  # first: no later failure loses the network
     result = measured(model, task, outcome, folder=where, progress=progress)
-    result.violations += _violations(result, outcome, max_drop, None if max_bytes is None else parse_bytes(max_bytes))
+    result.violations += _violations(result, outcome, max_drop, most_bytes)
+    result.uses = dict(outcome.context.evaluator.uses)
     if where is not None:
         finish(result, where)
     return result
@@ -137,9 +144,8 @@ def measured(
     role: Role = "test" if task.has("test") else "validation"
     target, context = outcome.recipe.target, outcome.context
     progress.say("plain int8 for comparison ...")
-    plain = run(
-        model, task, plain_int8(target, outcome.recipe.seed), device=context.device, batch_size=context.batch_size
-    )
+    int8 = replace(plain_int8(target, outcome.recipe.seed), threads=outcome.recipe.threads)
+    plain = run(model, task, int8, device=context.device, batch_size=context.batch_size)
     artifacts = {"float": Artifact.of(model, task.spec), "plain int8": plain.artifact, "ours": outcome.artifact}
     with threads(outcome.recipe.threads), TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder.path
@@ -163,14 +169,12 @@ def measured(
         target=target,
         columns=columns,
         trail=outcome.trail,
-        uses=dict(context.evaluator.uses),
         folder=None if folder is None else folder.path,
     )
 
 
 def finish(result: Result, folder: RunFolder) -> None:
-    """Write what a run leaves behind: `net.lil`, `recipe.yaml`, `result.json`, `table.txt` (ONNX files are there)."""
-    folder.write("net.lil", container.dumps(result.artifact))
+    """Write what a run leaves behind: `recipe.yaml`, `result.json`, `table.txt` (`.lil` and ONNX files are there)."""
     folder.write("recipe.yaml", result.recipe.to_yaml())
     folder.write_json("result.json", result.to_data())
     folder.write("table.txt", result.table() + "\n")
@@ -182,12 +186,31 @@ def as_task(task: AnyTask) -> Task:
         return task
     if not (isinstance(task, tuple) and len(task) == 2):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError("task", f"a {type(task).__name__}", "give a lilliput.Task, or (X, y)")
-    x, y = (v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for v in task)
+    x, y = (_tensor(v) for v in task)
+    if len(x) != len(y) or len(x) < FEWEST_SAMPLES:
+        raise DataError(
+            "task (X, y)",
+            f"{len(x)} inputs and {len(y)} targets",
+            f"give one target for each input, and at least {FEWEST_SAMPLES}",
+        )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     cuts = round(0.6 * len(x)), round(0.8 * len(x))
     parts = {"train": order[: cuts[0]], "validation": order[cuts[0] : cuts[1]], "test": order[cuts[1] :]}
     roles: dict[str, Any] = {role: (x[rows], y[rows]) for role, rows in parts.items()}
     return Task.regression(**roles) if y.is_floating_point() else Task.classification(**roles)
+
+
+def _tensor(values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        tensor = values
+    else:
+        array = np.ascontiguousarray(values)
+        if array.dtype.kind not in "fiub":
+            raise DataError("task (X, y)", f"an array of {array.dtype}", "give numbers; classes as 0, 1, 2, ...")
+        tensor = torch.from_numpy(array)
+    if tensor.dim() == 0:
+        raise DataError("task (X, y)", f"the single value {tensor.item()}", "give one row for each sample")
+    return tensor
 
 
 def as_target(target: Target | str | None, flash: str | int | None, ram: str | int | None) -> Target:
@@ -202,18 +225,17 @@ def as_target(target: Target | str | None, flash: str | int | None, ram: str | i
     )
 
 
-def as_recipe(recipe: AnyRecipe, seed: int = 0) -> Recipe:
+def as_recipe(recipe: AnyRecipe, seed: int | None = None) -> Recipe:
+    """`seed` None = the recipe's own."""
     if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, (str, Path)):
-        return load(recipe)
-    if isinstance(recipe, dict):
-        return from_data(recipe)
-    return Recipe(steps=tuple(to_step([item] if isinstance(item, Pass) else item) for item in recipe), seed=seed)
-
-
-def _with_target(recipe: Recipe, target: Target | None) -> Recipe:
-    return recipe if target is None else replace(recipe, target=target)
+        found = recipe
+    elif isinstance(recipe, (str, Path)):
+        found = load(recipe)
+    elif isinstance(recipe, dict):
+        found = from_data(recipe)
+    else:
+        found = Recipe(steps=tuple(to_step(item) for item in recipe))
+    return found if seed is None else replace(found, seed=seed)
 
 
 def _violations(

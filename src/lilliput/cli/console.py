@@ -48,9 +48,9 @@ def out(text: str) -> None:
 
 
 def out_json(data: object) -> None:
-    import json
+    from lilliput.pipeline.folder import json_text
 
-    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")
+    sys.stdout.write(json_text(data, indent=2))
 
 
 def complain(text: str) -> None:

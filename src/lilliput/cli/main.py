@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from lilliput.cli.console import ConsoleProgress, complain, out, out_json
-from lilliput.core.errors import LilliputError
+from lilliput.core.errors import LilliputError, UsageError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Make neural networks small enough for the device they must run on, and prove it.",
@@ -19,6 +18,19 @@ app = typer.Typer(
 
 WRONG_USE: Any = typer.BadParameter.__mro__[2]
 """What typer raises for wrong options; it has no public name of its own."""
+
+
+def known_device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UsageError(
+            f"--device {name}", str(error).splitlines()[0][:160], "use cpu, or cuda where torch has it"
+        ) from error
+    return name
+
 
 Model = Annotated[str, typer.Argument(help="a name of the zoo (lilliput zoo), or file.py:make")]
 Weights = Annotated[Path | None, typer.Option(help=".pt (state dict), .safetensors or .lil to load into the model")]
@@ -32,7 +44,7 @@ Download = Annotated[bool, typer.Option(help="fetch a missing data set")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Seed = Annotated[int, typer.Option(min=0)]
-Device = Annotated[str, typer.Option(help="where torch computes")]
+Device = Annotated[str, typer.Option(help="where torch computes", callback=known_device)]
 TargetName = Annotated[str | None, typer.Option(help="onnx-x86 (default), onnx-arm, c-host or cortex-m4")]
 Into = Annotated[str | None, typer.Option(help="the model that a .lil file was made from: a zoo name or file.py:make")]
 RoleName = Annotated[str, typer.Option(help="train, validation or test")]
@@ -68,20 +80,26 @@ def compress(
     max_ram: Annotated[str | None, typer.Option(help="planned activations: 64KiB")] = None,
     runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's (0)")] = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
-    from lilliput.auto.compress import as_recipe
+    from lilliput.auto.compress import as_recipe, as_target
     from lilliput.auto.compress import compress as run_compress
+    from lilliput.core.score import parse_drop
+    from lilliput.core.target import parse_bytes
     from lilliput.pipeline.folder import RunFolder
     from lilliput.zoo.registry import open_model
 
     progress = ConsoleProgress(quiet=quiet)
-    plan = None if recipe is None else as_recipe(recipe, seed)  # a wrong recipe is found before data is read
+    plan = None if recipe is None else as_recipe(recipe, seed)  # what is wrong is found before data is read
+    as_target(target, max_flash, max_ram)
+    most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
     net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
+    if max_drop is not None:
+        parse_drop(max_drop, task.score, 0.0)
     for line in task.roles():
         progress.say(line)
     folder = (
@@ -96,7 +114,7 @@ def compress(
             task,
             target,
             max_drop=max_drop,
-            max_bytes=max_bytes,
+            max_bytes=most_bytes,
             max_flash=max_flash,
             max_ram=max_ram,
             recipe=plan,
@@ -208,24 +226,28 @@ def train(
 
     progress = ConsoleProgress(quiet=quiet)
     path = out_file or Path(f"{model.rpartition('/')[2].replace('.py:', '-')}.lil")
-    found = train_model(
-        model,
-        path,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        weights=weights,
-        data=data,
-        data_root=data_root,
-        download=download,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
+    try:
+        found = train_model(
+            model,
+            path,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            weights=weights,
+            data=data,
+            data_root=data_root,
+            download=download,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on after the last finished epoch")
+        raise typer.Exit(130) from None
     if as_json:
         out_json(found)
     else:
-        out("\n".join(f"{k}: {v}" for k, v in found.items()))
+        out("\n".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in found.items()))
 
 
 @app.command()
@@ -407,8 +429,9 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 1 budget missed, 2 wrong use, 3 unsupported, 4 verification mismatch, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(given or ["--help"], prog_name="lilliput", standalone_mode=False)
     except LilliputError as error:
         complain(str(error))
         return error.exit_code

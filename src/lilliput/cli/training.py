@@ -9,6 +9,7 @@ import torch
 from lilliput.auto.compress import threads_for
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import UsageError
 from lilliput.core.progress import Progress
 from lilliput.pipeline.run import threads
 from lilliput.training.fit import fit
@@ -31,7 +32,12 @@ def train_model(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train and write `path`; beside it a checkpoint while it goes on, from which an interrupted training resumes."""
+    """Train and write `path`; beside it a checkpoint while it goes on, from which an interrupted training resumes.
+
+    The score is that of the weights that are written.
+    """
+    if path.suffix != ".lil":
+        raise UsageError(f"train --out {path}", "the file is a .lil", f"name it {path.with_suffix('.lil').name}")
     torch.manual_seed(seed)  # the command owns its process: initial weights follow the seed
     net, task = open_model(
         model,
@@ -62,11 +68,11 @@ def train_model(
         )
     size = container.save(artifact, path)
     checkpoint.unlink(missing_ok=True)
-    best = next((h for h in result.history if h["epoch"] == result.best_epoch), {})
+    best = settings.keep == "best"
     return {
         "file": str(path),
         "bytes": size,
         "epochs": result.epochs_run,
-        "best epoch": result.best_epoch,
-        f"validation {task.score.name}": best.get("validation_score", "-"),
+        "epoch kept": result.best_epoch if best else result.epochs_run,
+        f"validation {task.score.name}": result.best_score if best else result.history[-1]["validation_score"],
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lilliput.auto.load import load_artifact
 from lilliput.core import container
+from lilliput.core.artifact import InputSpec
 from lilliput.core.cost import format_quantity
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import FullForward
@@ -21,6 +22,7 @@ from lilliput.graph.trace import trace
 from lilliput.measure import runtime
 from lilliput.measure.size import file_sizes, overhead
 from lilliput.pipeline.folder import RunFolder
+from lilliput.report.result import made
 from lilliput.report.text import render
 from lilliput.zoo.registry import open_model
 
@@ -30,7 +32,15 @@ class OnnxModule(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        if not path.is_file():
+            raise UsageError(f"open {path}", "no such file", "check the path")
         self.session = runtime.session(path)
+
+    @property
+    def spec(self) -> InputSpec | None:
+        """The shape of one sample, if the file fixes it."""
+        shape = tuple(self.session.get_inputs()[0].shape[1:])
+        return InputSpec(shape=shape) if all(isinstance(size, int) for size in shape) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(runtime.predict(self.session, x.cpu().numpy())))
@@ -93,15 +103,16 @@ def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, A
     labels: tuple[str, ...] = ()
     module: nn.Module
     if file.suffix == ".onnx":
-        module, shape = OnnxModule(file), None
+        module = OnnxModule(file)
+        spec = module.spec
     else:
-        contents = container.read(file)
+        spec = container.read(file).input
         if into is None:
             raise UsageError(
                 f"predict {file}", "no --into", "name the model that the file was made from: --into digits-cnn"
             )
-        module, labels, shape = runnable(load_artifact(file, fresh(into))), contents.input.labels, contents.input.shape
-    x = read_inputs(inputs, shape)
+        module, labels = runnable(load_artifact(file, fresh(into))), spec.labels
+    x = read_inputs(inputs, spec)
     with torch.no_grad():
         outputs = module(x)
     rows: list[dict[str, Any]] = []
@@ -124,26 +135,38 @@ def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, A
     return rows
 
 
-def read_inputs(path: Path, shape: tuple[int, ...] | None) -> Tensor:
-    """float32 [n, ...] from .npy (never pickled), or one grey or RGB image scaled to 0..1."""
+def read_inputs(path: Path, spec: InputSpec | None) -> Tensor:
+    """float32 [n, ...] from .npy (never pickled), or one grey or RGB image scaled to 0..1 and then normalized."""
     asked = f"inputs {path}"
     if not path.is_file():
         raise DataError(asked, "no such file", "check the path")
+    shape = None if spec is None else spec.shape
     if path.suffix == ".npy":
-        try:
-            array: Any = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(asked, f"not a .npy file of numbers ({error})", "save it with numpy.save") from error
-        x = torch.from_numpy(np.ascontiguousarray(array)).float()
+        x = _read_array(path, asked)
     else:
         x = _read_image(path, asked, shape)
+        if spec is not None and spec.mean:
+            x = (x - torch.tensor(spec.mean).reshape(-1, 1, 1)) / torch.tensor(spec.std).reshape(-1, 1, 1)
     if shape is not None and tuple(x.shape) == shape:
         x = x[None]
+    if len(x.shape) == 0 or len(x) == 0:
+        raise DataError(asked, "no samples in it", "give at least one")
     if shape is not None and tuple(x.shape[1:]) != shape:
-        raise DataError(asked, f"shape {tuple(x.shape)}", f"give samples of shape {shape}")
+        raise DataError(asked, f"shape {tuple(x.shape)}", f"give one sample of shape {shape}, or a batch of them")
     if not bool(torch.isfinite(x).all()):
         raise DataError(asked, "NaN or infinity", "clean the inputs")
     return x
+
+
+def _read_array(path: Path, asked: str) -> Tensor:
+    try:
+        array: Any = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(asked, f"not a .npy file of numbers ({error})", "save it with numpy.save") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        found = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else "several arrays"
+        raise DataError(asked, found, "save one array of numbers with numpy.save")
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def inspect_file(file: Path) -> dict[str, Any]:
@@ -191,8 +214,8 @@ def inspect_file(file: Path) -> dict[str, Any]:
 def export_file(file: Path, into: str, folder: Path, target: str | None, static_batch: int | None) -> dict[str, Any]:
     artifact = load_artifact(file, fresh(into))
     graph = trace(artifact.module, artifact.input.example(2))
-    path = folder / f"{file.stem}.onnx"
-    onnx_export.export(artifact, path, target=target or "onnx-x86", dynamic_batch=static_batch is None, graph=graph)
+    path = made(folder) / f"{file.stem}.onnx"
+    onnx_export.export(artifact, path, target=target or "onnx-x86", batch=static_batch, graph=graph)
     left = onnx_export.layers_in_float(artifact, graph)
     size = path.stat().st_size
     lines = [f"{path}: {size:,} bytes ({format_quantity(size, 'B')})"]

@@ -95,8 +95,8 @@ class Artifact:
             ) from None
 
     def canonical(self, name: str) -> str:
-        """The first name of a tied parameter."""
-        wanted = self.parameter(name)
+        """The first name of a tied parameter; a name that is no parameter's (a buffer) stays."""
+        wanted = dict(self.module.named_parameters(remove_duplicate=False)).get(name)
         return next((other for other, p in self.module.named_parameters() if p is wanted), name)
 
     def encoding(self, name: str) -> Encoding:

@@ -4,14 +4,12 @@ Written directly from the graph: what a layer computes, and with which integers,
 nobody after it.
 """
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from lilliput.core import target as targets
 from lilliput.core.artifact import Artifact
+from lilliput.core.container import write_atomically
 from lilliput.core.errors import UsageError
 from lilliput.export.onnx_build import Builder
 from lilliput.export.onnx_operators import cannot
@@ -21,13 +19,14 @@ from lilliput.graph.trace import Graph, Node, trace
 PRESETS = {name: preset for name, preset in targets.PRESETS.items() if preset.file == "onnx"}
 
 
-def build(artifact: Artifact, *, target: str, dynamic_batch: bool = True, graph: Graph | None = None) -> Any:
+def build(artifact: Artifact, *, target: str, batch: int | None = None, graph: Graph | None = None) -> Any:
     """The network as an `onnx.ModelProto`, weights inside. `ExportError` names a node that has no form in ONNX.
 
-    Activations with grids become int8 or uint8 as the target's kernels want them: the same integers, moved by 128.
+    `batch` fixes the batch size; None leaves it free. Activations with grids become int8 or uint8 as the target's
+    kernels want them: the same integers, moved by 128.
     """
     builder = Builder(artifact, graph or graph_of(artifact), unsigned=_is_unsigned(target))
-    return builder.model("batch" if dynamic_batch else 1)
+    return builder.model(batch or "batch")
 
 
 def export(
@@ -35,25 +34,13 @@ def export(
     path: str | Path,
     *,
     target: str,
-    dynamic_batch: bool = True,
+    batch: int | None = None,
     graph: Graph | None = None,
 ) -> int:
     """Write `build(...)` to a file, whole or not at all; gives its size in bytes."""
-    data = build(artifact, target=target, dynamic_batch=dynamic_batch, graph=graph).SerializeToString(
-        deterministic=True
-    )
-    path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    model = build(artifact, target=target, batch=batch, graph=graph)
+    data = model.SerializeToString(deterministic=True)
+    write_atomically(path, data)
     return len(data)
 
 

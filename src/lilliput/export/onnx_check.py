@@ -14,7 +14,7 @@ from lilliput.core.errors import UsageError, VerificationError
 from lilliput.export.onnx import graph_of
 from lilliput.export.onnx_build import Builder
 from lilliput.graph.integer import IntegerNet, Quantized, fusions, runnable
-from lilliput.graph.trace import Graph, Node
+from lilliput.graph.trace import Graph
 from lilliput.measure.runtime import predict, session
 
 BATCH = 256
@@ -115,7 +115,7 @@ def check_layers(
 def _differences(net: IntegerNet, batch: Tensor, theirs: dict[str, np.ndarray]) -> Iterator[tuple[str, int]]:
     values: dict[str, Any] = {}
     for node in net.graph.nodes:
-        value = _compute(net, node, values, batch)
+        value = net.compute(node, values, batch)
         if node.name in theirs and isinstance(value, Quantized):
             codes = theirs[node.name]
             held_signed, is_8_bits = codes.dtype.kind == "i", codes.dtype.itemsize == 1
@@ -124,12 +124,6 @@ def _differences(net: IntegerNet, batch: Tensor, theirs: dict[str, np.ndarray]) 
             yield node.name, int((q - value.q).abs().max())
             value = Quantized(q, value.grid)
         values[node.name] = value
-
-
-def _compute(net: IntegerNet, node: Node, values: dict[str, Any], batch: Tensor) -> Any:
-    if node.op == "input":
-        return net._enter(node, batch)
-    return net._steps[node.name](values)
 
 
 def _float_fault(report: Report, allowed: float) -> str:

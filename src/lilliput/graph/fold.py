@@ -70,7 +70,7 @@ def fold_(net: Artifact, pair: Pair) -> None:
     weight = layer.get_parameter("weight")
     bias = dict(layer.named_parameters(recurse=False)).get("bias")
     old = torch.zeros_like(mean) if bias is None else bias.detach().double()
-    axis = output_axis(layer)
+    axis = output_axis(layer) or 0  # foldable() has refused grouped transposed convolutions
     new_weight: Tensor = weight.detach().double() * factor.reshape(
         [-1 if d == axis else 1 for d in range(weight.dim())]
     )

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.encoding import MAX_BITS, Encoding, Grid
+from lilliput.core.errors import UsageError
 from lilliput.graph.operators import MOVES, POINTWISE
 from lilliput.graph.trace import Graph, Node, evaluate, run, trace
 from lilliput.ops.fixed_point import add_multipliers, quantize_multiplier, requantize, requantize_add
@@ -103,7 +104,7 @@ class IntegerNet(nn.Module):
             for name in node.inputs:
                 left[name] = left.get(name, 0) + 1
         for node in self.graph.nodes:
-            value: Any = self._enter(node, args[node.name]) if node.op == "input" else self._steps[node.name](values)
+            value: Any = self.compute(node, values, args.get(node.name))
             if visit is not None:
                 visit(node, value)
             values[node.name] = value
@@ -114,7 +115,12 @@ class IntegerNet(nn.Module):
         outputs = tuple(_float(values[name]) for name in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _enter(self, node: Node, x: Tensor) -> Value:
+    def compute(self, node: Node, values: Mapping[str, Any], x: Tensor | None = None) -> Value:
+        """The value of one node from those of its inputs; for an input node, from the float input `x`."""
+        if node.op != "input":
+            return self._steps[node.name](values)
+        if x is None:
+            raise UsageError(f"compute {node.name!r}", "no input", "give x")
         grid = self._grids.get(node.name)
         return x if grid is None else _quantize(x, grid)
 
@@ -196,7 +202,8 @@ class IntegerNet(nn.Module):
         bias = None if name is None else artifact.encodings.get(artifact.canonical(name))
         if weight is None or weight.grid is None or (name is not None and bias is None):
             return None
-        axis = 1 if node.attributes.get("transposed") else 0
+        grouped_transposed = node.attributes.get("transposed") and node.attributes["groups"] > 1
+        axis = None if grouped_transposed else 1 if node.attributes.get("transposed") else 0
         scales = weight.grid.scale
         if weight.grid.axis not in (None, axis) or source.scale.numel() != 1:
             return None
@@ -227,7 +234,7 @@ class IntegerNet(nn.Module):
     def _sum(self, node: Node, sources: list[Grid], grid: Grid) -> Step:
         signs = [1, -1 if node.op == "sub" else 1]
         names = node.inputs
-        multipliers, shift = add_multipliers([float(g.scale) for g in sources], float(grid.scale))
+        multipliers, shift = add_multipliers([float(g.scale / grid.scale) for g in sources], 1.0)
         low, high = grid.range()
 
         def step(values: Mapping[str, Any]) -> Value:
@@ -239,7 +246,7 @@ class IntegerNet(nn.Module):
         return step
 
     def _product(self, node: Node, a: Grid, b: Grid, grid: Grid) -> Step:
-        finish = _finisher((a.scale.double() * b.scale.double()), grid, None)
+        finish = _finisher(a.scale * b.scale, grid, None)
 
         def step(values: Mapping[str, Any]) -> Value:
             x, y = (values[name].centred for name in node.inputs)
@@ -248,9 +255,7 @@ class IntegerNet(nn.Module):
         return step
 
     def _concat(self, node: Node, sources: list[Grid], grid: Grid) -> Step:
-        finishers = {
-            name: _finisher(s.scale.double(), grid, None) for name, s in zip(node.inputs, sources, strict=True)
-        }
+        finishers = {name: _finisher(s.scale, grid, None) for name, s in zip(node.inputs, sources, strict=True)}
 
         def step(values: Mapping[str, Any]) -> Value:
             parts = {
@@ -270,7 +275,7 @@ class IntegerNet(nn.Module):
         else:
             shape = self.graph[node.inputs[0]].shape
             count = int(torch.tensor([shape[d] for d in a["dims"]]).prod())
-        finish = _finisher(source.scale.double() / count, grid, None)
+        finish = _finisher(source.scale / count, grid, None)
 
         def step(values: Mapping[str, Any]) -> Value:
             mean = evaluate(node, {**values, node.inputs[0]: values[node.inputs[0]].centred.double()}, self._state)
@@ -285,8 +290,12 @@ def runnable(artifact: Artifact, graph: Graph | None = None) -> nn.Module:
 
 
 def accumulator_scale(source: Grid, weight: Grid) -> Tensor:
-    """float64 [1] or [channels]: what one unit of a layer's accumulator is worth."""
-    return source.scale.double() * weight.scale.double()
+    """float32 [1] or [channels]: what one unit of a layer's accumulator is worth.
+
+    Rounded to float32, as float back-ends compute it; so is its ratio to the output's scale, from which the integer
+    multiplier follows. Then ONNX Runtime differs from us in the last bit of a product only.
+    """
+    return source.scale * weight.scale
 
 
 def observe(graph: Graph, state: Mapping[str, Tensor], batch: Tensor, visit: Callable[[Node, Tensor], None]) -> None:
@@ -324,7 +333,7 @@ def _finisher(scale: Tensor, grid: Grid | None, channel_dim: int | None) -> Call
 
     if grid is None:
         return lambda acc: (acc.double() * spread(scale, acc.dim())).float()
-    multiplier, shift = quantize_multiplier(scale / grid.scale.double())
+    multiplier, shift = quantize_multiplier(scale.float() / grid.scale)
     low, high = grid.range()
     zero, low, high = int(grid.zero_point), int(low), int(high)
 
@@ -354,8 +363,6 @@ def _same_scale(bias: Tensor, product: Tensor) -> bool:
 
 def integer_bias(bias: Tensor, source: Grid, weight: Grid, encoding: Encoding | None = None) -> Encoding:
     """A bias on the scale of its layer's accumulator, with as few bits as it needs."""
-    from lilliput.core.encoding import MAX_BITS
-
     scale = accumulator_scale(source, weight).float()
     q = torch.floor(bias.double() / scale.double() + 0.5)
     bits = int(q.abs().max().clamp(min=1).log2().floor()) + 2

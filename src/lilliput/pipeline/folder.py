@@ -1,14 +1,20 @@
 """A run folder: everything about one run, written so that a kill at any moment loses at most the step under way."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lilliput.core.container import write_atomically
 from lilliput.core.errors import ArtifactError, UsageError
+
+
+def json_text(data: object, *, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are not finite become null."""
+    return json.dumps(_finite(data), indent=indent, sort_keys=True, default=float, allow_nan=False) + "\n"
 
 
 class RunFolder:
@@ -54,7 +60,7 @@ class RunFolder:
         return self.path / name
 
     def write_json(self, name: str, data: object) -> Path:
-        return self.write(name, json.dumps(data, indent=2, sort_keys=True, default=float) + "\n")
+        return self.write(name, json_text(data, indent=2))
 
     def read_json(self, name: str) -> Any:
         try:
@@ -64,7 +70,7 @@ class RunFolder:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a line to the trail, and be sure that it is on the disk."""
-        line = json.dumps(entry, sort_keys=True, default=float) + "\n"
+        line = json_text(entry)
         try:
             with (self.path / "trail.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -95,6 +101,14 @@ class RunFolder:
         if whole < len(raw):
             write_atomically(path, raw[:whole])
         return entries
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(k): _finite(v) for k, v in cast(Mapping[Any, Any], data).items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(v) for v in cast(Sequence[Any], data)]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _link(link: Path, target: str) -> None:

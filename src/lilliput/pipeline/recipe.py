@@ -8,6 +8,7 @@
       - fold_batchnorm
       - [magnitude_pruning: {sparsity: 0.6}, fine_tune: {epochs: 10}]   # one step: one guard for both
       - {quantization: {weight_bits: 8}, guard: {max_drop: 0.5pt}}
+      - {together: [weight_clustering, fine_tune], guard: none}
 
 A step is a pass, a list of passes that are judged together, or a mapping with a guard of its own ("none" = no guard).
 """
@@ -15,8 +16,10 @@ A step is a pass, a list of passes that are judged together, or a mapping with a
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -38,6 +41,14 @@ class Step:
 
     passes: tuple[Pass, ...]
     guard: MaxDrop | None = None
+
+    def __post_init__(self) -> None:
+        if self.guard is not None and (self.guard.role not in get_args(Role) or self.guard.role == "test"):
+            raise RecipeError(
+                "guard",
+                f"role {self.guard.role!r}",
+                "guards look at validation, train or calibration; the test role chooses nothing",
+            )
 
     @property
     def name(self) -> str:
@@ -76,12 +87,16 @@ class Recipe:
 
 
 def methods() -> dict[str, type[Pass]]:
-    """Every method by its YAML key: the built-in ones, then those that other packages declare as entry points."""
+    """Every method by its YAML key: the built-in ones, then those that other packages declare as entry points.
+
+    A package whose method cannot be imported is left out; `find_method` says why when its method is asked for.
+    """
     table = {method.name: method for method in BUILT_IN}
     for point in metadata.entry_points(group=ENTRY_POINTS):
-        loaded = point.load()
-        if isinstance(loaded, type) and issubclass(loaded, Pass) and loaded.name not in table:
-            table[loaded.name] = loaded
+        with suppress(ImportError, AttributeError):
+            loaded = point.load()
+            if isinstance(loaded, type) and issubclass(loaded, Pass):
+                table.setdefault(loaded.name, loaded)
     return table
 
 
@@ -90,11 +105,12 @@ def find_method(key: str) -> type[Pass]:
     known = methods()
     if key in known:
         return known[key]
-    if ":" not in key:
+    declared = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
+    module_name, _, class_name = declared.get(key, key).partition(":")
+    if not all(name.isidentifier() for name in (*module_name.split("."), *class_name.split("."))):
         raise RecipeError(f"method {key!r}", "there is no such method", nearest(key, set(known)))
-    module_name, _, class_name = key.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found = attrgetter(class_name)(importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         raise RecipeError(
             f"method {key!r}", f"it cannot be imported ({error})", "check the module, the class and PYTHONPATH"
@@ -122,13 +138,34 @@ def build_pass(key: str, settings: object) -> Pass:
     for name in ("include", "skip"):
         if isinstance(given.get(name), str):
             given[name] = (given[name],)
-    try:
-        checked = TypeAdapter(cls).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "settings"
-        raise RecipeError(f"{key} {where}", f"{first.get('input')!r}", first["msg"].lower()) from error
-    return checked
+    schema = TypeAdapter(cls)
+
+    def checked(values: dict[str, Any], where: str) -> Pass:
+        try:
+            return schema.validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = " ".join(filter(None, (where, ".".join(str(p) for p in first["loc"]))))
+            raise RecipeError(
+                f"{key} {place or 'settings'}", f"{first.get('input')!r}", first["msg"].lower()
+            ) from error
+
+    overrides = given.pop("overrides", {})
+    if not isinstance(overrides, Mapping):
+        raise RecipeError(key, f"overrides {overrides!r}", "write {pattern of layers: {setting: value}}")
+    typed: dict[str, Mapping[str, Any]] = {}
+    for pattern, other in cast(Mapping[str, Any], overrides).items():
+        if not isinstance(other, Mapping):
+            raise RecipeError(f"{key} override for {pattern!r}", f"{other!r}", "write a mapping: {setting: value}")
+        values = cast(Mapping[str, Any], other)
+        for name in values:
+            if name not in known - {"include", "skip", "overrides"}:
+                raise RecipeError(
+                    f"{key} override for {pattern!r}", f"unknown setting {name!r}", nearest(str(name), known)
+                )
+        changed = checked({**given, **values}, f"override for {pattern!r}")
+        typed[str(pattern)] = {name: getattr(changed, name) for name in values}
+    return dataclasses.replace(checked(given, ""), overrides=typed)
 
 
 def from_data(data: object) -> Recipe:
@@ -151,8 +188,8 @@ def from_data(data: object) -> Recipe:
         steps=tuple(_step(item, default) for item in cast(list[Any], passes)),
         seed=_whole(top.get("seed", 0), "seed"),
         target=_target(top.get("target")),
-        name=str(top.get("name", "")),
-        threads=None if top.get("threads") is None else max(1, _whole(top["threads"], "threads")),
+        name=str(top.get("name") or ""),
+        threads=None if top.get("threads") is None else _whole(top["threads"], "threads", least=1),
     )
 
 
@@ -194,6 +231,12 @@ def _step(item: Any, default: MaxDrop | None) -> Step:
         parts = [_step(part, None) for part in cast(list[Any], item)]
         if not parts:
             raise RecipeError("recipe", "an empty step", "list at least one pass in it")
+        if any(part.guard is not None for part in parts):
+            raise RecipeError(
+                "recipe",
+                "a guard inside a list",
+                "the passes of a list are judged together: {together: [...], guard: ...}",
+            )
         return Step(passes=tuple(p for part in parts for p in part.passes), guard=default)
     if not isinstance(item, Mapping):
         raise RecipeError("recipe", f"a step {item!r}", "write a pass's name, {name: settings}, or a list of these")
@@ -228,12 +271,10 @@ def _guard(data: Any, where: str) -> MaxDrop | None:
             raise RecipeError(where, f"unknown key {key!r}", nearest(str(key), known))
     if "max_drop" not in values:
         raise RecipeError(where, "no max_drop", "write {max_drop: 1pt}")
-    role = values.get("role", "validation")
-    if role not in get_args(Role) or role == "test":
-        raise RecipeError(
-            where, f"role {role!r}", "guards look at validation, train or calibration; the test role chooses nothing"
-        )
-    return MaxDrop(max_drop=values["max_drop"], role=role)
+    drop = values["max_drop"]
+    if isinstance(drop, bool) or not isinstance(drop, (str, int, float)):
+        raise RecipeError(where, f"max_drop {drop!r}", 'write "0.5pt", "1%" or a number in the score\'s unit')
+    return MaxDrop(max_drop=drop, role=values.get("role", "validation"))
 
 
 def _target(data: Any) -> Target:
@@ -246,12 +287,17 @@ def _target(data: Any) -> Target:
     known = {f.name for f in dataclasses.fields(Target)}
     if not isinstance(data, Mapping) or not set(cast(Mapping[str, Any], data)) <= known:
         raise RecipeError("recipe target", f"{data!r}", f"write a name, or a mapping of {', '.join(sorted(known))}")
-    return Target(**cast(Mapping[str, Any], data))
+    values = dict(cast(Mapping[str, Any], data))
+    kinds = {"name": str, "flash": (int, str, type(None)), "ram": (int, str, type(None)), "reduce_range": bool}
+    for key, value in values.items():
+        if not isinstance(value, kinds[key]) or (isinstance(value, bool) and key != "reduce_range"):
+            raise RecipeError(f"recipe target {key}", f"{value!r}", "write for example name: cortex-m4, flash: 256KiB")
+    return Target(**values)
 
 
-def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RecipeError(f"recipe {name}", f"{value!r}", "give a whole number from 0 up")
+def _whole(value: Any, name: str, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RecipeError(f"recipe {name}", f"{value!r}", f"give a whole number from {least} up")
     return value
 
 

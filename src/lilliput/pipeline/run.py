@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from lilliput.core.errors import ArtifactError
 from lilliput.core.guard import Verdict
 from lilliput.core.method import Context, PassResult, apply_checked_
 from lilliput.core.progress import SILENT, Progress
+from lilliput.core.score import parse_drop
 from lilliput.core.task import Task
 from lilliput.graph.integer import runnable
 from lilliput.pipeline.folder import RunFolder
@@ -48,6 +49,9 @@ def run(
     With a folder, finished steps are saved; if the folder already holds finished steps of the same recipe, model and
     data, the run goes on after them and ends in the same bytes as an uninterrupted one.
     """
+    for step in recipe.steps:  # a guard that cannot be judged is found before the first step, not after it
+        if step.guard is not None:
+            parse_drop(step.guard.max_drop, task.score, 0.0)
     with threads(recipe.threads) as used:
         recipe = replace(recipe, threads=used)
         net = Artifact.of(model, task.spec)
@@ -152,7 +156,7 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
         if before.get(key) != value:
             raise ArtifactError(
                 f"resume {folder.path}",
-                f"the {key} is not that of the run",
+                f"the {key} of the run is another one{_where(before.get(key), value)}",
                 "resume with the same model, data and recipe, or start a new run",
             )
     trail = folder.trail()
@@ -172,6 +176,15 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
         outcome.context.progress.say(f"resumed after step {entry['step']}: {entry['name']}")
         return int(entry["step"]) + 1
     return 0
+
+
+def _where(before: Any, now: Any) -> str:
+    """The first entry in which two mappings differ, in brackets: "(seed: 1, now 0)"."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return ""
+    old, new = cast(dict[str, Any], before), cast(dict[str, Any], now)
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return f" ({differ[0]}: {old.get(differ[0])}, now {new.get(differ[0])})" if differ else ""
 
 
 def weights_hash(model: nn.Module) -> str:

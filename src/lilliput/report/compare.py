@@ -137,7 +137,7 @@ def _plan(column: Column, artifact: Artifact, graph: Graph) -> None:
 
 def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: Target, path: Path, role: Role) -> None:
     try:
-        onnx_export.export(artifact, path, target=_onnx_target(target), graph=graph)
+        onnx_export.export(artifact, path, target=onnx_target(target), graph=graph)
         samples = samples_of(task, role, CHECKED_SAMPLES)
         report = check_with_runtime(path, artifact, samples)
     except (MissingExtraError, ExportError) as error:
@@ -214,7 +214,8 @@ def samples_of(task: Task, role: Role, most: int) -> Tensor:
     return data.batch(index)[0]
 
 
-def _onnx_target(target: Target) -> str:
+def onnx_target(target: Target) -> str:
+    """The ONNX preset for a target: its own, or the one with the same kind of activations."""
     return (
         target.name
         if target.name.startswith("onnx")

@@ -58,7 +58,6 @@ def difference(
             reference[node.name] = value.double()
         return value
 
-    original = original.eval()
     with torch.no_grad():
         run(trace(original, artifact.input.example(2)), original.state_dict(), x, visit=keep)
     folded = {edit.layer: edit.norm for edit in artifact.edits if isinstance(edit, Fold)}

@@ -18,7 +18,7 @@ from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
 from lilliput.export.onnx_check import check_with_runtime
 from lilliput.pipeline.recipe import Recipe
-from lilliput.report.compare import Column, agreement, samples_of
+from lilliput.report.compare import Column, agreement, onnx_target, samples_of
 from lilliput.report.text import comparison
 
 FORMATS = ("onnx",)
@@ -70,9 +70,8 @@ class Result:
         for kind in to:
             if kind not in FORMATS:
                 raise UsageError(f"export to {kind!r}", "not a format", f"use one of {', '.join(FORMATS)}")
-        path = Path(folder) / f"{name}.onnx"
-        preset = self.target.name if self.target.name.startswith("onnx") else "onnx-x86"
-        onnx_export.export(self.artifact, path, target=preset)
+        path = made(folder) / f"{name}.onnx"
+        onnx_export.export(self.artifact, path, target=onnx_target(self.target))
         return Export(result=self, onnx=path)
 
     def to_data(self) -> dict[str, Any]:
@@ -104,6 +103,16 @@ class Export:
         task = self.result.task
         x = samples_of(task, "test" if task.has("test") else "validation", samples)
         return agreement(check_with_runtime(self.onnx, self.result.artifact, x))
+
+
+def made(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made if it is not there."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"write into {path}", error.strerror or str(error), "choose another folder") from error
+    return path
 
 
 def environment() -> dict[str, str]:

@@ -33,10 +33,10 @@ class FitSettings:
     of all parameters together. With a teacher, the loss is (1 - `distillation`) times the task's and `distillation`
     times the distance from the teacher's outputs at `temperature`.
 
-    `keep` "best" ends with the weights of the best validation score: of equal epochs that of the lowest
-    training loss; those from before the training if they score better than every epoch. "last" ends with those of the last epoch. With `patience`, the
-    training stops after so many epochs without a better score. `batch_norm` "freeze" uses the running statistics and
-    leaves them (scale and shift still train).
+    `keep` "best" ends with the weights of the best validation score: of equal epochs that of the lowest training loss;
+    those from before the training if they score better than every epoch. "last" ends with those of the last epoch. With
+    `patience`, the training stops after so many epochs without a better score. `batch_norm` "freeze" uses the running
+    statistics and leaves them (scale and shift still train).
 
     `parameter_groups` gives factors to parameters whose names match a glob pattern ({"*.bias": Factors(...)}); of
     several patterns that match, the last counts.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core import container
-from lilliput.core.errors import LilliputError, UsageError
+from lilliput.core.errors import UsageError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Task
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
@@ -153,7 +153,7 @@ DATA = {"digits": DIGITS, "mnist": _mnist("mnist"), "fashion-mnist": _mnist("fas
 def entry(name: str) -> Entry:
     if name not in ZOO:
         near = difflib.get_close_matches(name, ZOO, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(ZOO)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(ZOO)}."
         raise UsageError(f"network {name!r}", "it is not in the zoo", f"{hint} For your own: file.py:make")
     return ZOO[name]
 
@@ -263,22 +263,25 @@ def _task(found: Entry, data: str | None) -> Callable[..., Task]:
 
 
 def _own(source: str) -> tuple[nn.Module, Task]:
-    """Import the user's file and call its function."""
+    """Import the user's file and call its function; modules beside the file can be imported, as in a script."""
     place, _, name = source.rpartition(":")
+    beside = [str(Path(place).resolve().parent)] if place.endswith(".py") else []
+    sys.path[:0] = beside
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except LilliputError:
-        raise
+        module = _import_file(Path(place)) if beside else _import_module(place, source)
+        make = getattr(module, name, None)
+        if not callable(make):
+            raise UsageError(
+                f"model {source!r}", f"{place} has no function {name!r}", "define it: it returns (model, task)"
+            )
+        made = cast(Any, make())
     except ImportError as error:
         raise UsageError(
             f"model {source!r}", f"it cannot be imported ({error})", "check the path and what the file imports"
         ) from error
-    make = getattr(module, name, None)
-    if not callable(make):
-        raise UsageError(
-            f"model {source!r}", f"{place} has no function {name!r}", "define it: it returns (model, task)"
-        )
-    made = cast(Any, make())
+    finally:
+        for folder in beside:
+            sys.path.remove(folder)
     if isinstance(made, tuple) and len(cast(tuple[Any, ...], made)) == 2:
         model, task = cast(tuple[Any, Any], made)
         if isinstance(model, nn.Module) and isinstance(task, Task):
@@ -290,17 +293,24 @@ def _own(source: str) -> tuple[nn.Module, Task]:
     )
 
 
+def _import_module(name: str, source: str) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(
+            f"model {source!r}", "not a model", "give a name of the zoo, file.py:make or package.module:make"
+        )
+    return importlib.import_module(name)
+
+
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"model file {path}", "no such file", "check the path")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    known = sys.modules.get(path.stem)
+    taken = known is not None and getattr(known, "__file__", None) != str(path)
+    name = f"lilliput_user_{path.stem}" if taken else path.stem  # a file named json.py must not become everyone's json
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"model file {path}", "it is not a Python file", "give file.py:function")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.resolve().parent))
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
     return module

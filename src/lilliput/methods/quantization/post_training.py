@@ -79,7 +79,7 @@ class Quantization(Pass):
             changed=changed, skipped={p: r for p, r in skipped.items() if p not in changed}, notes=tuple(notes)
         )
 
-    def _weight(self, encoding: Encoding, axis: int, context: Context) -> Encoding:
+    def _weight(self, encoding: Encoding, axis: int | None, context: Context) -> Encoding:
         bits = self.weight_bits - (1 if context.target.reduce_range and self.weight_bits == 8 else 0)
         if encoding.sharing is not None:
             axis_used = encoding.sharing.axis
