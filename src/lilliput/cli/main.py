@@ -134,6 +134,9 @@ def compress(
             f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
             + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None)
         )
+    if result.mismatches:
+        complain(result.mismatches[0])
+        raise typer.Exit(4)
     if not result.feasible:
         raise typer.Exit(1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import Measurement
-from lilliput.core.errors import ExportError, MissingExtraError
+from lilliput.core.errors import ExportError, MissingExtraError, VerificationError
 from lilliput.core.guard import Evaluation, FullForward
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.target import Target
@@ -25,6 +25,7 @@ from lilliput.graph.trace import Graph, trace
 from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
 from lilliput.measure.macs import count_macs
 from lilliput.measure.memory import plan_memory
+from lilliput.measure.peak import peak_tensor_bytes
 from lilliput.measure.runtime import session as open_session
 
 CHECKED_SAMPLES = 1000
@@ -32,7 +33,10 @@ CHECKED_SAMPLES = 1000
 
 @dataclass(kw_only=True)
 class Column:
-    """One network of a comparison. `notes` says what could not be measured, and why."""
+    """One network of a comparison. `notes` says what could not be measured, and why.
+
+    `mismatch` says how an exported file computed something else; such a file is removed.
+    """
 
     name: str
     artifact: Artifact
@@ -40,6 +44,7 @@ class Column:
     evaluation: Evaluation | None = None
     onnx: Path | None = None
     notes: list[str] = field(default_factory=list[str])
+    mismatch: str = ""
 
     def add(self, measurement: Measurement) -> None:
         self.measurements[measurement.name] = measurement
@@ -123,6 +128,10 @@ def _plan(column: Column, artifact: Artifact, graph: Graph) -> None:
     )
     column.add(Measurement("planned flash", plan.flash_bytes, "B", "planned", note="constants; code not included"))
     table = count_macs(graph, artifact)
+    peak = peak_tensor_bytes(artifact.module, artifact.input.example(1))
+    column.add(
+        Measurement("peak memory", peak.value, "B", "measured", note="tensors alive in one float forward in torch")
+    )
     for name, label in (
         ("parameters", "parameters"),
         ("kept_parameters", "stored parameters"),
@@ -141,6 +150,11 @@ def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: 
         samples = samples_of(task, role, CHECKED_SAMPLES)
         report = check_with_runtime(path, artifact, samples)
     except (MissingExtraError, ExportError) as error:
+        column.notes.append(f"no ONNX file: {error}")
+        path.unlink(missing_ok=True)
+        return
+    except VerificationError as error:
+        column.mismatch = str(error)
         column.notes.append(f"no ONNX file: {error}")
         path.unlink(missing_ok=True)
         return

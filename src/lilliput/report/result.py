@@ -53,6 +53,11 @@ class Result:
         return not self.violations
 
     @property
+    def mismatches(self) -> list[str]:
+        """Exported files that computed something else than the network; empty if all agree."""
+        return [f"{c.name}: {c.mismatch}" for c in self.columns if c.mismatch]
+
+    @property
     def score(self) -> Score:
         return self.task.score
 

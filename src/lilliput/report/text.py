@@ -11,6 +11,7 @@ ROWS = (
     "ONNX file",
     "planned flash",
     "planned RAM",
+    "peak memory",
     "parameters",
     "stored parameters",
     "MACs",
@@ -19,7 +20,7 @@ ROWS = (
     "latency",
     "latency ratio",
 )
-SHARED_NOTES = ("planned flash", "planned RAM", "latency")
+SHARED_NOTES = ("planned flash", "planned RAM", "peak memory", "latency")
 """Rows whose note is the same for every network."""
 LABELS = {
     "difference": "difference to float",

@@ -203,7 +203,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     if not path.is_file():
         raise UsageError(asked, "no such file", "check the path")
     if path.suffix == ".lil":
-        return container.read(path).replay(model).module
+        contents = container.read(path)
+        if contents.edits or contents.activations:
+            raise UsageError(
+                asked, "it is a compressed network", "give float weights; evaluate, predict and export take such files"
+            )
+        return contents.replay(model).module
     state = _read_state(path, asked)
     own = model.state_dict()
     for prefix in ("module.", "model.", "net."):

@@ -12,6 +12,7 @@ import torch
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Sharing
+from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
 from lilliput.graph.layers import output_axis
 from lilliput.ops.clustering import optimal_1d
@@ -74,7 +75,10 @@ def cluster(encoding: Encoding, n_clusters: int, axis: int | None) -> Encoding:
         if len(values) == 0:
             tables.append(torch.zeros(1, dtype=source.dtype))
             continue
-        found = optimal_1d(values, n_clusters)
+        try:
+            found = optimal_1d(values, n_clusters)
+        except ValueError as error:
+            raise RecipeError("weight_clustering", str(error), "use fewer clusters, or per: channel") from error
         indices[i][kept[i]] = torch.from_numpy(np.ascontiguousarray(found.labels)).long()
         centroids = torch.from_numpy(found.centroids)
         tables.append(torch.floor(centroids + 0.5).long() if grid is not None else centroids.float())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_range, layers
 from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.trace import trace
@@ -63,6 +64,10 @@ class ReestimateBatchNorm(Pass):
         super().__post_init__()
         check_range("reestimate_batchnorm samples", self.samples, 2, 10**9)
         check_range("reestimate_batchnorm batch_size", self.batch_size, 2, 10**6)
+        if self.overrides:
+            raise RecipeError(
+                "reestimate_batchnorm overrides", "all layers are measured together", "use include and skip"
+            )
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         norms: dict[str, nn.BatchNorm1d | nn.BatchNorm2d] = {}

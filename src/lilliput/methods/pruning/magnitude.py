@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
 
 
@@ -40,7 +41,7 @@ class MagnitudePruning(Pass):
 
     Main arguments: `sparsity` (0..1, of all entries, those already zero by mask included) and `scope`: "lamp" and
     "global" compare weights across layers (LAMP after normalizing them), "layer" takes the same share of each.
-    Overrides of `sparsity` count for "layer" only. Biases are never pruned.
+    Overrides of `sparsity` go with "layer" only. Biases are never pruned.
     """
 
     name: ClassVar[str] = "magnitude_pruning"
@@ -54,6 +55,12 @@ class MagnitudePruning(Pass):
         check_range("magnitude_pruning sparsity", self.sparsity, 0.0, 1.0, below=True)
         check_choice("magnitude_pruning scope", self.scope, ("global", "layer", "lamp"))
         super().__post_init__()
+        if any("scope" in settings or self.scope != "layer" for settings in self.overrides.values()):
+            raise RecipeError(
+                "magnitude_pruning overrides",
+                f"scope {self.scope!r} has one threshold for all layers",
+                "override sparsity with scope: layer, or use several passes with include",
+            )
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         chosen, skipped = self.pick(net)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
 from lilliput.graph.integer import accumulator_scale, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
@@ -58,6 +59,14 @@ class Quantization(Pass):
         check_choice("quantization activation_range", self.activation_range, ("min_max", "percentile", "mse"))
         check_range("quantization percentile", self.percentile, 50.0, 100.0)
         super().__post_init__()
+        for pattern, settings in self.overrides.items():
+            for name in ("activation_bits", "activation_range", "signed"):
+                if name in settings:
+                    raise RecipeError(
+                        f"quantization override for {pattern!r}",
+                        f"{name} counts for the whole network",
+                        "override settings of weights only",
+                    )
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         chosen, skipped = self.pick(net)

@@ -8,7 +8,10 @@ https://arxiv.org/abs/1503.02531). Clusters train as in Han et al. (2016), secti
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
 from lilliput.training.fit import fit
 from lilliput.training.settings import Factors, FitSettings
@@ -42,6 +45,10 @@ class FineTune(Pass):
         check_range("fine_tune distillation", self.distillation, 0.0, 1.0)
         check_choice("fine_tune keep", self.keep, ("best", "last"))
         super().__post_init__()
+        if self.overrides:
+            raise RecipeError(
+                "fine_tune overrides", "a training has one setting for all layers", "use include and skip"
+            )
 
     def fit_settings(self, frozen: dict[str, Factors]) -> FitSettings:
         return FitSettings(
@@ -65,9 +72,10 @@ class FineTune(Pass):
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         known = layers(net)
         frozen = {
-            f"{path}.*" if path else "*": Factors(learning_rate=0.0, weight_decay=0.0)
-            for path in known
+            name: Factors(learning_rate=0.0, weight_decay=0.0)
+            for path, module in known.items()
             if not self.selects(path)
+            for name in names_in(path, module)
         }
         if context.task.train is None:
             return PassResult(skipped=dict.fromkeys(known, "the task has no training data"))
@@ -86,10 +94,9 @@ class FineTune(Pass):
         changed: dict[str, str] = {}
         skipped: dict[str, str] = {}
         for path, module in known.items():
-            names = [f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)]
             moved = any(
                 not before[net.canonical(n)].equal(net.parameter(n).detach().to(before[net.canonical(n)].device))
-                for n in names
+                for n in names_in(path, module)
             )
             if moved:
                 changed[path] = f"trained for {result.epochs_run} epochs"
@@ -100,3 +107,8 @@ class FineTune(Pass):
                     else "training kept the weights from before"
                 )
         return PassResult(changed=changed, skipped=skipped)
+
+
+def names_in(path: str, layer: nn.Module) -> list[str]:
+    """The full names of the parameters that a layer itself owns."""
+    return [f"{path}.{name}" if path else name for name, _ in layer.named_parameters(recurse=False)]
