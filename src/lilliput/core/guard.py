@@ -1,6 +1,6 @@
 """Guards: may a changed network stay? A pure rule on outputs, and an injected way to get the outputs."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lilliput.core.errors import DataError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
-from lilliput.core.task import Data, Role, Task
+from lilliput.core.task import Batch, Data, Role, Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,34 +83,64 @@ class FullForward:
         self.task, self.original, self.batch_size, self.device = task, original, batch_size, torch.device(device)
         self.progress = progress
         self.uses: dict[str, int] = {}
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, Evaluation] = {}
 
     def __call__(self, model: nn.Module, role: Role) -> Evaluation:
         self.uses[role] = self.uses.get(role, 0) + 1
-        data = self.task.data(role)
-        if role not in self._kept:
-            self._kept[role] = outputs_of(self.original, self.task, data, self.batch_size, self.device)
-        return evaluate(model, self.task, data, role, self._kept[role], self.batch_size, self.device, self.progress)
+        original, data = self.reference(role).outputs, self.task.data(role)
+        return evaluate(model, self.task, data, role, original, self.batch_size, self.device, self.progress)
 
     def reference(self, role: Role) -> Evaluation:
         """The original network on a role (not counted as a use)."""
-        data = self.task.data(role)
         if role not in self._kept:
-            self._kept[role] = outputs_of(self.original, self.task, data, self.batch_size, self.device)
-        outputs = self._kept[role]
-        return _judge(self.task, data, role, outputs, outputs, self.batch_size)
+            data = self.task.data(role)
+            self._kept[role] = evaluate(self.original, self.task, data, role, None, self.batch_size, self.device)
+        return self._kept[role]
 
 
-def outputs_of(
+def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device) -> Tensor:
+    """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""
+    return torch.cat([outputs for _, outputs in _forward(model, task, data, batch_size, device)])
+
+
+def evaluate(
     model: nn.Module,
     task: Task,
     data: Data,
+    role: Role,
+    original: Tensor | None,
     batch_size: int,
     device: torch.device,
-    advance: Callable[[int], None] = lambda n: None,
-) -> Tensor:
-    """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""
-    parts: list[Tensor] = []
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Every sample once through the network. `original` are the outputs that `ok` compares with; None = these."""
+    rows: list[Tensor] = []
+    ok: list[Tensor] = []
+    kept: list[Tensor] = []
+    start = 0
+    with progress.task(f"evaluate on {role}", len(data)) as advance:
+        for batch, outputs in _forward(model, task, data, batch_size, device):
+            before = outputs if original is None else original[start : start + len(outputs)]
+            targets = task.target(batch)
+            try:
+                rows.append(task.score.statistics(outputs, targets))
+                ok.append(task.ok(outputs, targets, before).bool().reshape(-1))
+            except (RuntimeError, IndexError, AttributeError) as error:
+                raise DataError(
+                    f"score {task.score.name} on {role}",
+                    f"outputs {tuple(outputs.shape)} do not fit the targets ({error})",
+                    "check the targets' shape and type against the task",
+                ) from error
+            kept.append(outputs)
+            start += len(outputs)
+            advance(len(outputs))
+    return Evaluation(role=role, rows=torch.cat(rows), ok=torch.cat(ok), outputs=torch.cat(kept))
+
+
+def _forward(
+    model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches (on the CPU) with their outputs; the model is in evaluation mode while this runs."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -124,45 +154,13 @@ def outputs_of(
                         f"{found} for {len(x)} inputs",
                         "let forward(model, batch) of the task return a tensor with one row a sample",
                     )
-                parts.append(out.detach().float().cpu())
-                advance(len(x))
+                if not bool(torch.isfinite(out).all()):
+                    raise DataError(
+                        "outputs of the model",
+                        "NaN or infinity",
+                        "look for broken weights or a range that overflows",
+                    )
+                yield (x, y), out.detach().float().cpu()
     finally:
         for module, training in modes.items():
             module.training = training
-    result = torch.cat(parts)
-    if not bool(torch.isfinite(result).all()):
-        raise DataError("outputs of the model", "NaN or infinity", "look for broken weights or a range that overflows")
-    return result
-
-
-def evaluate(
-    model: nn.Module,
-    task: Task,
-    data: Data,
-    role: Role,
-    original: Tensor,
-    batch_size: int,
-    device: torch.device,
-    progress: Progress = SILENT,
-) -> Evaluation:
-    with progress.task(f"evaluate on {role}", len(data)) as advance:
-        outputs = outputs_of(model, task, data, batch_size, device, advance)
-    return _judge(task, data, role, outputs, original, batch_size)
-
-
-def _judge(task: Task, data: Data, role: Role, outputs: Tensor, original: Tensor, batch_size: int) -> Evaluation:
-    rows: list[Tensor] = []
-    ok: list[Tensor] = []
-    for i, (x, y) in enumerate(data.batches(batch_size)):
-        here = slice(i * batch_size, i * batch_size + len(x))
-        targets = task.target((x, y))
-        try:
-            rows.append(task.score.statistics(outputs[here], targets))
-            ok.append(task.ok(outputs[here], targets, original[here]).bool().reshape(-1))
-        except (RuntimeError, IndexError, AttributeError) as error:
-            raise DataError(
-                f"score {task.score.name} on {role}",
-                f"outputs {tuple(outputs[here].shape)} do not fit the targets ({error})",
-                "check the targets' shape and type against the task",
-            ) from error
-    return Evaluation(role=role, rows=torch.cat(rows), ok=torch.cat(ok), outputs=outputs)
