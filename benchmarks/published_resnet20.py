@@ -1,8 +1,8 @@
 """ResNet-20 for CIFAR-10 as its published checkpoint expects it, written as users write it.
 
-He et al. (2016), https://arxiv.org/abs/1512.03385, section 4.2, with option-A shortcuts in a lambda (stride slice and zero
-padding of channels) and functional relu, addition and pooling. `make()` reads the weights and the data from the folder
-in LILLIPUT_TEST_DATA: `lilliput compress benchmarks/published_resnet20.py:make`.
+He et al. (2016), https://arxiv.org/abs/1512.03385, section 4.2, with option-A shortcuts in a lambda (stride slice and
+zero padding of channels) and functional relu, addition and pooling. `make()` reads the weights and the data from the
+folder in LILLIPUT_TEST_DATA: `lilliput compress benchmarks/published_resnet20.py:make`.
 """
 
 import os
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
 def data_folder():
     folder = os.environ.get("LILLIPUT_TEST_DATA", "")
     if not (Path(folder) / "models" / "resnet20_cifar10.safetensors").is_file():
-        sys.exit("set LILLIPUT_TEST_DATA to a folder with models/resnet20_cifar10.safetensors and cifar-10-batches-bin/")
+        sys.exit("LILLIPUT_TEST_DATA must hold models/resnet20_cifar10.safetensors and cifar-10-batches-bin/")
     return Path(folder)
 
 
@@ -83,5 +83,3 @@ def make():
     model = ResNet()
     model.load_state_dict(load_file(folder / "models" / "resnet20_cifar10.safetensors"), strict=False)
     return model.eval(), image_classification("cifar10", mean=CIFAR_MEAN, std=CIFAR_STD)(folder)
-
-

@@ -51,9 +51,14 @@ def main():
         onnx.export(net, paths["int8"], target="onnx-x86")
         runs = {name: session(path, threads=1) for name, path in paths.items()}
         test = task.data("test")
-        found = {"compress_cpu_s": round(seconds, 2), "lil_bytes": len(container.dumps(net)),
-                 "int8_onnx_bytes": paths["int8"].stat().st_size, "fp32_onnx_bytes": paths["fp32"].stat().st_size,
-                 "fp32_accuracy": score(runs["fp32"], test), "int8_accuracy": score(runs["int8"], test)}
+        found = {
+            "compress_cpu_s": round(seconds, 2),
+            "lil_bytes": len(container.dumps(net)),
+            "int8_onnx_bytes": paths["int8"].stat().st_size,
+            "fp32_onnx_bytes": paths["fp32"].stat().st_size,
+            "fp32_accuracy": score(runs["fp32"], test),
+            "int8_accuracy": score(runs["int8"], test),
+        }
         report = check_with_runtime(paths["int8"], net, test.batch(torch.arange(1000))[0])
         found["equal_argmax_to_lil_of_1000"] = report.equal_argmax
         for batch in (1, 64):

@@ -80,6 +80,7 @@ def test_writing_into_a_view_whose_base_is_read_later_is_refused() -> None:
 class Constants(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.shift: Tensor
         self.register_buffer("shift", torch.full((4,), 0.5), persistent=False)
         self.scale = nn.Parameter(torch.full((4,), 2.0))
 

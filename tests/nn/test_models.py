@@ -1,7 +1,6 @@
 """The architectures: sizes, shapes, traceability, names of published weights."""
 
 import gzip
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,16 +145,16 @@ def test_state_dict_names_are_the_published_ones() -> None:
     ],
 )
 def test_published_weights_classify_the_first_1000_test_images(
-    make: Make, weights: str, read: str, n_right: int
+    make: Make, weights: str, read: str, n_right: int, published_data: Path
 ) -> None:
     """Our count; the whole test sets give the published 97.66%, 99.00% and 91.73%."""
-    data, models = os.environ.get("LILLIPUT_TEST_DATA"), os.environ.get("LILLIPUT_TEST_MODELS")
-    if not (data and models):
-        pytest.skip("LILLIPUT_TEST_DATA and LILLIPUT_TEST_MODELS do not name the data and the published weights")
+    data = published_data
+    if not (data / "models" / f"{weights}.safetensors").is_file():
+        pytest.skip(f"{data} has no models/{weights}.safetensors")
     load_file = pytest.importorskip("safetensors.torch").load_file
     model = make()
-    model.load_state_dict(load_file(Path(models) / f"{weights}.safetensors"))
-    images, labels = _first_mnist(Path(data)) if read == "mnist" else _first_cifar10(Path(data))
+    model.load_state_dict(load_file(data / "models" / f"{weights}.safetensors"))
+    images, labels = _first_mnist(data) if read == "mnist" else _first_cifar10(data)
     with torch.no_grad():
         right = int((model.eval()(images).argmax(1) == labels).sum())
     assert abs(right - n_right) <= 1  # summation order differs between machines

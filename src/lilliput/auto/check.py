@@ -149,6 +149,7 @@ def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str
             and source is not None
             and bias is not None
             and bias not in net.encodings
+            and len(graph.users_of(bias)) == 1  # as quantization does it
         ):
             net.encode_(bias, integer_bias(net.parameter(bias).detach(), source, weight.grid))
     return IntegerNet(net, graph).floats

@@ -160,9 +160,9 @@ class IntegerNet(nn.Module):
             return "BatchNorm is not folded"
         if node.op == "other":
             return f"{node.target} has no integer rule"
-        return (
-            f"{node.op} has no integer rule here" if node.op not in LAYERS else "its weight or bias has no integer grid"
-        )
+        if node.op in LAYERS:
+            return "its weight or bias has no integer grid"
+        return f"{node.op} has no integer rule here" if node.name in self._grids else "it feeds only the output"
 
     def _float_step(self, node: Node, grid: Grid | None) -> Step:
         def step(values: Mapping[str, Any]) -> Value:

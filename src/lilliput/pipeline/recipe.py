@@ -67,7 +67,9 @@ class Recipe:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data; `from_data` inverts it."""
-        target: dict[str, Any] = {k: v for k, v in dataclasses.asdict(self.target).items() if v not in (None, False)}
+        target: dict[str, Any] = {
+            k: v for k, v in dataclasses.asdict(self.target).items() if v is not None and v is not False
+        }
         data: dict[str, Any] = {
             "lilliput": VERSION,
             "seed": self.seed,
@@ -215,20 +217,16 @@ def load(path: str | Path) -> Recipe:
 
 def to_step(item: Any, default: MaxDrop | None = None) -> Step:
     """A step from a pass, several passes, or plain data."""
-    if isinstance(item, Step):
-        return item
-    if isinstance(item, Pass):
-        return Step(passes=(item,), guard=default)
-    if isinstance(item, (tuple, list)) and all(isinstance(p, Pass) for p in cast(Sequence[Any], item)):
-        return Step(passes=tuple(cast(Sequence[Pass], item)), guard=default)
-    return _step(item, default)
+    return item if isinstance(item, Step) else _step(item, default)
 
 
 def _step(item: Any, default: MaxDrop | None) -> Step:
+    if isinstance(item, Pass):
+        return Step(passes=(item,), guard=default)
     if isinstance(item, str):
         return Step(passes=(build_pass(item, None),), guard=default)
-    if isinstance(item, list):
-        parts = [_step(part, None) for part in cast(list[Any], item)]
+    if isinstance(item, (list, tuple)):
+        parts = [_step(part, None) for part in cast(Sequence[Any], item)]
         if not parts:
             raise RecipeError("recipe", "an empty step", "list at least one pass in it")
         if any(part.guard is not None for part in parts):

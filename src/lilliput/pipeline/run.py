@@ -156,7 +156,7 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
         if before.get(key) != value:
             raise ArtifactError(
                 f"resume {folder.path}",
-                f"the {key} of the run is another one{_where(before.get(key), value)}",
+                f"{key} not as in the run{_where(before.get(key), value)}",
                 "resume with the same model, data and recipe, or start a new run",
             )
     trail = folder.trail()

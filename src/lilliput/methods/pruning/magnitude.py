@@ -58,7 +58,7 @@ class MagnitudePruning(Pass):
         if any("scope" in settings or self.scope != "layer" for settings in self.overrides.values()):
             raise RecipeError(
                 "magnitude_pruning overrides",
-                f"scope {self.scope!r} has one threshold for all layers",
+                "scope counts for all layers" if self.scope == "layer" else f"scope {self.scope!r} compares all layers",
                 "override sparsity with scope: layer, or use several passes with include",
             )
 

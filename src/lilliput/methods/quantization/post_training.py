@@ -5,7 +5,8 @@ Jacob et al. (2018), https://arxiv.org/abs/1712.05877 (affine grids, int32 biase
 We differ from both in the rounding: one half rounds up everywhere, as `ops.fixed_point` says.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
 from lilliput.graph.integer import accumulator_scale, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
-from lilliput.graph.trace import Graph, trace
+from lilliput.graph.trace import Graph, Node, trace
 from lilliput.ops import affine
 from lilliput.training.calibrate import activation_grid, observe_ranges
 
@@ -71,7 +72,7 @@ class Quantization(Pass):
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         chosen, skipped = self.pick(net)
         changed: dict[str, str] = {}
-        fresh: set[str] = set()
+        fresh: dict[str, Encoding] = {}
         for path, weight in chosen.items():
             encoding = net.encoding(weight)
             if encoding.grid is not None:
@@ -79,7 +80,7 @@ class Quantization(Pass):
                 continue
             own = self.for_layer(path)
             net.encode_(weight, own._weight(encoding, output_axis(net.module.get_submodule(path)), context))
-            fresh.add(weight)
+            fresh[weight] = encoding
             changed[path] = net.encoding(weight).describe()
         notes: list[str] = []
         if self.activation_bits:
@@ -108,7 +109,7 @@ class Quantization(Pass):
         return encoding.with_grid(grid)
 
     def _activations_(
-        self, net: Artifact, context: Context, fresh: set[str], changed: dict[str, str], notes: list[str]
+        self, net: Artifact, context: Context, fresh: dict[str, Encoding], changed: dict[str, str], notes: list[str]
     ) -> None:
         graph = trace(net.module, net.input.example(2))
         nodes = integer_values(graph)
@@ -129,10 +130,11 @@ class Quantization(Pass):
         notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
         grids = grids_of(graph, net.activations)
         modules = layers(net)
-        for node in graph.nodes:
-            if node.op not in ("conv", "linear") or node.module not in modules:
-                continue
-            reason = self._bias_(net, graph, node.name, grids, fresh)
+        layer_nodes = [n for n in graph.nodes if n.op in ("conv", "linear") and n.module in modules]
+        for node in layer_nodes:  # all weights first: a weight may belong to several layers
+            _raise_(net, node, grids, fresh)
+        for node in layer_nodes:
+            reason = _bias_(net, graph, node, grids)
             if reason:
                 notes.append(f"{node.layer} stays in float: {reason}")
             else:
@@ -140,34 +142,6 @@ class Quantization(Pass):
                 changed[node.module] = (
                     f"{text or net.encoding(node.state['weight']).describe()}, {self.activation_bits}-bit inputs"
                 )
-
-    def _bias_(self, net: Artifact, graph: Graph, name: str, grids: dict[str, Grid], fresh: set[str]) -> str:
-        """Put a layer's bias on its accumulator's scale; the reason why the layer cannot be integer, or ""."""
-        node = graph[name]
-        source = grids.get(node.inputs[0])
-        weight_name = net.canonical(node.state["weight"])
-        weight = net.encodings.get(weight_name)
-        if source is None:
-            return "its input has no grid"
-        if weight is None or weight.grid is None:
-            return "its weight is not quantized"
-        bias_name = node.state.get("bias")
-        if bias_name is None:
-            return ""
-        if len(graph.users_of(bias_name)) > 1:
-            return "its bias is used more than once"
-        bias = net.encoding(bias_name)
-        values = bias.decode() if bias.grid is None else net.parameter(bias_name).detach()
-        if weight_name in fresh:
-            weight = raise_scale(weight, values, source)
-            net.encode_(weight_name, weight)
-            grid = weight.grid
-        else:
-            grid = weight.grid
-        if grid is None or bool((values.abs().double() > 2**22 * accumulator_scale(source, grid)).any()):
-            return "its bias is too large for its weights' scale"
-        net.encode_(bias_name, integer_bias(values, source, grid))
-        return ""
 
 
 def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float) -> tuple[Tensor, Tensor]:
@@ -183,26 +157,43 @@ def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percen
     )
 
 
-def raise_scale(weight: Encoding, bias: Tensor, source: Grid) -> Encoding:
+def raise_scale(weight: Grid, bias: Tensor, source: Grid) -> Grid:
     """A coarser grid for the channels whose bias would be more than `LARGEST_BIAS` steps of the accumulator.
 
     Such channels have weights so small (often all pruned) that the bias alone decides; their weights round to nearly 0.
     """
-    grid = weight.grid
-    if grid is None:
-        return weight
     needed = (bias.detach().abs().double() / (LARGEST_BIAS * source.scale.double())).float()
-    if grid.axis is None:
-        needed = needed.max().reshape(1)
-    if not bool((needed > grid.scale).any()):
-        return weight
-    scale = torch.maximum(grid.scale, needed)
-    coarse = Grid(
-        scale=scale,
-        zero_point=grid.zero_point,
-        bit_width=grid.bit_width,
-        signed=grid.signed,
-        narrow=grid.narrow,
-        axis=grid.axis,
+    return replace(
+        weight, scale=torch.maximum(weight.scale, needed.max().reshape(1) if weight.axis is None else needed)
     )
-    return weight.with_grid(coarse)
+
+
+def _raise_(net: Artifact, node: Node, grids: Mapping[str, Grid], fresh: Mapping[str, Encoding]) -> None:
+    """Raise the scale of a weight that this pass has put on its grid."""
+    name, bias, source = net.canonical(node.state["weight"]), node.state.get("bias"), grids.get(node.inputs[0])
+    if bias is None or source is None or name not in fresh:
+        return
+    grid = net.encodings[name].grid
+    coarse = None if grid is None else raise_scale(grid, net.encoding(bias).decode(), source)
+    if coarse is not None and not coarse.same(grid):
+        net.encode_(name, fresh[name].with_grid(coarse))
+
+
+def _bias_(net: Artifact, graph: Graph, node: Node, grids: Mapping[str, Grid]) -> str:
+    """Put a layer's bias on its accumulator's scale; the reason why the layer cannot be integer, or ""."""
+    source = grids.get(node.inputs[0])
+    weight = net.encodings.get(net.canonical(node.state["weight"]))
+    if source is None:
+        return "its input has no grid"
+    if weight is None or weight.grid is None:
+        return "its weight is not quantized"
+    name = node.state.get("bias")
+    if name is None:
+        return ""
+    if len(graph.users_of(name)) > 1:
+        return "its bias is used more than once"
+    values = net.encoding(name).decode()
+    if bool((values.abs().double() > 2**22 * accumulator_scale(source, weight.grid)).any()):
+        return "its bias is too large for its weights' scale"
+    net.encode_(name, integer_bias(values, source, weight.grid))
+    return ""
