@@ -5,7 +5,7 @@ import math
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lilliput.core.errors import ArtifactError, UsageError
@@ -22,11 +22,13 @@ def refuse(name):
     raise ValueError(f"{name} is not JSON")
 
 
+@settings(deadline=None)
 @given(plain)
 def test_json_reads_back_what_was_written(data):
     assert json.loads(json_text(data)) == data
 
 
+@settings(deadline=None)
 @given(st.floats(), st.booleans())
 def test_json_has_no_numbers_that_json_does_not_know(number, deep):
     text = json_text({"a": [(number,)]} if deep else number)
@@ -82,6 +84,7 @@ def test_json_that_is_missing_or_damaged_is_an_error(tmp_path, content):
         RunFolder(tmp_path).read_json("run.json")
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(), plain, max_size=3), min_size=1, max_size=4), st.data())
 def test_a_trail_torn_anywhere_keeps_the_lines_before_and_grows_on(tmp_path_factory, entries, data):
     folder = RunFolder(tmp_path_factory.mktemp("trail"))

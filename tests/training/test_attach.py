@@ -34,7 +34,7 @@ def encodings(draw, *, grids=True):
         scale = torch.rand(n, generator=generator) * 0.2 + 0.05
         grid = Grid(
             scale=scale,
-            zero_point=torch.full((n,), draw(st.integers(-3, 3))),
+            zero_point=torch.full((n,), draw(st.integers(-2, 1))),
             bit_width=torch.full((n,), draw(st.integers(2, 8))),
             axis=0 if per_channel else None,
         )

@@ -60,6 +60,10 @@ class Artifact:
             )
         module = copy.deepcopy(model).eval()
         for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise UsageError(
+                    f"compress {type(model).__name__}", f"{name} is of {tensor.dtype}", "convert it with model.float()"
+                )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise UsageError(
                     f"compress {type(model).__name__}", f"{name} holds NaN or infinity", "mend the model first"
@@ -159,8 +163,14 @@ class Artifact:
         return result
 
     def counters(self) -> dict[str, Tensor]:
-        """State tensors that are not floating point (BatchNorm's batch counts)."""
-        return {name: t for name, t in self.module.state_dict().items() if not t.is_floating_point()}
+        """State tensors that are not floating point (BatchNorm's batch counts), by their first names."""
+        seen: set[int] = set()
+        result: dict[str, Tensor] = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point() and id(tensor) not in seen:
+                seen.add(id(tensor))
+                result[name] = tensor
+        return result
 
 
 def weights_of(module: nn.Module, types: Iterable[type[nn.Module]]) -> Mapping[str, nn.Module]:

@@ -5,6 +5,7 @@ in a place. Replaying changes structure only; the tensors come from the file.
 """
 
 import hashlib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,16 +35,17 @@ class Fold:
 
     def replay_(self, module: nn.Module) -> None:
         layer, norm = _get(module, self.layer), _get(module, self.norm)
-        bias = dict(layer.named_parameters(recurse=False)).get("bias")
+        own = dict(layer.named_parameters(recurse=False))
+        weight, bias = own.get("weight"), own.get("bias")
         channels = getattr(norm, "num_features", None)
-        if not isinstance(channels, int):
+        if not isinstance(channels, int) or weight is None:
+            wrong, found = (self.layer, layer) if isinstance(channels, int) else (self.norm, norm)
             raise ArtifactError(
                 f"replay of fold into {self.layer!r}",
-                f"{self.norm!r} is {type(norm).__name__}",
+                f"{wrong!r} is {type(found).__name__}",
                 "give the module that the file was made from",
             )
         if bias is None:
-            weight = layer.get_parameter("weight")
             layer.register_parameter(
                 "bias", nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device))
             )
@@ -52,7 +54,7 @@ class Fold:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Keep the slices `index` of dimension `dim` of parameter or buffer `path` ("conv1.weight")."""
+    """Keep the slices `index`, each once, of dimension `dim` of parameter or buffer `path` ("conv1.weight")."""
 
     path: str
     dim: int
@@ -63,8 +65,10 @@ class Slice:
         owner = _get(module, owner_path)
         tensors = dict(owner.named_parameters(recurse=False)) | dict(owner.named_buffers(recurse=False))
         tensor = tensors.get(name)
-        if tensor is None or self.dim >= tensor.dim() or any(i >= tensor.shape[self.dim] for i in self.index):
+        bad = not self.index or len(set(self.index)) != len(self.index)
+        if bad or tensor is None or self.dim >= tensor.dim() or max(self.index) >= tensor.shape[self.dim]:
             found = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+            found = "an index that is empty or has a slice twice" if bad else found
             raise ArtifactError(
                 f"replay of slice of {self.path!r}", found, "give the module that the file was made from"
             )
@@ -94,7 +98,15 @@ class Replace:
                 f"known are {', '.join(REPLACEMENTS)}",
             )
         _get(module, self.path)
-        _put(module, self.path, REPLACEMENTS[self.cls](**self.settings))
+        try:
+            new = REPLACEMENTS[self.cls](**self.settings)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ArtifactError(
+                f"replay of replace at {self.path!r}",
+                f"settings {reprlib.repr(self.settings)} for {self.cls} ({error})",
+                "make the file again",
+            ) from error
+        _put(module, self.path, new)
 
 
 Edit = Fold | Slice | Replace
@@ -116,6 +128,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _get(module: nn.Module, path: str) -> nn.Module:
+    """The module at a path: "" is the network itself."""
     try:
         return module.get_submodule(path)
     except AttributeError:
@@ -129,6 +142,8 @@ def _get(module: nn.Module, path: str) -> nn.Module:
 def _put(module: nn.Module, path: str, new: nn.Module) -> None:
     """At every place where the old module stands: a shared module may have several paths."""
     old = module.get_submodule(path)
+    if old is module:
+        raise ArtifactError("replay of an edit", "it replaces the whole network", "make the file again")
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if child is old:
@@ -143,10 +158,11 @@ def _resize_(layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
     elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        depthwise = layer.groups == layer.in_channels == layer.out_channels != 1
         layer.out_channels = weight.shape[0]
-        if layer.groups == 1:
-            layer.in_channels = weight.shape[1]
-        elif weight.shape[1] == 1:  # depthwise: a group for each channel
+        if depthwise:  # a group for each channel
             layer.groups = layer.in_channels = weight.shape[0]
+        elif layer.groups == 1:
+            layer.in_channels = weight.shape[1]
     elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
         layer.num_features = weight.shape[0]

@@ -20,6 +20,8 @@ from lilliput.ops.fixed_point import dequantize, integer_range, quantize
 
 MAX_BITS = 23
 """|q - zero_point| < 2^23, so that rounding a decoded float32 gives q back: `encode` inverts `decode`."""
+MOST_SHARED = 65535
+"""Values in one table."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,11 +29,12 @@ class Grid:
     """Integers q in `low..high` stand for (q - zero_point) * scale.
 
     Each field is a tensor of one entry (whole tensor) or of one entry for each slice of `axis`. A bit width of 0 means
-    that the slice is gone: all its values are 0. Signed grids are narrow (-127..127) when `narrow`.
+    that the slice is gone: all its values are 0. Signed grids are narrow (-127..127) when `narrow`. Every value of the
+    range is a finite float32.
     """
 
     scale: Tensor  # float32 [1] or [slices], positive
-    zero_point: Tensor  # int64
+    zero_point: Tensor  # int64, in the range (any of 24 bits where the bit width is 0)
     bit_width: Tensor  # int64, 0..MAX_BITS
     signed: bool = True
     narrow: bool = False
@@ -40,7 +43,7 @@ class Grid:
     def __post_init__(self) -> None:
         n = self.scale.numel()
         same = self.zero_point.shape == self.bit_width.shape == self.scale.shape == (n,)
-        if not same or (self.axis is None and n != 1):
+        if not same or n == 0 or (self.axis is None and n != 1):
             raise UsageError(
                 "a grid",
                 f"scale, zero_point and bit_width of shapes {tuple(self.scale.shape)}, "
@@ -49,8 +52,23 @@ class Grid:
             )
         if self.scale.dtype != torch.float32 or not bool((torch.isfinite(self.scale) & (self.scale > 0)).all()):
             raise UsageError("a grid", "a scale that is not a positive finite float32", "choose scales with ops.affine")
-        if bool(((self.bit_width < 0) | (self.bit_width > MAX_BITS)).any()):
-            raise UsageError("a grid", f"bit widths {self.bit_width.tolist()}", f"use 0 to {MAX_BITS} bits")
+        if self.zero_point.dtype != torch.int64 or self.bit_width.dtype != torch.int64:
+            found = f"zero_point of {self.zero_point.dtype} and bit_width of {self.bit_width.dtype}"
+            raise UsageError("a grid", found, "give both as torch.int64")
+        least, most = int(self.bit_width.min()), int(self.bit_width.max())
+        if least < 0 or most > MAX_BITS:
+            raise UsageError("a grid", f"bit widths from {least} to {most}", f"use 0 to {MAX_BITS} bits")
+        if self.narrow and bool((self.bit_width == 1).any()):
+            raise UsageError("a grid", "a narrow range of 1 bit, which is a single integer", "use at least 2 bits")
+        low, high = self.range()
+        limit = 1 << MAX_BITS
+        outside = (self.zero_point < low) | (self.zero_point > high) | (self.zero_point.abs() >= limit)
+        if bool(outside.any()):
+            found = f"zero point {int(self.zero_point[outside][0])} outside of its range"
+            raise UsageError("a grid", found, "choose zero points with ops.affine")
+        reach = torch.maximum(high - self.zero_point, self.zero_point - low).double() * self.scale.double()
+        if bool((reach > torch.finfo(torch.float32).max).any()):
+            raise UsageError("a grid", f"values up to {float(reach.max()):.3g}", "use a smaller scale or fewer bits")
 
     @staticmethod
     def per_tensor(scale: float, zero_point: int, bit_width: int, *, signed: bool, narrow: bool = False) -> "Grid":
@@ -72,6 +90,17 @@ class Grid:
             else:
                 low[at], high[at] = integer_range(bits, signed=self.signed, narrow=self.narrow)
         return low, high
+
+    def common(self) -> tuple[int, int, int]:
+        """(lowest integer, highest integer, bit width) that hold what any slice holds; slices of 0 bits hold nothing.
+
+        The zero point of the first slice where all are gone.
+        """
+        low, high = self.range()
+        alive = self.bit_width > 0
+        if not bool(alive.any()):
+            return int(low[0]), int(high[0]), 0
+        return int(low[alive].min()), int(high[alive].max()), int(self.bit_width.max())
 
     def spread(self, values: Tensor, rank: int) -> Tensor:
         """One of the fields, shaped so that it broadcasts over a tensor of `rank` dimensions."""
@@ -102,6 +131,12 @@ class Grid:
             zero_point=self.zero_point.to(device),
             bit_width=self.bit_width.to(device),
         )
+
+    def holds(self, q: Tensor, mask: Tensor | None = None) -> bool:
+        """Whether the integers, those that `mask` keeps, are in the range."""
+        low, high = (self.spread(v, q.dim()) for v in self.range())
+        inside = (low <= q) & (q <= high)
+        return bool((inside if mask is None else inside | ~mask).all())
 
     def same(self, other: "Grid | None") -> bool:
         return (
@@ -197,11 +232,8 @@ class Encoding:
                 return replace(self, values=cluster_means(x, self.sharing, self.mask).float())
             rank, grid = len(self.shape), self.grid  # means of q, not of x: scales may differ inside a cluster
             real = x.double() / grid.spread(grid.scale, rank) + grid.spread(grid.zero_point, rank)
-            means = torch.floor(cluster_means(real, self.sharing, self.mask) + 0.5).long()
-            if grid.axis is not None and grid.axis == self.sharing.axis:
-                return replace(self, values=torch.clamp(means, *self._table_grid(grid).range()))
-            low, high = grid.range()
-            return replace(self, values=means.clamp(int(low.max()), int(high.min())))
+            means = torch.floor(cluster_means(real, self.sharing, self._live()) + 0.5).long()
+            return replace(self, values=torch.clamp(means, *self.row_range()))
         stored: Tensor = x.float() if self.grid is None else self.grid.quantize(x)
         return replace(self, values=_blank(stored, self.mask))
 
@@ -209,35 +241,57 @@ class Encoding:
         """Keep only entries that `mask` and the present mask keep."""
         if tuple(mask.shape) != self.shape:
             raise UsageError("mask", f"a mask of shape {tuple(mask.shape)}", f"give one of shape {self.shape}")
-        mask = mask.bool() if self.mask is None else mask.bool() & self.mask
+        mask = mask != 0 if self.mask is None else (mask != 0) & self.mask
         if self.sharing is not None:
             sharing = replace(self.sharing, indices=_blank(self.sharing.indices, mask))
             return replace(self, mask=mask, sharing=sharing)._compact()
         return replace(self, mask=mask, values=_blank(self.values, mask))
 
     def with_sharing(self, sharing: Sharing, table: Tensor) -> "Encoding":
-        """Entries become references into `table` (values; on a grid: its integers)."""
+        """Entries become references into `table` (values; on a grid: its integers).
+
+        Integers saturate to what their slices can hold: to the narrowest where a cluster spans several.
+        """
         if (self.grid is None) == (not table.is_floating_point()):
             raise UsageError("sharing", f"a table of {table.dtype}", "give floats, or integers where there is a grid")
+        if not self._fits(sharing, table):
+            raise UsageError(
+                "sharing", "indices, sizes and a table that do not fit each other", "give each index a row of its table"
+            )
         indices = _blank(sharing.indices, self.mask)
-        new = replace(self, values=table, sharing=replace(sharing, indices=indices))
-        return new._compact()
+        values = table.float() if self.grid is None else table.long()
+        new = replace(self, values=values, sharing=replace(sharing, indices=indices))
+        if self.grid is not None:
+            new = replace(new, values=torch.clamp(values, *new.row_range()))
+        new = new._compact()
+        if new.sharing is not None and int(new.sharing.sizes.max()) > MOST_SHARED:
+            raise UsageError("sharing", f"more than {MOST_SHARED} values in a table", "use fewer clusters")
+        return new
 
     def with_grid(self, grid: Grid, values: Tensor | None = None) -> "Encoding":
         """Stored numbers become integers of `grid`: the nearest, or the given `values` (learned roundings).
 
         With a shared table that spans slices of the grid's axis, the grid must be one for the whole tensor.
         """
+        slices = grid.scale.numel()
+        if grid.axis is not None and not (0 <= grid.axis < len(self.shape) and self.shape[grid.axis] == slices):
+            raise UsageError(
+                "grid",
+                f"{slices} scales on axis {grid.axis} for a tensor of shape {self.shape}",
+                "give one for each slice of the axis",
+            )
+        rows = grid if self.sharing is None else self._table_grid(grid)
         if values is None:
             source = self.decode() if self.sharing is None else self._float_table()
-            values = (grid if self.sharing is None else self._table_grid(grid)).quantize(source)
-        if self.sharing is None:
-            values = _blank(values, self.mask)
-        return (
-            replace(self, grid=grid, values=values)._compact()
-            if self.sharing
-            else replace(self, grid=grid, values=values)
-        )
+            values = rows.quantize(source)
+        elif (
+            values.shape != self.values.shape
+            or values.is_floating_point()
+            or not rows.holds(values, self._dense_mask())
+        ):
+            raise UsageError("grid", "values that are not integers of the grid", "round and saturate them first")
+        new = replace(self, grid=grid, values=_blank(values.long().clone(), self._dense_mask()))
+        return new if self.sharing is None else new._compact()
 
     def select(self, dim: int, index: Tensor) -> "Encoding":
         """The encoding of the chosen slices of dimension `dim`."""
@@ -292,8 +346,55 @@ class Encoding:
             parts.append(f"{width} bits" + (" per channel" if self.grid.axis is not None else ""))
         return ", ".join(parts) or "float32"
 
+    def row_range(self) -> tuple[Tensor, Tensor]:
+        """int64 [rows of the table] each: the lowest and the highest integer that every slice using a row can hold."""
+        if self.grid is None or self.sharing is None:
+            raise UsageError("range of a table", "no grid or no shared table", "quantize and cluster first")
+        grid, sharing = self.grid, self.sharing
+        low, high = grid.range()
+        if grid.axis is None:
+            return low.expand(int(sharing.sizes.sum())), high.expand(int(sharing.sizes.sum()))
+        if grid.axis == sharing.axis:
+            return torch.repeat_interleave(low, sharing.sizes), torch.repeat_interleave(high, sharing.sizes)
+        rows = sharing.rows().reshape(-1)
+        low, high = (grid.spread(v, len(self.shape)).expand(self.shape).reshape(-1) for v in (low, high))
+        live = self._live()
+        if live is not None:
+            rows, low, high = (v[live.reshape(-1)] for v in (rows, low, high))
+        least, most, _ = grid.common()
+        lows, highs = (torch.full_like(self.values, v) for v in (least, most))
+        return lows.scatter_reduce(0, rows, low, "amax"), highs.scatter_reduce(0, rows, high, "amin")
+
+    def _live(self) -> Tensor | None:
+        """bool: the entries that use a shared table, None for all: kept ones in slices of more than 0 bits."""
+        if self.grid is None or not bool((self.grid.bit_width == 0).any()):
+            return self.mask
+        alive = self.grid.spread(self.grid.bit_width > 0, len(self.shape)).expand(self.shape)
+        return alive if self.mask is None else alive & self.mask
+
     def _dense(self) -> Tensor:
-        return self.values if self.sharing is None else self.values[self.sharing.rows()]
+        if self.sharing is None:
+            return self.values
+        x = self.values[self.sharing.rows()]
+        if self.grid is None or not bool((self.grid.bit_width == 0).any()):
+            return x
+        rank = len(self.shape)
+        alive = self.grid.spread(self.grid.bit_width > 0, rank)
+        return torch.where(alive, x, self.grid.spread(self.grid.zero_point, rank))
+
+    def _dense_mask(self) -> Tensor | None:
+        """The mask of `values`: there is none where they are a table."""
+        return self.mask if self.sharing is None else None
+
+    def _fits(self, sharing: Sharing, table: Tensor) -> bool:
+        sizes, axis = sharing.sizes, sharing.axis
+        slices = 1 if axis is None else self.shape[axis] if 0 <= axis < len(self.shape) else -1
+        if tuple(sharing.indices.shape) != self.shape or tuple(sizes.shape) != (slices,) or bool((sizes < 1).any()):
+            return False
+        if table.dim() != 1 or int(sizes.sum()) != len(table):
+            return False
+        limit = sizes if axis is None else sizes.reshape([-1 if d == axis else 1 for d in range(len(self.shape))])
+        return not bool(((sharing.indices < 0) | (sharing.indices >= limit)).any())
 
     def _float_table(self) -> Tensor:
         return self.values if self.grid is None else self._table_grid(self.grid).dequantize(self.values)
@@ -318,8 +419,9 @@ class Encoding:
         if sharing is None:
             return self
         rows = sharing.rows()
+        live = self._live()
         used = torch.zeros(len(self.values), dtype=torch.bool, device=rows.device)
-        used[rows if self.mask is None else rows[self.mask]] = True
+        used[rows if live is None else rows[live]] = True
         new_index = torch.zeros(len(self.values), dtype=torch.int64, device=rows.device)
         tables: list[Tensor] = []
         start = 0
@@ -332,16 +434,19 @@ class Encoding:
             tables.append(kept)
             start += size
         for i, table in enumerate(tables):
-            if len(table) == 0:  # a slice without stored entries keeps one row: indices stay valid
-                zero = (
-                    0
-                    if self.grid is None
-                    else int(self.grid.zero_point[i if self.grid.axis == sharing.axis and len(tables) > 1 else 0])
-                )
-                tables[i] = torch.full((1,), zero, dtype=self.values.dtype, device=self.values.device)
+            if len(table) == 0:  # a slice without stored entries keeps one row, as near 0 as `encode` would put it
+                tables[i] = torch.full((1,), self._idle(i), dtype=self.values.dtype, device=self.values.device)
         sizes = torch.tensor([len(t) for t in tables], dtype=torch.int64, device=rows.device)
-        indices = _blank(new_index[rows], self.mask)
+        indices = _blank(new_index[rows], live)
         return replace(self, values=torch.cat(tables), sharing=replace(sharing, indices=indices, sizes=sizes))
+
+    def _idle(self, table: int) -> int:
+        if self.grid is None:
+            return 0
+        low, high, _ = self.grid.common()
+        if self.grid.axis is not None and self.sharing is not None and self.grid.axis == self.sharing.axis:
+            low, high = (int(v[table]) for v in self.grid.range())
+        return min(max(0, low), high)
 
 
 def cluster_means(x: Tensor, sharing: Sharing, mask: Tensor | None) -> Tensor:

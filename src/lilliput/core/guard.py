@@ -1,6 +1,7 @@
 """Guards: may a changed network stay? A pure rule on outputs, and an injected way to get the outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,7 +101,8 @@ class FullForward:
 
 def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device) -> Tensor:
     """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""
-    return torch.cat([outputs for _, outputs in _forward(model, task, data, batch_size, device)])
+    with closing(_forward(model, task, data, batch_size, device)) as forward:
+        return torch.cat([outputs for _, outputs in forward])
 
 
 def evaluate(
@@ -118,8 +120,9 @@ def evaluate(
     ok: list[Tensor] = []
     kept: list[Tensor] = []
     start = 0
-    with progress.task(f"evaluate on {role}", len(data)) as advance:
-        for batch, outputs in _forward(model, task, data, batch_size, device):
+    forward = _forward(model, task, data, batch_size, device)
+    with progress.task(f"evaluate on {role}", len(data)) as advance, closing(forward):
+        for batch, outputs in forward:
             before = outputs if original is None else original[start : start + len(outputs)]
             targets = task.target(batch)
             try:
@@ -131,6 +134,12 @@ def evaluate(
                     f"outputs {tuple(outputs.shape)} do not fit the targets ({error})",
                     "check the targets' shape and type against the task",
                 ) from error
+            if len(rows[-1]) != len(outputs) or len(ok[-1]) != len(outputs):
+                raise DataError(
+                    f"score {task.score.name} on {role}",
+                    f"{len(rows[-1])} rows of the score and {len(ok[-1])} of ok for {len(outputs)} samples",
+                    "let score.statistics and ok of the task give one row for each sample",
+                )
             kept.append(outputs)
             start += len(outputs)
             advance(len(outputs))
@@ -139,15 +148,15 @@ def evaluate(
 
 def _forward(
     model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches (on the CPU) with their outputs; the model is in evaluation mode while this runs."""
+) -> Generator[tuple[Batch, Tensor]]:
+    """Batches (on the CPU) with their outputs; the model is in evaluation mode until this is closed."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             for x, y in data.batches(batch_size):
                 out: Any = task.forward(model, (x.to(device), y))
-                if not isinstance(out, Tensor) or len(out) != len(x):
+                if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
                     found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
                     raise DataError(
                         "outputs of the model",

@@ -107,6 +107,10 @@ class Pass(ABC):
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         known = {f.name for f in fields(self)} - {"include", "skip", "overrides"}
         for pattern, settings in self.overrides.items():
+            if not isinstance(settings, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise RecipeError(
+                    f"{self.name} override for {pattern!r}", f"{settings!r}", "give settings by name: {sparsity: 0.5}"
+                )
             for key in settings:
                 if key not in known:
                     raise RecipeError(
@@ -207,9 +211,12 @@ def check_choice(asked: str, value: object, allowed: tuple[object, ...]) -> None
 
 
 def check_range(asked: str, value: float, low: float, high: float, *, below: bool = False) -> None:
-    """`below`: the upper limit itself is not allowed."""
-    if isinstance(value, bool) or not (low <= value < high if below else low <= value <= high):
-        raise RecipeError(asked, f"{value!r}", f"use a number from {low} {'to below' if below else 'to'} {high}")
+    """`below`: the upper limit itself is not allowed. Where `low` is an int, the value must be one."""
+    whole = isinstance(low, int)
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not right or not (low <= value < high if below else low <= value <= high):
+        word = "whole number" if whole and not isinstance(value, int) else "number"
+        raise RecipeError(asked, f"{value!r}", f"use a {word} from {low} {'to below' if below else 'to'} {high}")
 
 
 def nearest(word: str, known: set[str]) -> str:

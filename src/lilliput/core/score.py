@@ -5,6 +5,7 @@ the counts of each class. Resampling rows of these statistics gives intervals fo
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,8 +40,7 @@ class Score:
         return 100.0 if self.unit == "%" else 1.0
 
     def value(self, rows: Tensor) -> float:
-        if len(rows) == 0:
-            raise DataError(f"score {self.name}", "no samples", "give a data set that is not empty")
+        self._samples(rows)
         raw = float(rows[:, 0].double().mean()) if self.reduce is None else self.reduce(rows)
         if math.isnan(raw):
             raise DataError(
@@ -52,7 +52,7 @@ class Score:
 
     def interval(self, rows: Tensor) -> tuple[float, float]:
         """95%: Wilson (1927) for shares, normal for means, percentile bootstrap (seeded) for the rest."""
-        n = len(rows)
+        n = self._samples(rows)
         if self.reduce is not None:
             values = self._resampled(rows)
             return _percentile(values, 0.025), _percentile(values, 0.975)
@@ -61,6 +61,7 @@ class Score:
         if self.binary:
             centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
             half = Z95 / (1 + Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
+            half = min(half, centre, 1 - centre)  # exact where all or none are right
         else:
             centre, half = mean, Z95 * float(column.std()) / math.sqrt(n) if n > 1 else math.inf
         return (centre - half) * self.factor, (centre + half) * self.factor
@@ -93,6 +94,11 @@ class Score:
             return f"{value:.2f}%"
         return f"{value:.4g} {self.unit}".strip()
 
+    def _samples(self, rows: Tensor) -> int:
+        if len(rows) == 0:
+            raise DataError(f"score {self.name}", "no samples", "give a data set that is not empty")
+        return len(rows)
+
     def _safe(self, rows: Tensor) -> float:
         raw = self.reduce(rows) if self.reduce is not None else float(rows[:, 0].mean())
         return raw * self.factor
@@ -115,20 +121,15 @@ def parse_drop(text: str | float, score: Score, reference: float) -> float:
     score's unit.
     """
     asked = f"max_drop={text!r}"
-    if isinstance(text, (int, float)):
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
         limit = float(text)
     else:
-        number = text.strip().removesuffix("pt").removesuffix("%").strip()
-        try:
-            limit = float(number)
-        except ValueError:
-            raise UsageError(
-                asked, "not a number with a unit", 'write "0.5pt", "1%" or a number in the score\'s unit'
-            ) from None
-        if text.strip().endswith("pt") and score.unit != "%":
+        match = re.fullmatch(r"\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)\s*(pt|%|)\s*", str(text))
+        if not match:
+            raise UsageError(asked, "not a number with a unit", 'write "0.5pt", "1%" or a number in the score\'s unit')
+        if match[2] == "pt" and score.unit != "%":
             raise UsageError(asked, f"{score.name} is not in percent", 'write "1%" or a number in the score\'s unit')
-        if text.strip().endswith("%"):
-            limit = abs(reference) * limit / 100
+        limit = abs(reference) * float(match[1]) / 100 if match[2] == "%" else float(match[1])
     if not math.isfinite(limit) or limit < 0:
         raise UsageError(asked, "a drop that is not a finite number from 0 up", 'write for example "0.5pt"')
     return limit
@@ -145,8 +146,7 @@ def accuracy() -> Score:
 
 def mean_absolute_error(unit: str = "") -> Score:
     def statistics(outputs: Tensor, targets: object) -> Tensor:
-        t = _tensor(targets)
-        return (outputs.reshape(len(outputs), -1) - t.reshape(len(t), -1)).abs().double().mean(1, keepdim=True)
+        return _differences(outputs, _tensor(targets)).abs().mean(1, keepdim=True)
 
     return Score(name="MAE", unit=unit, higher_is_better=False, statistics=statistics)
 
@@ -159,7 +159,7 @@ def reconstruction_auc() -> Score:
 
     def statistics(outputs: Tensor, targets: object) -> Tensor:
         inputs, labels = _pair(targets)
-        error = (outputs.reshape(len(outputs), -1) - inputs.reshape(len(inputs), -1)).double().square().mean(1)
+        error = _differences(outputs, inputs).square().mean(1)
         return torch.stack([error, labels.double().reshape(-1)], 1)
 
     return Score(name="AUC", unit="%", statistics=statistics, reduce=auc)
@@ -194,6 +194,14 @@ def mean_iou(n_classes: int) -> Score:
         return float((intersection[union > 0] / union[union > 0]).mean()) if bool((union > 0).any()) else math.nan
 
     return Score(name="mean IoU", unit="%", statistics=statistics, reduce=reduce)
+
+
+def _differences(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """float64 [n, d]: no broadcasting, which would compare each output with another sample's target."""
+    if outputs.numel() != wanted.numel() or len(outputs) != len(wanted):
+        found = f"outputs of shape {tuple(outputs.shape)} for targets of shape {tuple(wanted.shape)}"
+        raise DataError("a score", found, "let the model give one number for each target")
+    return outputs.reshape(len(outputs), -1).double() - wanted.reshape(len(wanted), -1).double()
 
 
 def _tensor(targets: object) -> Tensor:

@@ -1,11 +1,12 @@
 """Encodings to bytes and back: what each slot puts into the payload, in a fixed order.
 
-mask (one bit an entry), sizes of tables, indices of kept entries, scales, zero points, bit widths, stored numbers.
+mask (one bit an entry), sizes of tables, indices of kept entries, scales, bit widths, zero points, stored numbers.
 Each stream is packed to its exact number of bits, then coded in the smallest of several ways. The length of a raw
 stream follows from what comes before it, so only coded streams carry a length.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ CODINGS: tuple[tuple[str, entropy.Method], ...] = (
     ("bytes", "lzma"),
 )
 """(layout, codec) of coding 0..4: packed bits, or one byte a symbol (up to 8 bits)."""
+CODE_BYTES = 4
+"""A coded stream must be shorter by this much: about what its code takes in the header."""
+LEAST_EXPONENT = -127
+"""Scales that are powers of two are stored as the 8 bits of e - LEAST_EXPONENT, for 2^(e - 1)."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,12 @@ class Writer:
     def __init__(self) -> None:
         self.streams: list[Stream] = []
 
-    @property
-    def codes(self) -> list[int]:
-        """For the header: 0 for a raw stream, else coding + 8 * bytes."""
-        return [0 if s.coding == 0 else s.coding + 8 * len(s.data) for s in self.streams]
+    def codes(self, first: int = 0) -> list[int]:
+        """For the header, from stream `first` on: 0 for a raw stream, else coding + 8 * bytes; no zeros at the end."""
+        codes = [0 if s.coding == 0 else s.coding + 8 * len(s.data) for s in self.streams[first:]]
+        while codes and codes[-1] == 0:
+            codes.pop()
+        return codes
 
     @property
     def data(self) -> bytes:
@@ -54,41 +61,44 @@ class Writer:
     def symbols(self, slot: str, values: Ints, widths: Ints | int) -> None:
         """Symbols of one width, or each of its own (packed by ascending width)."""
         if isinstance(widths, int):
-            self._put(slot, [(values, widths)])
+            parts = [(values, widths)]
         else:
-            self._put(slot, [(values[widths == w], int(w)) for w in np.unique(widths)])
+            parts = [(values[widths == w], int(w)) for w in np.unique(widths)]
+        packed = b"".join(packing.pack(symbols, width) for symbols, width in parts)
+        coded = [(i, entropy.encode(packed, CODINGS[i][1])) for i in (1, 2)] if len(packed) >= 16 else []
+        if coded and all(width <= 8 for _, width in parts) and any(0 < width < 8 for _, width in parts):
+            plain = b"".join(symbols.astype(np.uint8).tobytes() for symbols, width in parts if width)
+            coded += [(i, entropy.encode(plain, CODINGS[i][1])) for i in (3, 4)]
+        self._put(slot, packed, coded, sum(len(symbols) * width for symbols, width in parts))
 
     def floats(self, slot: str, values: npt.NDArray[np.float32]) -> None:
         raw = values.astype("<f4").tobytes()
         planes = packing.float_planes(values)
-        best = (0, raw)
-        for coding in (1, 2):
-            coded = entropy.encode(planes, CODINGS[coding][1])
-            best = min(best, (coding, coded), key=lambda c: len(c[1]))
-        self.streams.append(Stream(slot, best[1], 8 * len(raw), best[0]))
+        self._put(slot, raw, [(i, entropy.encode(planes, CODINGS[i][1])) for i in (1, 2)], 8 * len(raw))
 
-    def _put(self, slot: str, parts: Sequence[tuple[Ints, int]]) -> None:
-        packed = b"".join(packing.pack(values, width) for values, width in parts)
-        options: list[tuple[int, bytes]] = [(0, packed)]
-        if len(packed) >= 16:
-            options += [(i, entropy.encode(packed, CODINGS[i][1])) for i in (1, 2)]
-            if all(width <= 8 for _, width in parts) and any(0 < width < 8 for _, width in parts):
-                plain = b"".join(values.astype(np.uint8).tobytes() for values, width in parts if width)
-                options += [(i, entropy.encode(plain, CODINGS[i][1])) for i in (3, 4)]
-        coding, data = min(options, key=lambda c: len(c[1]))
-        self.streams.append(Stream(slot, data, sum(len(v) * w for v, w in parts), coding))
+    def _put(self, slot: str, raw: bytes, coded: list[tuple[int, bytes]], raw_bits: int) -> None:
+        coding, data = min(coded, key=lambda c: len(c[1]), default=(0, raw))
+        if len(data) + CODE_BYTES > len(raw):
+            coding, data = 0, raw
+        self.streams.append(Stream(slot, data, raw_bits, coding))
 
 
 class Reader:
     """Takes streams from a payload in the order in which they were written. Raises ValueError."""
 
-    def __init__(self, data: bytes, codes: Sequence[int]) -> None:
-        self.data, self.codes, self.at, self.stream = data, list(codes), 0, 0
-        self.taken: list[Stream] = []
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+        self.begin([])
 
-    def end(self) -> None:
-        if self.at != len(self.data) or self.stream != len(self.codes):
-            raise ValueError(f"{len(self.data) - self.at} bytes and {len(self.codes) - self.stream} streams left over")
+    def begin(self, codes: Sequence[int]) -> None:
+        """A new tensor, with the codes of its streams; those after the last code are raw."""
+        self.codes, self.taken = list(codes), list[Stream]()
+
+    def end(self) -> list[Stream]:
+        """The streams since `begin`."""
+        if len(self.taken) < len(self.codes):
+            raise ValueError(f"{len(self.codes)} codes for {len(self.taken)} streams")
+        return self.taken
 
     def symbols(self, slot: str, counts: Sequence[tuple[int, int]]) -> list[Ints]:
         """One array for each (count, width)."""
@@ -117,10 +127,7 @@ class Reader:
         return packing.from_float_planes(entropy.decode(data, CODINGS[coding][1], 4 * count), count, np.float32)
 
     def _take(self, slot: str, raw_length: int, raw_bits: int) -> tuple[int, bytes]:
-        if self.stream >= len(self.codes):
-            raise ValueError("fewer streams than the slots need")
-        code = self.codes[self.stream]
-        self.stream += 1
+        code = self.codes[len(self.taken)] if len(self.taken) < len(self.codes) else 0
         coding, length = (0, raw_length) if code == 0 else (code % 8, code // 8)
         if (code and coding == 0) or coding >= len(CODINGS):
             raise ValueError(f"unknown coding {coding}")
@@ -147,14 +154,14 @@ class Reader:
         return arrays
 
 
-def write_encoding(writer: Writer, e: Encoding, *, derived_scale: bool = False) -> list[Any]:
-    """Put the streams of `e`; returns the header's description of its slots (numbers only).
+def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) -> list[int]:
+    """Put the streams of `e`; returns the header's description of its slots.
 
     [] for plain floats, else [flags, ...]: flags 1 mask, 2 sharing, 4 grid; then the sharing's axis + 1 (0 = none);
     then for a grid: axis + 1, kind (1 signed, 2 narrow, 4 zero points, 8 scales are powers of two, 16 derived scales,
-    32 different widths), and the bit width.
+    32 different widths), the bit width (0 for different ones), and `source`, what the scales derive from.
     """
-    description: list[Any] = []
+    description: list[int] = []
     if not e.is_plain:
         description.append((e.mask is not None) + 2 * (e.sharing is not None) + 4 * (e.grid is not None))
     kept = None
@@ -165,27 +172,26 @@ def write_encoding(writer: Writer, e: Encoding, *, derived_scale: bool = False) 
         description.append(0 if e.sharing.axis is None else e.sharing.axis + 1)
         sizes = e.sharing.sizes.cpu().numpy()
         writer.symbols("sharing", sizes, 16)
-        rows_width = _widths(np.maximum(sizes - 1, 0))
-        widths = _per_entry(rows_width, e.shape, e.sharing.axis)
+        widths = _per_entry(_widths(sizes - 1), e.shape, e.sharing.axis)
         indices = e.sharing.indices.reshape(-1).cpu().numpy()
         if kept is not None:
             indices, widths = indices[kept], widths[kept]
         writer.symbols("indices", indices, widths)
     if e.grid is not None:
-        description += _write_grid(writer, e.grid, derived_scale=derived_scale)
+        description += _write_grid(writer, e.grid, source)
     _write_values(writer, e, kept)
     return description
 
 
 def read_encoding(
-    reader: Reader, shape: tuple[int, ...], description: Sequence[int], derived: Tensor | None
+    reader: Reader, shape: tuple[int, ...], description: Sequence[int], derive: Callable[[int], Tensor]
 ) -> Encoding:
-    """Inverse of `write_encoding`; every count is checked before an array is made."""
-    n = int(np.prod(shape, dtype=np.int64)) if shape else 1
+    """Inverse of `write_encoding`; every count is checked before an array is made. `derive(source)` gives scales."""
+    n = math.prod(shape)
     if not description:
         return Encoding(shape=shape, values=torch.from_numpy(reader.floats("values", n)).reshape(shape))
-    numbers = list(description)
-    flags = numbers.pop(0)
+    numbers = iter(description)
+    flags = _next(numbers)
     if not 0 < flags < 8:
         raise ValueError(f"slot flags {flags}")
     mask = sharing = grid = None
@@ -196,11 +202,16 @@ def read_encoding(
     if flags & 2:
         sharing = _read_sharing(reader, shape, numbers, kept)
     if flags & 4:
-        grid = _read_grid(reader, shape, numbers, derived)
-    if numbers:
+        grid = _read_grid(reader, shape, numbers, derive)
+    if list(numbers):
         raise ValueError("more numbers than the slots need")
     values = _read_values(reader, shape, kept, sharing, grid)
-    return Encoding(shape=shape, values=values, mask=mask, sharing=sharing, grid=grid)
+    e = Encoding(shape=shape, values=values, mask=mask, sharing=sharing, grid=grid)
+    if sharing is not None and grid is not None:
+        low, high = e.row_range()
+        if bool(((values < low) | (values > high)).any()):
+            raise ValueError("an integer of a table beyond a slice that uses it")
+    return e
 
 
 def streams_of(e: Encoding) -> list[Stream]:
@@ -215,51 +226,44 @@ def size_bits(e: Encoding) -> int:
     return 8 * sum(len(s.data) for s in streams_of(e))
 
 
-def _write_grid(writer: Writer, grid: Grid, *, derived_scale: bool) -> list[int]:
+def _write_grid(writer: Writer, grid: Grid, source: int | None) -> list[int]:
     scale = grid.scale.cpu().numpy()
     mantissa, exponent = np.frexp(scale)
-    powers = bool((mantissa == 0.5).all())
+    powers = bool((mantissa == 0.5).all()) and int(exponent.min()) >= LEAST_EXPONENT
     zero, bits = grid.zero_point.cpu().numpy(), grid.bit_width.cpu().numpy()
     uniform = bool((bits == bits[0]).all())
-    kind = grid.signed + 2 * grid.narrow + 4 * bool(zero.any()) + 8 * powers + 16 * derived_scale + 32 * (not uniform)
-    if not derived_scale:
-        if powers:
-            writer.symbols("scale", exponent.astype(np.int64) + 128, 9)
-        else:
-            writer.floats("scale", scale)
+    kind = grid.signed + 2 * grid.narrow + 4 * bool(zero.any()) + 16 * (source is not None) + 32 * (not uniform)
+    if source is None and powers:
+        kind += 8
+        writer.symbols("scale", exponent.astype(np.int64) - LEAST_EXPONENT, 8)
+    elif source is None:
+        writer.floats("scale", scale)
     if not uniform:
         writer.symbols("bit_width", bits, 5)
     if zero.any():
         writer.symbols("zero_point", zero + (1 << MAX_BITS), MAX_BITS + 1)
-    return [0 if grid.axis is None else grid.axis + 1, kind, int(bits[0]) if uniform else 0]
+    description = [0 if grid.axis is None else grid.axis + 1, kind, int(bits[0]) if uniform else 0]
+    return description if source is None else [*description, source]
 
 
-def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: list[int], derived: Tensor | None) -> Grid:
-    axis_code, kind, width = numbers.pop(0), numbers.pop(0), numbers.pop(0)
+def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: Iterator[int], derive: Callable[[int], Tensor]) -> Grid:
+    axis_code, kind, width = _next(numbers), _next(numbers), _next(numbers)
     axis, count = _axis(axis_code, shape)
-    if not 0 <= kind < 64 or not 0 <= width <= MAX_BITS:
+    if kind >= 64 or kind & 24 == 24 or width > MAX_BITS or (width and kind & 32):
         raise ValueError(f"grid kind {kind}, width {width}")
     if kind & 16:
-        if derived is None or derived.numel() not in (1, count):
-            raise ValueError("a derived scale without what it derives from")
-        scale = derived.expand(count).clone()
+        scale = derive(_next(numbers))
+        if scale.numel() != count:
+            raise ValueError(f"{scale.numel()} derived scales for {count}")
     elif kind & 8:
-        exponent = reader.symbols("scale", [(count, 9)])[0] - 128
-        scale = torch.from_numpy(
-            np.ldexp(np.full(count, 0.5, np.float32), exponent.astype(np.int32)).astype(np.float32)
-        )
+        exponent = reader.symbols("scale", [(count, 8)])[0] + LEAST_EXPONENT
+        scale = torch.from_numpy(np.ldexp(np.full(count, 0.5), exponent).astype(np.float32))
     else:
         scale = torch.from_numpy(reader.floats("scale", count))
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise ValueError("a scale that is not positive and finite")
-    bits = reader.symbols("bit_width", [(count, 5)])[0] if kind & 32 else np.full(count, width, np.int64)
-    if int(bits.max(initial=0)) > MAX_BITS:
-        raise ValueError(f"a bit width above {MAX_BITS}")
-    zero = (
-        reader.symbols("zero_point", [(count, MAX_BITS + 1)])[0] - (1 << MAX_BITS)
-        if kind & 4
-        else np.zeros(count, np.int64)
-    )
+    bits = reader.symbols("bit_width", [(count, 5)])[0] if kind & 32 else np.full(count, width)
+    zero = np.zeros(count, np.int64)
+    if kind & 4:
+        zero = reader.symbols("zero_point", [(count, MAX_BITS + 1)])[0] - (1 << MAX_BITS)
     return Grid(
         scale=scale,
         zero_point=torch.from_numpy(zero),
@@ -271,31 +275,32 @@ def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: list[int], deriv
 
 
 def _read_sharing(
-    reader: Reader, shape: tuple[int, ...], numbers: list[int], kept: npt.NDArray[np.bool_] | None
+    reader: Reader, shape: tuple[int, ...], numbers: Iterator[int], kept: npt.NDArray[np.bool_] | None
 ) -> Sharing:
-    axis, count = _axis(numbers.pop(0), shape)
+    axis, count = _axis(_next(numbers), shape)
     sizes = reader.symbols("sharing", [(count, 16)])[0]
-    if int(sizes.min(initial=1)) < 1:
-        raise ValueError("an empty table")
+    least, most, entries = int(sizes.min()), int(sizes.max()), math.prod(shape) // count
+    if not 1 <= least <= most <= entries:
+        raise ValueError(f"tables of {least} to {most} values for {entries} entries")
     widths = _per_entry(_widths(sizes - 1), shape, axis)
+    indices = _scatter(reader, "indices", widths if kept is None else widths[kept])
     if kept is not None:
-        widths = widths[kept]
-    stored = _scatter(reader, "indices", widths)
-    indices = stored if kept is None else _spread(stored, kept)
-    if bool((indices.reshape(-1) >= _per_entry(sizes, shape, axis)).any()):
+        indices = _spread(indices, kept)
+    if bool((indices >= _per_entry(sizes, shape, axis)).any()):
         raise ValueError("an index beyond its table")
     return Sharing(indices=torch.from_numpy(indices).reshape(shape), sizes=torch.from_numpy(sizes), axis=axis)
 
 
 def _write_values(writer: Writer, e: Encoding, kept: npt.NDArray[np.bool_] | None) -> None:
     values = e.values.reshape(-1).cpu().numpy()
+    dense_mask = kept if e.sharing is None else None
+    if dense_mask is not None:
+        values = values[dense_mask]
     if e.grid is None:
-        writer.floats("values", values if kept is None or e.sharing is not None else values[kept])
-        return
-    low, widths = _grid_entries(e.grid, e.shape, e.sharing)
-    if kept is not None and e.sharing is None:
-        values, low, widths = values[kept], low[kept], widths[kept]
-    writer.symbols("values", values - low, widths)
+        writer.floats("values", values)
+    else:
+        low, _, widths = _grid_entries(e.grid, e.shape, e.sharing, dense_mask)
+        writer.symbols("values", values - low, widths)
 
 
 def _read_values(
@@ -305,29 +310,33 @@ def _read_values(
     sharing: Sharing | None,
     grid: Grid | None,
 ) -> Tensor:
-    n = int(np.prod(shape, dtype=np.int64)) if sharing is None else int(sharing.sizes.sum())
+    n = math.prod(shape) if sharing is None else int(sharing.sizes.sum())
     dense_mask = kept if sharing is None else None
     if grid is None:
         stored: Any = reader.floats("values", n if dense_mask is None else int(dense_mask.sum()))
     else:
-        low, widths = _grid_entries(grid, shape, sharing)
-        if dense_mask is not None:
-            low, widths = low[dense_mask], widths[dense_mask]
+        low, high, widths = _grid_entries(grid, shape, sharing, dense_mask)
         stored = _scatter(reader, "values", widths) + low
+        if bool((stored > high).any()):
+            raise ValueError("an integer beyond its grid")
     values = stored if dense_mask is None else _spread(stored, dense_mask)
     return torch.from_numpy(values).reshape(shape if sharing is None else (n,))
 
 
-def _grid_entries(grid: Grid, shape: tuple[int, ...], sharing: Sharing | None) -> tuple[Ints, Ints]:
-    """Lowest integer and bit width of each stored number."""
-    low, bits = grid.range()[0].cpu().numpy(), grid.bit_width.cpu().numpy()
+def _grid_entries(
+    grid: Grid, shape: tuple[int, ...], sharing: Sharing | None, mask: npt.NDArray[np.bool_] | None
+) -> tuple[Ints, Ints, Ints]:
+    """Lowest and highest integer and bit width of each stored number: of the tensor's, or of the table's rows."""
+    slices = [v.cpu().numpy() for v in (*grid.range(), grid.bit_width)]
     if sharing is None:
-        return _per_entry(low, shape, grid.axis), _per_entry(bits, shape, grid.axis)
+        low, high, widths = (_per_entry(v, shape, grid.axis) for v in slices)
+        return (low, high, widths) if mask is None else (low[mask], high[mask], widths[mask])
+    sizes = sharing.sizes.cpu().numpy()
     if grid.axis is not None and sharing.axis == grid.axis:
-        sizes = sharing.sizes.cpu().numpy()
-        return np.repeat(low, sizes), np.repeat(bits, sizes)
-    rows = int(sharing.sizes.sum())
-    return np.full(rows, low.min()), np.full(rows, bits.max())
+        low, high, widths = (np.repeat(v, sizes) for v in slices)
+    else:
+        low, high, widths = (np.full(int(sizes.sum()), v) for v in grid.common())
+    return low, high, widths
 
 
 def _scatter(reader: Reader, slot: str, widths: Ints) -> Ints:
@@ -349,14 +358,20 @@ def _spread(stored: Any, kept: npt.NDArray[np.bool_]) -> Any:
 
 def _widths(highest: Ints) -> Ints:
     """Bits needed for 0..highest."""
-    return np.array([int(v).bit_length() for v in highest], np.int64)
+    return np.frexp(highest.astype(np.float64))[1].astype(np.int64)
 
 
 def _per_entry(per_slice: Ints, shape: tuple[int, ...], axis: int | None) -> Ints:
     if axis is None:
-        return np.full(int(np.prod(shape, dtype=np.int64)), per_slice[0])
+        return np.broadcast_to(per_slice, math.prod(shape))
     view = per_slice.reshape([-1 if d == axis else 1 for d in range(len(shape))])
     return np.broadcast_to(view, shape).reshape(-1)
+
+
+def _next(numbers: Iterator[int]) -> int:
+    for number in numbers:
+        return number
+    raise ValueError("fewer numbers than the slots need")
 
 
 def _axis(code: int, shape: tuple[int, ...]) -> tuple[int | None, int]:

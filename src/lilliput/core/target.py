@@ -1,6 +1,7 @@
 """Where the network must run, and the budgets there."""
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 
@@ -12,23 +13,25 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "ms": 1e-3, "us": 1e-6}
 
 def parse_bytes(text: str | int) -> int:
     """Bytes of "60kB" = 60,000, "60KiB" = 61,440; a bare number of bytes only as an int. "60k" is refused."""
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise UsageError(f"size {text}", "a negative number", "give bytes from 0 up")
         return text
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text) if isinstance(text, str) else None
     if not match or match[2] not in _UNITS:
         raise UsageError(
             f"size {text!r}", "not a number with a known unit", f"write one of {', '.join(_UNITS)}, such as 60kB"
         )
-    return int(float(match[1]) * _UNITS[match[2]])
+    return round(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_seconds(text: str | float) -> float:
     """Seconds of "20min" = 1200, "2ms" = 0.002; a bare number only as a number of seconds."""
-    if isinstance(text, (int, float)):
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        if not 0 <= text < math.inf:
+            raise UsageError(f"time {text}", "not a number from 0 up", "give seconds, or a text such as 20min")
         return float(text)
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text) if isinstance(text, str) else None
     if not match or match[2] not in _SECONDS:
         raise UsageError(
             f"time {text!r}", "not a number with a known unit", f"write one of {', '.join(_SECONDS)}, such as 20min"

@@ -5,6 +5,7 @@ and `Task.roles()` says how. Nothing assumes classes.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -53,11 +54,7 @@ class Data:
             and len(source) == 2
             and all(isinstance(v, (Tensor, np.ndarray)) for v in source)
         ):
-            x, y = (v if isinstance(v, Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for v in source)
-            if x.is_floating_point():
-                x = x.float()
-            if y.is_floating_point():
-                y = y.float()
+            x, y = (_tensor(v, role) for v in source)
             return Data(x, y)
         if isinstance(source, torch.utils.data.DataLoader):
             raise DataError(role, "a DataLoader", "give its dataset: Lilliput makes the batches")
@@ -78,15 +75,15 @@ class Data:
                 raise DataError(
                     "a batch", f"items of type {type(items[0]).__name__}", "let the data set give (input, target)"
                 )
-            x, y = torch.utils.data.default_collate([(item[0], item[1]) for item in items])
+            x, y = _collate([(item[0], item[1]) for item in items])
         x = self.transform(x) if self.transform else x
+        if not isinstance(x, Tensor):
+            raise DataError("a batch", f"inputs of type {type(x).__name__}", "let the data set give tensors or arrays")
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise DataError("a batch", "NaN or infinity in the inputs", "clean the data first")
         if not x.is_floating_point():
             raise DataError("a batch", f"inputs of {x.dtype}", "give float inputs (for uint8 images: a transform)")
-        if isinstance(y, Tensor) and y.dtype == torch.float64:
-            y = y.float()
-        return x, y
+        return x.float(), y.float() if isinstance(y, Tensor) and y.is_floating_point() else y
 
     def batches(self, size: int, order: Tensor | None = None) -> Any:
         """Batches in order, or in the given order of sample numbers."""
@@ -105,8 +102,28 @@ class Data:
         x, y = self.batch(index)
         digest = hashlib.blake2b(str(len(self)).encode(), digest_size=8)
         for t in (x, y if isinstance(y, Tensor) else torch.zeros(0)):
-            digest.update(np.ascontiguousarray(t.numpy()).tobytes())
+            digest.update(t.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _tensor(values: Any, role: str) -> Tensor:
+    """Floats as float32; an array that torch cannot share is copied."""
+    if not isinstance(values, Tensor):
+        try:
+            values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        except TypeError:
+            raise DataError(role, f"an array of {values.dtype}", "give an array of numbers") from None
+    if values.dim() == 0:
+        raise DataError(role, "a single number", "give one row for each sample")
+    return values.detach().float() if values.is_floating_point() else values
+
+
+def _collate(items: list[Any]) -> Any:
+    try:
+        return torch.utils.data.default_collate(items)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError("a batch", f"samples that do not stack ({reason})", "give all samples one shape") from error
 
 
 def _default_forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -148,8 +165,8 @@ class Task:
                 object.__setattr__(self, role, Data.of(value, role=role))
         if self.train is None and self.validation is None:
             raise DataError("a task", "neither training nor validation data", "give train=, validation= or both")
-        if self.groups is not None and (self.train is None or len(self.groups) != len(self.train)):
-            raise DataError("groups", f"{len(self.groups)} numbers", "give one for each training sample")
+        if self.groups is not None:
+            object.__setattr__(self, "groups", _groups(self.groups, self.train))
         if self.input is None:
             data: Data = self.train or self.validation
             example = data.batch(torch.tensor([0]))[0]
@@ -176,6 +193,8 @@ class Task:
             source = self.data("train") if self.train is not None else self.data("validation")
             picks = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:CALIBRATION_SAMPLES]
             return source.subset(picks.sort().values)
+        if role not in ("train", "validation", "test"):
+            raise DataError(f"role {role!r}", "there is no such role", "use train, validation, test or calibration")
         if self.train is not None and self.validation is None and role in ("train", "validation"):
             held = self._held_out()
             return self.train.subset(torch.nonzero(held if role == "validation" else ~held).reshape(-1))
@@ -199,12 +218,13 @@ class Task:
         return lines
 
     def without(self, *roles: str) -> "Task":
-        return replace(self, **dict.fromkeys(roles))
+        groups = None if "train" in roles else self.groups
+        return replace(self, **dict.fromkeys(roles), groups=groups)
 
     def _held_out(self) -> Tensor:
         """bool [n]: a fifth of the training samples, whole groups, always the same."""
         n = len(self.train)
-        groups = torch.arange(n) if self.groups is None else torch.as_tensor(self.groups)
+        groups = torch.arange(n) if self.groups is None else _groups(self.groups, self.train)
         names, inverse = torch.unique(groups, return_inverse=True)
         if len(names) < 2:
             raise DataError("validation", "it is not given, and train has one sample or group", "give validation=")
@@ -242,11 +262,7 @@ class Task:
         A sample is ok when its error is at most the original's plus `tolerance` (default: a tenth of the standard
         deviation of the given targets).
         """
-        if tolerance is None:
-            known = Data.of(train if train is not None else validation, role="train")
-            wanted = torch.as_tensor(known.batch(torch.arange(min(len(known), 2000)))[1]).float()
-            tolerance = 0.1 * float(wanted.std()) if wanted.numel() > 1 else 0.0
-        limit = tolerance
+        limit = _tolerance(train if train is not None else validation) if tolerance is None else tolerance
 
         def ok(outputs: Tensor, targets: Any, original: Tensor) -> Tensor:
             wanted = targets.reshape(len(outputs), -1)
@@ -316,6 +332,31 @@ class Task:
             "settings": {"n_classes": n_classes, "tolerance": tolerance},
         }
         return Task(train=train, validation=validation, test=test, **(settings | more))
+
+
+def _groups(groups: Any, train: Data | None) -> Tensor:
+    try:
+        numbers = torch.as_tensor(groups)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError("groups", f"a {type(groups).__name__} of other things than numbers", "number them") from None
+    if train is None or tuple(numbers.shape) != (len(train),):
+        found = f"{len(numbers) if numbers.dim() else 1} numbers"
+        raise DataError("groups", found, "give one for each training sample")
+    return numbers
+
+
+def _tolerance(source: Any) -> float:
+    """A tenth of the standard deviation of up to 2000 targets, the first ones."""
+    if source is None:
+        return 0.0
+    data = Data.of(source, role="train")
+    targets = data.batch(torch.arange(min(len(data), 2000)))[1]
+    if not isinstance(targets, Tensor):
+        raise DataError("targets", f"a {type(targets).__name__}", "give numbers, or tolerance=")
+    spread = float(targets.double().std()) if targets.numel() > 1 else 0.0
+    if not math.isfinite(spread):
+        raise DataError("targets", "NaN or infinity", "clean the data first")
+    return 0.1 * spread
 
 
 def _cross_entropy(outputs: Tensor, targets: Any) -> Tensor:

@@ -11,9 +11,9 @@ MAX_DEPTH = 16
 
 
 def dumps(value: Any) -> bytes:
-    """Raises TypeError for a type outside the subset."""
+    """Raises TypeError for a type outside the subset, ValueError for what `loads` would refuse."""
     out = bytearray()
-    _write(out, value)
+    _write(out, value, 0)
     return bytes(out)
 
 
@@ -35,16 +35,15 @@ def _head(out: bytearray, major: int, n: int) -> None:
             out.append(major << 5 | code)
             out += struct.pack(fmt, n)
             return
-    raise TypeError(f"integer {n} does not fit 64 bits")
 
 
-def _write(out: bytearray, value: Any) -> None:
+def _write(out: bytearray, value: Any, depth: int) -> None:
     if value is None:
         out.append(0xF6)
     elif isinstance(value, bool):
         out.append(0xF5 if value else 0xF4)
     elif isinstance(value, int):
-        _head(out, 0, value) if value >= 0 else _head(out, 1, -1 - value)
+        _integer(out, value)
     elif isinstance(value, float):
         out.append(0xFB)
         out += struct.pack(">d", value)
@@ -58,15 +57,29 @@ def _write(out: bytearray, value: Any) -> None:
     elif isinstance(value, (list, tuple)):
         _head(out, 4, len(value))
         for item in value:
-            _write(out, item)
+            _write(out, item, _deeper(depth))
     elif isinstance(value, dict):
-        keys = sorted(value, key=lambda k: (len(k.encode()), k.encode()))
-        _head(out, 5, len(keys))
-        for key in keys:
-            _write(out, str(key))
-            _write(out, value[key])
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a key that is not text cannot stand in a header")
+        _head(out, 5, len(value))
+        for key in sorted(value, key=lambda k: (len(k.encode()), k.encode())):
+            _write(out, key, depth)
+            _write(out, value[key], _deeper(depth))
     else:
         raise TypeError(f"{type(value).__name__} cannot stand in a header")
+
+
+def _integer(out: bytearray, value: int) -> None:
+    major, n = (0, value) if value >= 0 else (1, -1 - value)
+    if n >= 1 << 63:
+        raise ValueError(f"integer {value} does not fit 64 bits")
+    _head(out, major, n)
+
+
+def _deeper(depth: int) -> int:
+    if depth == MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    return depth + 1
 
 
 class _Reader:
@@ -92,8 +105,6 @@ class _Reader:
         return n
 
     def value(self, depth: int) -> Any:
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
         first = self.take(1)[0]
         major, low = first >> 5, first & 31
         if first == 0xF6:
@@ -112,7 +123,7 @@ class _Reader:
         if major == 3:
             return self.take(self.number(low)).decode("utf-8")
         if major == 4:
-            return [self.value(depth + 1) for _ in range(self.count(low))]
+            return [self.value(_deeper(depth)) for _ in range(self.count(low))]
         if major == 5:
             return self.map(self.count(low), depth)
         raise ValueError(f"byte 0x{first:02x} is not in the subset")
@@ -127,12 +138,12 @@ class _Reader:
         result: dict[str, Any] = {}
         last: tuple[int, bytes] = (-1, b"")
         for _ in range(n):
-            key = self.value(depth + 1)
+            key = self.value(depth)
             if not isinstance(key, str):
                 raise ValueError("a map key is not text")  # noqa: TRY004 - one kind of error for malformed bytes
             order = (len(key.encode()), key.encode())
             if order <= last:
                 raise ValueError("map keys are not in order")
             last = order
-            result[key] = self.value(depth + 1)
+            result[key] = self.value(_deeper(depth))
         return result

@@ -333,7 +333,8 @@ def _finisher(scale: Tensor, grid: Grid | None, channel_dim: int | None) -> Call
 
     if grid is None:
         return lambda acc: (acc.double() * spread(scale, acc.dim())).float()
-    multiplier, shift = quantize_multiplier(scale.float() / grid.scale)
+    ratio = (scale.float() / grid.scale).clamp(max=2.0**29)  # beyond, every accumulator but 0 saturates anyway
+    multiplier, shift = quantize_multiplier(ratio)
     low, high = grid.range()
     zero, low, high = int(grid.zero_point), int(low), int(high)
 

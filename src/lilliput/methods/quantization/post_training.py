@@ -131,17 +131,15 @@ class Quantization(Pass):
         grids = grids_of(graph, net.activations)
         modules = layers(net)
         layer_nodes = [n for n in graph.nodes if n.op in ("conv", "linear") and n.module in modules]
-        for node in layer_nodes:  # all weights first: a weight may belong to several layers
-            _raise_(net, node, grids, fresh)
+        for name, float_weight in fresh.items():
+            _fit_weight_(net, name, float_weight, layer_nodes, grids)
         for node in layer_nodes:
             reason = _bias_(net, graph, node, grids)
             if reason:
                 notes.append(f"{node.layer} stays in float: {reason}")
             else:
-                text = changed.get(node.module)
-                changed[node.module] = (
-                    f"{text or net.encoding(node.state['weight']).describe()}, {self.activation_bits}-bit inputs"
-                )
+                weight = net.encoding(node.state["weight"])
+                changed[node.module] = f"{weight.describe()}, {self.activation_bits}-bit inputs"
 
 
 def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float) -> tuple[Tensor, Tensor]:
@@ -157,26 +155,37 @@ def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percen
     )
 
 
-def raise_scale(weight: Grid, bias: Tensor, source: Grid) -> Grid:
-    """A coarser grid for the channels whose bias would be more than `LARGEST_BIAS` steps of the accumulator.
+def fit_to_biases(weight: Grid, values: Tensor, needed: Tensor) -> Grid:
+    """A grid for `values` in which no bias is more than `LARGEST_BIAS` steps of its accumulator.
 
-    Such channels have weights so small (often all pruned) that the bias alone decides; their weights round to nearly 0.
+    `needed` is the scale from which on that holds, for each channel. Channels that get a coarser scale for it have
+    weights so small that the bias alone decides; they round to nearly 0. A channel of zeros gets the finest scale.
     """
-    needed = (bias.detach().abs().double() / (LARGEST_BIAS * source.scale.double())).float()
-    return replace(
-        weight, scale=torch.maximum(weight.scale, needed.max().reshape(1) if weight.axis is None else needed)
-    )
+    if weight.axis is None:
+        needed, dead = needed.max().reshape(1), ~values.any().reshape(1)
+    else:
+        dead = ~values.movedim(weight.axis, 0).flatten(1).any(1)
+    smallest = torch.finfo(torch.float32).tiny
+    scale = torch.where(dead & (needed > 0), needed.clamp(min=smallest), torch.maximum(weight.scale, needed))
+    return replace(weight, scale=scale)
 
 
-def _raise_(net: Artifact, node: Node, grids: Mapping[str, Grid], fresh: Mapping[str, Encoding]) -> None:
-    """Raise the scale of a weight that this pass has put on its grid."""
-    name, bias, source = net.canonical(node.state["weight"]), node.state.get("bias"), grids.get(node.inputs[0])
-    if bias is None or source is None or name not in fresh:
-        return
+def _fit_weight_(
+    net: Artifact, name: str, float_weight: Encoding, nodes: list[Node], grids: Mapping[str, Grid]
+) -> None:
+    """Adapt the scale of a weight that this pass has put on its grid to the biases of all layers that use it."""
+    needed = [
+        (net.encoding(node.state["bias"]).decode().abs().double() / (LARGEST_BIAS * source.scale.double())).float()
+        for node in nodes
+        if net.canonical(node.state["weight"]) == name
+        and "bias" in node.state
+        and (source := grids.get(node.inputs[0])) is not None
+    ]
     grid = net.encodings[name].grid
-    coarse = None if grid is None else raise_scale(grid, net.encoding(bias).decode(), source)
-    if coarse is not None and not coarse.same(grid):
-        net.encode_(name, fresh[name].with_grid(coarse))
+    if needed and grid is not None:
+        fitted = fit_to_biases(grid, float_weight.decode(), torch.stack(needed).amax(0))
+        if not fitted.same(grid):
+            net.encode_(name, float_weight.with_grid(fitted))
 
 
 def _bias_(net: Artifact, graph: Graph, node: Node, grids: Mapping[str, Grid]) -> str:

@@ -1,0 +1,77 @@
+"""The examples run as they stand, and what is stored in the notebook is what running it gives."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+import lilliput
+from lilliput.cli.main import run
+from lilliput.core import container
+from lilliput.pipeline.folder import RunFolder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LARGEST_NOTEBOOK = 200_000
+RECIPE = """
+threads: 1
+passes: [fold_batchnorm, [magnitude_pruning: {sparsity: 0.5}, fine_tune: {epochs: 1}], quantization]
+"""
+
+
+def outputs(notebook, kind):
+    """For each code cell, its outputs of one kind."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [[o for o in cell.outputs if o.output_type == kind] for cell in cells]
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """The example in a folder of its own; torch's generator, which it seeds, as before afterwards."""
+    shutil.copy(EXAMPLES / "own_model.py", tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        yield "own_model.py:make"
+
+
+def test_the_notebook_runs_and_its_stored_outputs_are_of_the_same_kinds(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(lilliput.__file__).parents[1]), prepend=os.pathsep)
+    stored = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
+    again = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
+    NotebookClient(again, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    for kind in ("stream", "display_data", "execute_result", "error"):
+        assert [len(o) > 0 for o in outputs(stored, kind)] == [len(o) > 0 for o in outputs(again, kind)]
+    assert not any(outputs(again, "error"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_notebook_is_stored_executed_and_small_and_names_no_machine():
+    path = EXAMPLES / "digits.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert path.stat().st_size < LARGEST_NOTEBOOK
+    assert str(Path.home()) not in path.read_text(encoding="utf-8")
+
+
+def test_a_model_of_ones_own_goes_through_the_command_line(own_model, capsys):
+    assert run(["check", own_model]) == 0
+    assert run(["compress", own_model, "--recipe", "recipe.yaml", "--max-bytes", "20kB", "--quiet"]) == 0
+    table = capsys.readouterr().out
+    assert "plain int8" in table
+    folder = RunFolder.open("runs/latest").path
+    assert container.read(folder / "net.lil").size < container.read(folder / "step-00.lil").size
+    assert run(["inspect", "runs/latest/net.lil"]) == 0
+    assert run(["diff", "runs/latest/net.lil", "--against", own_model]) == 0
+    assert run(["evaluate", "runs/latest/ours.onnx", "--into", own_model, "--quiet"]) == 0
+
+
+def test_a_missed_budget_is_exit_code_1_and_the_files_are_there(own_model):
+    recipe = ["--recipe", "recipe.yaml", "--quiet"]
+    assert run(["compress", own_model, *recipe, "--max-bytes", "100B"]) == 1
+    assert Path("runs/latest/net.lil").is_file()
