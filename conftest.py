@@ -4,8 +4,11 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+torch.set_num_threads(1)  # so that tests beside each other do not slow each other down
 
 
 @pytest.fixture(scope="module")

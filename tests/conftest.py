@@ -1,12 +1,9 @@
-"""Shared by all tests: one thread for torch, so that tests beside each other do not slow each other down."""
+"""Shared by all tests."""
 
 import os
 from pathlib import Path
 
 import pytest
-import torch
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

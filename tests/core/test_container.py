@@ -506,7 +506,7 @@ REPLAYS = {
     "unknown class": (
         "edited",
         set_(EDITS, 4, 2, to="os.system"),
-        "replay of replace at '2': unknown class 'os.system'; known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh",
+        "replay of replace at '2': unknown class 'os.system'; known are Identity, ReLU, ReLU6, Hardswish, ",
     ),
     "unknown setting": (
         "edited",

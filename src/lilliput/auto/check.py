@@ -18,7 +18,7 @@ from lilliput.export import onnx as onnx_export
 from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.integer import IntegerNet, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
-from lilliput.graph.trace import Graph, trace
+from lilliput.graph.trace import Graph, Node, trace
 from lilliput.measure.macs import count_macs
 from lilliput.measure.memory import MemoryPlan, plan_memory
 from lilliput.methods.quantization.post_training import weight_grid
@@ -106,8 +106,8 @@ def check(model: nn.Module, task: Task | InputSpec | tuple[Any, ...], target: Ta
         model=type(model).__name__,
         target=chosen,
         parameters=parameters,
-        macs=int(table.total("macs").value),
-        operators=dict(Counter(n.op for n in before.nodes if n.op not in ("input", "size"))),
+        macs=int(table.total("macs").value) if "macs" in table.names() else 0,
+        operators=dict(Counter(_word(n) for n in before.nodes if n.op not in ("input", "size"))),
         untouched=untouched,
         unsupported=unsupported,
         plan=plan,
@@ -122,6 +122,10 @@ def _spec(task: Task | InputSpec | tuple[Any, ...]) -> InputSpec:
     if isinstance(task, tuple) and task and all(isinstance(size, int) for size in task):
         return InputSpec(shape=task)
     return as_task(task).spec
+
+
+def _word(node: Node) -> str:
+    return node.target if node.op in ("other", "several", "scalar") else node.op
 
 
 def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str]:

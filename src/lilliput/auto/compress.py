@@ -108,10 +108,11 @@ def compress(
         parse_drop(max_drop, task.score, 0.0)  # a budget that cannot be read is found now, not after hours
     if recipe is None:
         chosen = as_target(target, max_flash, max_ram)
-        plan = replace(default_recipe(task, chosen, max_drop=max_drop, seed=seed or 0), threads=threads_for(model))
+        plan = default_recipe(task, chosen, max_drop=max_drop, seed=seed or 0)
     else:
         plan = as_recipe(recipe, seed)
         plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
+    plan = replace(plan, threads=plan.threads or threads_for(model))
     where = (
         None
         if folder is None

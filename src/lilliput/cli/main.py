@@ -408,7 +408,8 @@ def methods(as_json: Json = False) -> None:
         return
     for row in rows:
         out(f"{row['name']}: {row['summary']}")
-        out("    " + ", ".join(f"{k}={v!r}" for k, v in row["settings"].items()))
+        if row["settings"]:
+            out("    " + ", ".join(f"{k}={v!r}" for k, v in row["settings"].items()))
         for citation in row["citations"]:
             out(f"    {citation}")
 

@@ -47,7 +47,7 @@ def cannot(node: Node, graph: Graph) -> str | None:
         return None
     if node.op not in VALUES and node.op not in MOVES and node.op != "slice":
         known = str(node.call) in OPERATORS
-        return "its arguments are of a kind that Lilliput does not know" if known else "Lilliput does not know it"
+        return f"{node.target} with these arguments has no form here" if known else f"{node.target} has no form here"
     if node.op == "batch_norm" and "mean" not in node.state:
         return "it normalizes with the statistics of the batch"
     if (

@@ -149,7 +149,7 @@ class IntegerNet(nn.Module):
                 made = self._average(node, known[0], grid)
                 if made is not None:
                     return made
-        if node.op in ARITHMETIC or node.op in ("other", "batch_norm", "layer_norm", "softmax"):
+        if node.op in ARITHMETIC or node.op in ("other", "several", "batch_norm", "layer_norm", "softmax"):
             self.floats.setdefault(node.name, self._why(node, sources))
         return self._float_step(node, grid)
 
@@ -158,7 +158,7 @@ class IntegerNet(nn.Module):
             return "its input is not calibrated"
         if node.op == "batch_norm":
             return "BatchNorm is not folded"
-        if node.op == "other":
+        if node.op in ("other", "several"):
             return f"{node.target} has no integer rule"
         if node.op in LAYERS:
             return "its weight or bias has no integer grid"

@@ -279,6 +279,7 @@ OPERATORS: dict[str, Reader] = {
     "aten.flatten.using_ints": _reshape,
     "aten.view.default": _reshape,
     "aten.reshape.default": _reshape,
+    "aten.unflatten.int": _reshape,
     "aten.squeeze.dim": _reshape,
     "aten.squeeze.dims": _reshape,
     "aten.unsqueeze.default": _reshape,

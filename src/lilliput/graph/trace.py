@@ -4,9 +4,13 @@
 measuring, quantizing and exporting need. Everything that reads a network's structure reads this `Graph`.
 """
 
+import io
+import logging
 import operator
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +34,8 @@ class Node:
 
     `name` is the module's path where a leaf module runs one operation ("layer1.0.conv1"; "fc#1" for the second call
     of a shared one), else path/operation ("layer1.0/add", "layer1.0/relu_1"). `shape` is the output's with the batch
-    of the example. `op` is a word of `operators.OPERATORS`, or "other" for what Lilliput only passes on.
+    of the example. `op` is a word of `operators.OPERATORS`, or "other" ("several" for several results, "scalar"
+    for a number) for what Lilliput only passes on.
     """
 
     name: str
@@ -90,7 +95,8 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        program = _export(model, args)
+        with _quiet():
+            program = _export(model, args)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -113,6 +119,20 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> Any:
                 f"torch.export stopped with: {_first_line(error)}",
                 "check that the model runs on the example input and that forward has no branches that depend on data",
             ) from dynamic_error
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """What torch.export prints and logs about a failure stays out: our error says it in one line."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _takes_varargs(model: nn.Module) -> bool:
@@ -205,7 +225,7 @@ class _Reader:
             self._written(n, name)
         return Node(
             name=name,
-            op=op if _is_tensor(n) or op != "other" else "scalar",
+            op=_kind(n) if op == "other" else op,
             inputs=inputs,
             state={role: a.name for role, a in own.items()}
             if roles
@@ -336,6 +356,12 @@ def _has_tensor(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_has_tensor(v) for v in value)
     return isinstance(value, Tensor)
+
+
+def _kind(n: Any) -> str:
+    """Of what has no word: "other" gives a tensor, "several" several of them, "scalar" a number."""
+    value = n.meta.get("val")
+    return "other" if isinstance(value, Tensor) else "several" if isinstance(value, (tuple, list)) else "scalar"
 
 
 def _shape(n: Any) -> tuple[int, ...]:

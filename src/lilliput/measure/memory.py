@@ -94,7 +94,7 @@ def lifetimes(graph: Graph, element_sizes: Mapping[str, int]) -> list[Buffer]:
     nodes, home = graph.by_name, dict[str, int]()
     buffers: list[Buffer] = []
     for step, node in enumerate(graph.nodes):
-        if node.op in ("size", "scalar"):
+        if node.op in ("size", "scalar", "several"):
             continue
         size = _aligned(math.prod(node.shape) * element_sizes[node.name])
         sources = [nodes[name] for name in node.inputs if name in home]
@@ -160,7 +160,7 @@ def _last_reads(graph: Graph) -> dict[str, int]:
         own = last.setdefault(node.name, step)
         if node.op != "size":
             for name in node.inputs:
-                last[name] = max(last.get(name, 0), own if node.op == "scalar" else step)
+                last[name] = max(last.get(name, 0), own if node.op in ("scalar", "several") else step)
     return last
 
 

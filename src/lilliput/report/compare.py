@@ -75,7 +75,8 @@ def compare(
         fresh = container.loads(data).replay(copy.deepcopy(model).cpu())
         fresh.input = artifact.input
         graph = trace(fresh.module, fresh.input.example(2))
-        unchanged = not artifact.edits and _same_weights(fresh.module, evaluator.original)
+        plain = not artifact.edits and not artifact.activations
+        unchanged = plain and _same_weights(fresh.module, evaluator.original)
         column.evaluation = evaluator.reference(role) if unchanged else evaluator(runnable(fresh, graph), role)
         _score(column, task, columns[0].evaluation if columns else None)
         column.add(Measurement("file", len(data), "B", "counted", note=".lil"))
@@ -190,7 +191,7 @@ def _latency(columns: list[Column], task: Task, role: Role) -> None:
         runners = {c.name: torch_runner(runnable(c.artifact), x) for c in columns if not c.artifact.activations}
         for column in columns:
             if column.name not in runners:
-                column.notes.append("no latency: it needs the ONNX file (pip install 'lilliput[onnx]')")
+                column.notes.append("no latency: there is no ONNX file to run")
     if not runners:
         return
     with single_thread():

@@ -32,7 +32,7 @@ class Difference:
     def __str__(self) -> str:
         rows = [["layer", "SQNR dB", "stored as"]]
         rows += [
-            [name, "exact" if math.isinf(v) else f"{v:.1f}", self.encodings.get(name, "")]
+            [name, "exact" if v == math.inf else f"{v:.1f}", self.encodings.get(name, "")]
             for name, v in self.sqnr.items()
         ]
         shown = ", ".join(str(i) for i in self.lost[:20]) + (", ..." if len(self.lost) > 20 else "")

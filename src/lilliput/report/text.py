@@ -20,7 +20,7 @@ ROWS = (
     "latency",
     "latency ratio",
 )
-SHARED_NOTES = ("planned flash", "planned RAM", "peak memory", "latency")
+SHARED_NOTES = ("planned flash", "planned RAM", "peak memory", "MACs", "latency")
 """Rows whose note is the same for every network."""
 LABELS = {
     "difference": "difference to float",

@@ -1,0 +1,38 @@
+"""Errors are one line that says what was asked, what was found and what to do, and an exit code."""
+
+import copy
+import pickle
+
+import pytest
+
+from lilliput.core import errors
+from lilliput.core.errors import LilliputError
+
+ALL = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, LilliputError)]
+CODES = {"UnsupportedError": 3, "UnsupportedLayerError": 3, "ExportError": 3, "VerificationError": 4}
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_message_is_asked_found_do(cls):
+    error = cls("sic on 'conv1'", "grouped convolution", "add 'conv1' to skip")
+    assert str(error) == "sic on 'conv1': grouped convolution; add 'conv1' to skip"
+    assert (error.asked, error.found, error.do) == ("sic on 'conv1'", "grouped convolution", "add 'conv1' to skip")
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_exit_code_is_that_of_the_command_line(cls):
+    assert cls.exit_code == CODES.get(cls.__name__, 2)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_errors_pass_between_processes(cls):
+    error = cls("a", "b", "c")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(other) is cls
+        assert str(other) == str(error)
+        assert other.do == "c"
+
+
+def test_all_errors_are_lilliput_errors_and_no_others():
+    assert len(ALL) == 11
+    assert not issubclass(LilliputError, (ValueError, RuntimeError, OSError))
