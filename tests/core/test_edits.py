@@ -164,8 +164,10 @@ def test_replace_takes_settings():
     [
         (
             Replace(path="0", cls="Linear"),
-            "replay of replace at '0': unknown class 'Linear'; "
-            "known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh",
+            (
+                "replay of replace at '0': unknown class 'Linear'; "
+                "known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh"
+            ),
         ),
         (Replace(path="9", cls="ReLU"), f"replay of an edit at '9': the module has nothing there; {FOLD}"),
         (
@@ -174,8 +176,10 @@ def test_replace_takes_settings():
         ),
         (
             Replace(path="0", cls="ReLU", settings={"slope": 0.1}),
-            "replay of replace at '0': settings {'slope': 0.1} for ReLU "
-            "(ReLU.__init__() got an unexpected keyword argument 'slope'); make the file again",
+            (
+                "replay of replace at '0': settings {'slope': 0.1} for ReLU "
+                "(ReLU.__init__() got an unexpected keyword argument 'slope'); make the file again"
+            ),
         ),
     ],
 )

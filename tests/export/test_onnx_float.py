@@ -179,7 +179,7 @@ def test_value_that_the_module_does_not_store_is_refused():
         def forward(self, x):
             return x * self.factor
 
-    with pytest.raises(ExportError, match="arguments are of a kind"):
+    with pytest.raises(ExportError, match="with these arguments has no form here"):
         build(artifact_of(Loose(), (2,)), target="onnx-x86")
 
 

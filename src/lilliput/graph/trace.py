@@ -204,7 +204,7 @@ class _Reader:
         return _without_unread(Graph(nodes=tuple(nodes), inputs=tuple(inputs), outputs=tuple(outputs)))
 
     def _node(self, n: Any) -> Node:
-        target = str(n.target)
+        target = "getitem" if n.target is operator.getitem else str(n.target)
         overload = functional_form(n.target)
         word = OPERATORS.get(str(overload))
         arguments = tuple(self._argument(a) for a in n.args)
