@@ -3,6 +3,7 @@
 import copy
 import zlib
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from lilliput.testing import tiny_model
 SPEC = InputSpec(shape=(1, 4, 4), layout="CHW", mean=(0.5,), std=(0.25,), labels=("a", "b", "c"))
 
 
-def of(model):
+def of(model) -> Any:
     return Artifact.of(model, SPEC)
 
 
@@ -111,11 +112,11 @@ MAKE = {
 }
 
 
-def artifact(name):
+def artifact(name) -> Any:
     return MAKE[name][0]()
 
 
-def fresh(name):
+def fresh(name) -> Any:
     """A module of the same architecture with other weights."""
     return copy.deepcopy(tiny_model(MAKE[name][1], seed=1))
 

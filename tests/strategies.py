@@ -4,6 +4,7 @@ Structure is drawn, so that it shrinks; the numbers inside come from a drawn see
 """
 
 import math
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -98,7 +99,7 @@ def encodings(draw, *, mask=None, sharing=None, grid=None, shape=None):
     generator = generator_of(draw(seeds))
     wanted = [draw(st.booleans()) if slot is None else slot for slot in (mask, sharing, grid)]
     mask_first, grid_first = draw(st.booleans()), draw(st.booleans())
-    encoding = Encoding.of(torch.randn(shape, generator=generator) * 10.0 ** draw(st.integers(-3, 2)))
+    encoding: Any = Encoding.of(torch.randn(shape, generator=generator) * 10.0 ** draw(st.integers(-3, 2)))
     if wanted[0] and mask_first:
         encoding = encoding.with_mask(draw(masks(shape)))
     if wanted[1] and not (wanted[2] and grid_first):

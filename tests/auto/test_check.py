@@ -180,6 +180,22 @@ def test_an_unknown_target_is_refused():
         check(tiny_model("linear"), SHAPE, "onnx-ar")
 
 
+class Counted(nn.Module):
+    """Computes with a buffer of whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 3)
+        self.register_buffer("times", torch.tensor([3]))
+
+    def forward(self, x):
+        return self.fc(x.flatten(1) * self.times)
+
+
+def test_buffers_of_whole_numbers_are_planned_too():
+    assert check(Counted(), SHAPE).plan.flash_bytes >= 8 + 16 * 3
+
+
 def test_networks_without_multiplications_are_checked_too():
     class Pool(nn.Module):
         def forward(self, x):

@@ -1,6 +1,7 @@
 """An artifact is a plain module whose encoded parameters hold exactly what their encodings decode to."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from strategies import encodings, law
 SPEC = InputSpec(shape=(4,))
 
 
-def plain():
+def plain() -> Any:
     return Artifact.of(sequential(4, 3, 2), SPEC)
 
 
@@ -43,7 +44,7 @@ def test_encoded_parameter_holds_what_its_encoding_decodes_to(data):
 
 
 def test_model_is_copied_and_never_touched():
-    model = tiny_model("batch_norm").train()
+    model: Any = tiny_model("batch_norm").train()
     net = Artifact.of(model, SPEC)
     assert not net.module.training
     assert model.training

@@ -7,6 +7,7 @@ import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lil_files import (
     SPEC,
     artifact,
     by_channel,
+    deflated,
     file_of,
     forged,
     fresh,
@@ -28,6 +30,7 @@ from lil_files import (
     put_bias_,
     sealed,
     sequential,
+    varint,
 )
 from lilliput.core import container, wire
 from lilliput.core.artifact import Artifact, InputSpec
@@ -137,6 +140,13 @@ def test_network_in_training_mode_on_other_strides_gives_the_same_bytes():
     assert container.dumps(net) == FILES["float"]
 
 
+def test_order_of_overrides_in_the_recipe_comes_back():
+    net = artifact("integer")
+    net.recipe = [{"quantization": {"overrides": {"layer1.*": {"weight_bits": 4}, "*": {"weight_bits": 8}}}}]
+    overrides = container.loads(container.dumps(net)).recipe[0]["quantization"]["overrides"]
+    assert list(overrides) == ["layer1.*", "*"]
+
+
 def test_stripped_file_has_neither_recipe_nor_labels_nor_trail():
     net = artifact("integer")
     whole, bare = container.dumps(net, trail=[{"a": 1}]), container.dumps(net, trail=[{"a": 1}], strip=True)
@@ -149,7 +159,7 @@ def test_stripped_file_has_neither_recipe_nor_labels_nor_trail():
 def test_tied_parameters_stand_once_and_are_tied_again():
     contents = container.loads(FILES["tied"])
     assert "tied.weight" not in contents.tensors
-    module = contents.replay(fresh("tied")).module
+    module: Any = contents.replay(fresh("tied")).module
     assert module.tied.weight is module.middle.weight
 
 
@@ -164,7 +174,7 @@ def test_counters_of_every_type_come_back():
             self.again = nn.BatchNorm1d(2)
             self.twice = self.again
 
-    net = Artifact.of(Counting(), InputSpec(shape=(2,)))
+    net: Any = Artifact.of(Counting(), InputSpec(shape=(2,)))
     net.module.again.num_batches_tracked.fill_(-5)
     contents = container.loads(container.dumps(net))
     assert "twice.num_batches_tracked" not in contents.counters
@@ -451,6 +461,9 @@ def test_header_must_unpack_to_its_length():
     raw, payload = opened(FILES["float"])
     for length in (0, len(raw) - 1, len(raw) + 1):
         assert refused(file_of(raw, payload, length)) == inner("the header does not unpack to its length")
+    coded = deflated(raw) + b"\x00"
+    body = b"LIL\x01" + varint(len(raw)) + varint(len(coded)) + coded + payload
+    assert refused(sealed(body)) == inner("the header does not unpack to its length")
     data = FILES["float"]
     assert refused(sealed(data[:4] + b"\x80" * 5 + data[9:-4])) == inner("a length of more than 35 bits")
     assert refused(sealed(data[:4] + b"\x81\x00" + data[5:-4])) == inner("a length is not in its shortest form")
@@ -544,6 +557,16 @@ def test_contents_that_fit_another_network_are_named(case):
         contents.replay(fresh(name))
 
 
+def test_tied_parameter_under_both_names_is_refused():
+    def add(header):
+        header[TENSORS].append(["tied.weight", [], [8, 8]])
+        return opened(FILES["tied"])[1] + bytes(256)
+
+    text = "load tensor 'tied.weight': float32 (8, 8) in the file, nothing in the module"
+    with pytest.raises(ArtifactError, match="^" + re.escape(text)):
+        container.loads(forged(FILES["tied"], add)).replay(fresh("tied"))
+
+
 def test_another_architecture_is_refused_and_stays_as_it_was():
     other = tiny_model("linear")
     before = copy.deepcopy(other.state_dict())
@@ -629,6 +652,11 @@ def test_header_that_unpacks_to_more_than_its_share_is_refused():
     assert peak < 10e6
 
 
+def test_more_tensors_than_any_network_has_are_refused():
+    data = bomb([[f"{i:x}", [4, 0, 9, 0], []] for i in range((1 << 14) + 1)])
+    assert refused(data) == inner("16385 tensors, activations or edits")
+
+
 def test_slice_cannot_make_a_tensor_larger():
     index = [i % 4 for i in range(1000)]
     with pytest.raises(ArtifactError, match="has a slice twice"):
@@ -696,7 +724,13 @@ def test_entries_that_take_no_bytes_are_not_written():
 
 def test_labels_and_statistics_of_any_number_type_are_written_as_plain_ones():
     net = of(tiny_model("linear"))
-    net.input = InputSpec(shape=(np.int64(1), 4, 4), mean=(np.float32(0.5), 1), std=(1, 2), labels=(0, 1))
+    numbers: dict[str, Any] = {
+        "shape": (np.int64(1), 4, 4),
+        "mean": (np.float32(0.5), 1),
+        "std": (1, 2),
+        "labels": (0, 1),
+    }
+    net.input = InputSpec(**numbers)
     contents = container.loads(container.dumps(net))
     assert contents.input == InputSpec(shape=(1, 4, 4), mean=(0.5, 1.0), std=(1.0, 2.0), labels=("0", "1"))
     assert container.dumps(contents.replay(tiny_model("linear"))) == container.dumps(net)

@@ -1,6 +1,7 @@
 """Edits are data: replaying them on a fresh module gives the edited structure."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def refused(edit, module, text):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_fold_gives_the_layer_a_bias_and_leaves_an_identity(bias):
-    module = nn.Sequential(nn.Conv2d(1, 3, 2, bias=bias), nn.BatchNorm2d(3))
+    module: Any = nn.Sequential(nn.Conv2d(1, 3, 2, bias=bias), nn.BatchNorm2d(3))
     weight, old = module[0].weight, module[0].bias
     Fold(layer="0", norm="1").replay_(module)
     assert isinstance(module[1], nn.Identity)
@@ -47,7 +48,7 @@ def test_fold_into_a_transposed_convolution_counts_its_output_channels():
 
 def test_norm_with_two_paths_is_replaced_at_both():
     norm = nn.BatchNorm1d(3)
-    module = nn.ModuleDict({"a": nn.Linear(2, 3), "b": norm, "c": nn.Sequential(norm)})
+    module: Any = nn.ModuleDict({"a": nn.Linear(2, 3), "b": norm, "c": nn.Sequential(norm)})
     Fold(layer="a", norm="c.0").replay_(module)
     assert isinstance(module["b"], nn.Identity)
     assert module["c"][0] is module["b"]
@@ -75,7 +76,7 @@ def test_fold_that_does_not_fit_is_refused(edit, text):
 @given(st.data(), st.integers(0, 3))
 @law(60)
 def test_slice_is_index_select_and_keeps_the_rest(data, dim):
-    module = nn.Sequential(nn.Conv2d(3, 4, (2, 5)))
+    module: Any = nn.Sequential(nn.Conv2d(3, 4, (2, 5)))
     before = module[0].weight.detach().clone()
     index = data.draw(st.lists(st.integers(0, before.shape[dim] - 1), min_size=1, unique=True))
     Slice(path="0.weight", dim=dim, index=tuple(index)).replay_(module)
@@ -85,7 +86,7 @@ def test_slice_is_index_select_and_keeps_the_rest(data, dim):
 
 
 def test_slice_keeps_frozen_parameters_frozen_and_buffers_buffers():
-    module = nn.Sequential(nn.BatchNorm1d(4))
+    module: Any = nn.Sequential(nn.BatchNorm1d(4))
     module[0].weight.requires_grad_(False)
     for name in ("weight", "bias", "running_mean", "running_var"):
         Slice(path=f"0.{name}", dim=0, index=(3, 1)).replay_(module)

@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def chosen(draw, size):
     return torch.tensor(draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=6)))
 
 
-def grid(bits=8, zero=0, **more):
+def grid(bits: Any = 8, zero: Any = 0, **more):
     n = len(bits) if isinstance(bits, list) else 1
     axis = 0 if isinstance(bits, list) else None
     bits, zero = (v if isinstance(v, list) else [v] * n for v in (bits, zero))
@@ -430,7 +431,7 @@ def test_what_does_not_fit_is_refused(name):
 
 def test_table_may_have_65535_values_and_no_more():
     for n in (65535, 65536):
-        e = Encoding.of(torch.zeros(n))
+        e: Any = Encoding.of(torch.zeros(n))
         sharing = Sharing(indices=torch.arange(n), sizes=torch.tensor([n]))
         if n == 65535:
             assert int(e.with_sharing(sharing, torch.arange(float(n))).sharing.sizes) == n

@@ -1,5 +1,7 @@
 """Guards judge outputs by a rule; evaluators get the outputs, count their uses and leave the model as it was."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -88,7 +90,7 @@ def test_wrong_limit_and_other_samples_are_refused():
 def test_evaluation_does_not_depend_on_batches(batch_size):
     task, model = tiny_task(), tiny_model("conv")
     whole = model(task.data("validation").batch(torch.arange(64))[0]).detach()
-    found = FullForward(task, model, batch_size=batch_size)(tiny_model("conv"), "validation")
+    found: Any = FullForward(task, model, batch_size=batch_size)(tiny_model("conv"), "validation")
     assert torch.allclose(found.outputs, whole, atol=1e-6)
     targets = task.data("validation").targets
     assert torch.equal(found.rows, task.score.statistics(whole, targets))
@@ -149,7 +151,7 @@ def test_evaluation_needs_no_gradients_and_shows_progress():
             return run()
 
     task, progress = tiny_task(), Counting()
-    found = evaluate(tiny_model("conv"), task, task.data("validation"), "validation", None, 10, CPU, progress)
+    found: Any = evaluate(tiny_model("conv"), task, task.data("validation"), "validation", None, 10, CPU, progress)
     assert not found.outputs.requires_grad
     assert (progress.titles, progress.steps) == ([("evaluate on validation", 64)], 64)
 
@@ -162,12 +164,16 @@ def modes(model):
 
 
 def test_every_mode_comes_back_and_evaluation_is_not_training():
-    model = nn.Sequential(Dropping(), nn.Sequential(nn.Dropout(0.9), nn.Identity()))
+    model: Any = nn.Sequential(Dropping(), nn.Sequential(nn.Dropout(0.9), nn.Identity()))
     model.train()
     model[1][0].eval()
     before, data = modes(model), Data.of((torch.ones(5, 3), torch.zeros(5)))
     assert outputs_of(model, regression(), data, 2, CPU).tolist() == [[1.0] * 3] * 5
     assert modes(model) == before
+
+
+ROW = "let forward(model, batch) of the task return a tensor with one row a sample"
+EACH = "let the model give one number for each target"
 
 
 class Broken(nn.Module):
@@ -187,15 +193,15 @@ class Broken(nn.Module):
     [
         (
             lambda x: x[:1],
-            "outputs of the model: shape (1, 1) for 3 inputs; let forward(model, batch) of the task return a tensor with one row a sample",
+            "outputs of the model: shape (1, 1) for 3 inputs; " + ROW,
         ),
         (
             lambda x: x.sum(),
-            "outputs of the model: shape () for 3 inputs; let forward(model, batch) of the task return a tensor with one row a sample",
+            "outputs of the model: shape () for 3 inputs; " + ROW,
         ),
         (
             lambda x: (x, x),
-            "outputs of the model: tuple for 3 inputs; let forward(model, batch) of the task return a tensor with one row a sample",
+            "outputs of the model: tuple for 3 inputs; " + ROW,
         ),
         (lambda x: x / 0, "outputs of the model: NaN or infinity; look for broken weights or a range that overflows"),
         (
@@ -204,7 +210,7 @@ class Broken(nn.Module):
         ),
         (
             lambda x: x.expand(3, 2),
-            "a score: outputs of shape (3, 2) for targets of shape (3, 1); let the model give one number for each target",
+            "a score: outputs of shape (3, 2) for targets of shape (3, 1); " + EACH,
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import itertools
 import re
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def written(e, source=None):
     return write_encoding(writer, e, source=source), writer.codes(), writer.data
 
 
-def read(description, codes, data, shape, derive=no_source):
+def read(description, codes, data, shape, derive=no_source) -> Any:
     reader = Reader(data)
     reader.begin(codes)
     e = read_encoding(reader, shape, description, derive)
@@ -231,6 +232,12 @@ TABLES = (3).to_bytes(2, "little")
         ([2, 0], [], b"\x07\x00", "tables of 7 to 7 values for 6 entries"),
         ([2, 1], [], b"\x04\x00\x01\x00", "tables of 1 to 4 values for 3 entries"),
         ([2, 0], [], TABLES + b"\xff\x0f" + bytes(12), "an index beyond its table"),
+        (
+            [6, 0, 1, 33, 0],
+            [],
+            b"\x01\x00" + 2 * FLOAT + (8 | 2 << 5).to_bytes(2, "little") + b"\xe4",
+            "an integer of a table beyond a slice that uses it",
+        ),
         ([], [8], bytes(24), "unknown coding 0"),
         ([], [5], bytes(24), "unknown coding 5"),
         ([], [3 + 8 * 4], bytes(24), "coding 3 for floats"),

@@ -29,7 +29,7 @@ values = st.recursive(
 def test_loads_inverts_dumps_with_every_type(value):
     again = wire.loads(wire.dumps(value))
     assert again == value
-    assert repr(again) == repr(value) or isinstance(value, (dict, list))
+    assert repr(again) == repr(value)
     assert wire.dumps(again) == wire.dumps(value)
 
 
@@ -108,9 +108,9 @@ def test_nan_and_minus_zero_keep_their_bits():
     assert struct.pack(">d", wire.loads(wire.dumps(-0.0))) == struct.pack(">d", -0.0)
 
 
-def test_tuples_are_written_as_lists_and_keys_in_order_of_length():
+def test_tuples_are_written_as_lists_and_maps_keep_their_order():
     assert wire.loads(wire.dumps((1, (2,)))) == [1, [2]]
-    assert list(wire.loads(wire.dumps({"bb": 1, "c": 2, "": 3}))) == ["", "c", "bb"]
+    assert list(wire.loads(wire.dumps({"bb": 1, "c": 2, "": 3}))) == ["bb", "c", ""]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,7 @@ def test_tuples_are_written_as_lists_and_keys_in_order_of_length():
         ("f90000", "byte 0xf9 is not in the subset"),
         ("c000", "byte 0xc0 is not in the subset"),
         ("a10000", "a map key is not text"),
-        ("a2616100616100", "map keys are not in order"),
-        ("a2616200616100", "map keys are not in order"),
+        ("a2616100616100", "a map key appears twice"),
         ("61ff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         ("9affffffff", "4294967295 items announced, 0 bytes left"),
         ("bb7fffffffffffffff", "9223372036854775807 items announced, 0 bytes left"),
@@ -170,6 +169,13 @@ def test_sixteen_levels_are_written_and_read_and_seventeen_are_not():
 def test_what_cannot_be_read_is_not_written(value, error, text):
     with pytest.raises(error, match=text):
         wire.dumps(value)
+
+
+def test_a_million_values_are_read_and_no_more():
+    many = b"\x9a" + (wire.MAX_VALUES - 1).to_bytes(4, "big") + bytes(wire.MAX_VALUES - 1)
+    assert len(wire.loads(many)) == wire.MAX_VALUES - 1
+    with pytest.raises(ValueError, match="more than 1048576 values"):
+        wire.loads(b"\x81" + many)
 
 
 def test_announced_lengths_allocate_nothing():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten
 
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.encoding import Encoding, Grid, Sharing
@@ -434,6 +435,46 @@ def test_a_network_without_grids_runs_as_it_is():
     x = net.input.example(3)
     with torch.no_grad():
         assert torch.equal(IntegerNet(net)(x), model(x))
+
+
+class Forms(nn.Module):
+    """Returns its answer in some form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b, self.form = nn.Linear(4, 3), nn.Linear(3, 2), form
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        return self.form(y, self.b(y))
+
+
+FORMS = {
+    "one in a tuple": lambda y, z: (z,),
+    "two": lambda y, z: (z, y),
+    "dictionary": lambda y, z: {"logits": z, "features": [y, y]},
+    "with constants": lambda y, z: {"logits": z, "scale": 2, "nothing": None},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_outputs_come_in_the_form_that_the_model_gives_them(name):
+    model = Forms(FORMS[name]).eval()
+    net = Artifact.of(model, InputSpec(shape=(4,)))
+    x = net.input.example(6)
+    with torch.no_grad():
+        wanted = model(x)
+        exact, rounded = IntegerNet(net)(x), None
+        net.activations = {n: Grid.per_tensor(0.02, 128, 8, signed=False) for n in integer_values(trace(model, x))}
+        rounded = runnable(net)(x)
+    leaves, form = tree_flatten(wanted)
+    for found in (exact, rounded):
+        others, same = tree_flatten(found)
+        assert same == form
+        assert all(
+            torch.allclose(a, b, atol=0.1) if isinstance(a, torch.Tensor) else a == b
+            for a, b in zip(leaves, others, strict=True)
+        )
 
 
 def test_a_relu_is_fused_only_where_it_alone_reads():

@@ -141,6 +141,13 @@ def test_without_training_data_nothing_is_trained_and_it_says_so():
     assert result.summary() == "no effect: the task has no training data"
 
 
+def test_where_nothing_can_be_trained_nothing_is_and_it_says_so():
+    _, result = applied(tiny_model("linear").requires_grad_(False), TUNE)
+    assert result.summary() == "no effect: its parameters do not require gradients"
+    _, result = applied(tiny_model("linear"), FineTune(include=("layer*",)))
+    assert result.summary() == "no effect: not selected by include and skip"
+
+
 def test_integer_activations_cannot_be_trained_through():
     with pytest.raises(
         RecipeError, match="activations are already on integer grids; put fine_tune before quantization"

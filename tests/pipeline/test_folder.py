@@ -111,3 +111,13 @@ def test_nothing_after_a_damaged_line_is_believed(tmp_path):
 def test_a_trail_that_cannot_be_written_says_how_to_go_on(tmp_path):
     with pytest.raises(UsageError, match="No such file or directory; free space, then --resume"):
         RunFolder(tmp_path / "gone").append({})
+
+
+def test_a_path_is_an_old_run_or_a_new_one_and_never_a_folder_of_other_things(tmp_path):
+    made = RunFolder.at(tmp_path / "runs" / "net").path
+    assert made == tmp_path / "runs" / "0001-net"
+    assert RunFolder.at(made).path == made
+    (made / "run.json").write_text("{}")
+    assert RunFolder.at(str(made)).path == made
+    with pytest.raises(UsageError, match="there is no run in it; give a folder that an earlier run has made"):
+        RunFolder.at(tmp_path / "runs")

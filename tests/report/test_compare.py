@@ -10,6 +10,7 @@ from torch import nn
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import ArtifactError, ExportError, UsageError, VerificationError
 from lilliput.core.guard import FullForward
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.target import Target
@@ -19,6 +20,7 @@ from lilliput.graph.integer import runnable
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.report import compare as comparing
 from lilliput.report.compare import agreement, compare, onnx_target, samples_of
 from lilliput.testing import tiny_model, tiny_task
 
@@ -174,6 +176,21 @@ def test_a_network_that_cannot_be_exported_is_still_compared(tmp_path):
     assert any(note.startswith("no ONNX file: ") and "cumsum" in note for note in column.notes)
     assert "accuracy" in column.measurements
     assert column.measurements["latency"].origin == "measured"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "mismatch"), [(VerificationError, True), (ArtifactError, True), (UsageError, False), (ExportError, False)]
+)
+def test_a_file_that_computes_something_else_is_removed_and_said(tmp_path, monkeypatch, error, mismatch):
+    def fail(*_, **__):
+        raise error("check", "it differs", "look")
+
+    monkeypatch.setattr(comparing, "check_with_runtime", fail)
+    model = tiny_model("linear")
+    columns, _ = compared(model, {"float": artifact_of(model)}, tmp_path)
+    assert columns[0].mismatch == ("check: it differs; look" if mismatch else "")
+    assert columns[0].notes == ["no ONNX file: check: it differs; look"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,8 +54,8 @@ CELLS = [
     (Measurement("file", 200, "B", "counted"), "200 B"),
     (Measurement("parameters", 17_562, "", "counted"), "17.6 k"),
     (Measurement("MACs", 228, "", "counted"), "228"),
-    (Measurement("latency", 0.0238, "ms", "measured", spread=(0.0234, 0.025)), "23.8 [23.4, 25] us"),
-    (Measurement("latency", 1.5, "ms", "measured", spread=(1.25, 1750.0)), "1.50 [1.25, 1.75e+03] ms"),
+    (Measurement("latency", 0.0238, "ms", "measured", spread=(0.0234, 0.025)), "23.8 [23.4, 25.0] us"),
+    (Measurement("latency", 1.5, "ms", "measured", spread=(1.25, 1750.0)), "1.50 [1.25, 1750.00] ms"),
     (Measurement("latency ratio", 0.4567, "x", "measured", spread=(0.4, 0.5)), "0.457 x"),
 ]
 

@@ -14,6 +14,7 @@ from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import MaxDrop
+from lilliput.core.method import Pass
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.target import Target, parse_bytes
@@ -37,7 +38,7 @@ FEWEST_SAMPLES = 5
 SAMPLES_SEEN, MOST_EPOCHS = 60_000, 12
 """The default recipe fine-tunes for at most this many epochs, and fewer where the training set is large."""
 AnyTask = Task | tuple[Any, Any]
-AnyRecipe = Recipe | str | Path | Sequence[Any] | dict[str, Any]
+AnyRecipe = Recipe | Pass | str | Path | Sequence[Any] | dict[str, Any]
 
 
 def default_recipe(
@@ -96,12 +97,14 @@ def compress(
 
     Main arguments: `task` (a `Task`, or (X, y): classification for integer y, else regression; validation and test are
     then split off), `target`, `max_drop` ("0.5pt", "1%"; also the guard of the default recipe), `max_bytes` of the
-    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or a list of passes) in place of the default; `target` and
-    `seed` then override the recipe's. `folder` is a run folder: an existing one is gone on with, for another path
+    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or passes) in place of the default; `target` and
+    `seed` then override the recipe's. `folder` is a run folder: an existing one is gone on with, for a new path
     "runs/name" the next numbered one ("runs/0003-name") is made.
 
     There is no search yet: the result is that of one recipe; budgets that it misses are in `result.violations`.
     """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a class, easily
+        raise UsageError("compress", f"a model of type {type(model).__name__}", "give an nn.Module, not its class")
     task = as_task(task)
     most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
     if max_drop is not None:
@@ -113,15 +116,7 @@ def compress(
         plan = as_recipe(recipe, seed)
         plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
     plan = replace(plan, threads=plan.threads or threads_for(model))
-    where = (
-        None
-        if folder is None
-        else (
-            RunFolder(Path(folder))
-            if Path(folder).is_dir()
-            else RunFolder.create(Path(folder).parent, Path(folder).name)
-        )
-    )
+    where = None if folder is None else RunFolder.at(folder)
     outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
     if where is not None:
         where.write("net.lil", container.dumps(outcome.artifact))  # first: no later failure loses the network
@@ -230,6 +225,8 @@ def as_recipe(recipe: AnyRecipe, seed: int | None = None) -> Recipe:
     """`seed` None = the recipe's own."""
     if isinstance(recipe, Recipe):
         found = recipe
+    elif isinstance(recipe, Pass):
+        found = Recipe(steps=(to_step(recipe),))
     elif isinstance(recipe, (str, Path)):
         found = load(recipe)
     elif isinstance(recipe, dict):

@@ -1,5 +1,6 @@
 """The command `lilliput`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -251,6 +252,7 @@ def train(
         out_json(found)
     else:
         out("\n".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in found.items()))
+        out(f"next: lilliput compress {model} --weights {path}")
 
 
 @app.command()
@@ -428,7 +430,12 @@ def zoo(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: errors in one line, exit codes as documented."""
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; say nothing at the exit either
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -442,7 +449,7 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
         return 130
-    except BrokenPipeError:
+    except SystemExit:  # how typer answers a reader that left early
         return 0
     except typer.Exit as error:
         return error.exit_code

@@ -32,7 +32,7 @@ from lilliput.core.edits import Edit, Fold, Replace, Slice
 MAX_HEADER = 1 << 24
 HEADER_FLOOR, HEADER_PER_BYTE = 1 << 16, 100
 """Unpacked bytes: at most `MAX_HEADER`, and at most a floor and so many for each packed byte."""
-MAX_RANK, MAX_DIM, MAX_INPUT, MAX_NAME = 8, 1 << 40, 1 << 28, 1000
+MAX_RANK, MAX_DIM, MAX_INPUT, MAX_NAME, MAX_TENSORS = 8, 1 << 40, 1 << 28, 1000, 1 << 14
 COUNTERS = (
     (torch.int64, "<i8"),
     (torch.int32, "<i4"),
@@ -137,6 +137,9 @@ def _data(header: Header) -> list[Any]:
 
 def _header(data: Any) -> Header:
     origin, spec, tensors, counters, activations, edits, recipe, trail = _items(data, 8)
+    most = max(len(_items(part)) for part in (tensors, counters, activations, edits))
+    if most > MAX_TENSORS:
+        raise ValueError(f"{most} tensors, activations or edits")
     if type(origin) is not bytes or len(origin) != 8:
         raise ValueError("a fingerprint that is not 8 bytes")
     result = Header(

@@ -61,7 +61,7 @@ class Score:
         if self.binary:
             centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
             half = Z95 / (1 + Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
-            half = min(half, centre, 1 - centre)  # exact where all or none are right
+            half = min(half, centre, 1 - centre)  # rounding must not leave 0..1
         else:
             centre, half = mean, Z95 * float(column.std()) / math.sqrt(n) if n > 1 else math.inf
         return (centre - half) * self.factor, (centre + half) * self.factor

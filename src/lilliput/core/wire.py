@@ -1,17 +1,20 @@
-"""The header's bytes: a strict subset of CBOR (RFC 8949, core deterministic encoding).
+"""The header's bytes: a strict subset of CBOR (RFC 8949).
 
-Null, booleans, integers below 2^63, float64, text, bytes, arrays, and maps with text keys in bytewise order. Reading
-checks every length against the bytes that are left before it allocates, and refuses what is not the shortest form.
+Null, booleans, integers below 2^63, float64, text, bytes, arrays, and maps with text keys. Maps keep their order, which
+counts in a recipe (later overrides win). Reading checks every length against the bytes that are left before it
+allocates, and refuses what is not the shortest form.
 """
 
 import struct
 from typing import Any
 
 MAX_DEPTH = 16
+MAX_VALUES = 1 << 20
+"""So many values, small ones and empty arrays too, may be read from one header."""
 
 
 def dumps(value: Any) -> bytes:
-    """Raises TypeError for a type outside the subset, ValueError for what `loads` would refuse."""
+    """Raises TypeError for a type outside the subset, ValueError for a number or a depth that `loads` would refuse."""
     out = bytearray()
     _write(out, value, 0)
     return bytes(out)
@@ -62,9 +65,9 @@ def _write(out: bytearray, value: Any, depth: int) -> None:
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a key that is not text cannot stand in a header")
         _head(out, 5, len(value))
-        for key in sorted(value, key=lambda k: (len(k.encode()), k.encode())):
+        for key, item in value.items():
             _write(out, key, depth)
-            _write(out, value[key], _deeper(depth))
+            _write(out, item, _deeper(depth))
     else:
         raise TypeError(f"{type(value).__name__} cannot stand in a header")
 
@@ -84,7 +87,7 @@ def _deeper(depth: int) -> int:
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.values = data, 0, 0
 
     def take(self, n: int) -> bytes:
         if n > len(self.data) - self.at:
@@ -105,6 +108,9 @@ class _Reader:
         return n
 
     def value(self, depth: int) -> Any:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values")
         first = self.take(1)[0]
         major, low = first >> 5, first & 31
         if first == 0xF6:
@@ -136,14 +142,11 @@ class _Reader:
 
     def map(self, n: int, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        last: tuple[int, bytes] = (-1, b"")
         for _ in range(n):
             key = self.value(depth)
             if not isinstance(key, str):
                 raise ValueError("a map key is not text")  # noqa: TRY004 - one kind of error for malformed bytes
-            order = (len(key.encode()), key.encode())
-            if order <= last:
-                raise ValueError("map keys are not in order")
-            last = order
+            if key in result:
+                raise ValueError("a map key appears twice")
             result[key] = self.value(_deeper(depth))
         return result

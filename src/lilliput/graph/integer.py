@@ -112,8 +112,7 @@ class IntegerNet(nn.Module):
                 left[name] -= 1
                 if left[name] == 0 and name not in self.graph.outputs:
                     del values[name]
-        outputs = tuple(_float(values[name]) for name in self.graph.outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return self.graph.result(tuple(_float(values[name]) for name in self.graph.outputs))
 
     def compute(self, node: Node, values: Mapping[str, Any], x: Tensor | None = None) -> Value:
         """The value of one node from those of its inputs; for an input node, from the float input `x`."""

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,11 +59,18 @@ class Node:
         return self.module or self.name
 
 
+def _bare(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
+    """`result` puts the values of `outputs` into the form that the model returns: a tensor, a tuple, a dictionary."""
+
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    result: Callable[[tuple[Any, ...]], Any] = _bare
 
     def __getitem__(self, name: str) -> Node:
         return self.by_name[name]
@@ -149,6 +156,7 @@ class _Reader:
 
     def __init__(self, model: nn.Module, program: Any) -> None:
         self.module = program.module()
+        self.form = program.call_spec.out_spec
         self.fx = [n for n in self.module.graph.nodes if not (n.op == "call_module" and n.target == "_guards_fn")]
         self.leaves = {path for path, m in model.named_modules() if not any(m.children())}
         self.names: dict[Any, str] = {}
@@ -186,7 +194,7 @@ class _Reader:
     def graph(self) -> Graph:
         nodes: list[Node] = []
         inputs: list[str] = []
-        outputs: list[str] = []
+        leaves: list[Any] = []
         for n in self.fx:
             if n.op == "placeholder":
                 name = "input" if not inputs else f"input_{len(inputs)}"
@@ -198,10 +206,23 @@ class _Reader:
             elif n.op == "call_function":
                 nodes.append(self._node(n))
             elif n.op == "output":
-                outputs = [self.names[v] for v in _flat(n.args[0]) if v in self.names]
+                leaves = list(n.args[0])
             elif n.op != "get_attr":
                 raise UnsupportedError("trace", f"a traced step of kind {n.op} ({n.target})", "report this model")
-        return _without_unread(Graph(nodes=tuple(nodes), inputs=tuple(inputs), outputs=tuple(outputs)))
+        outputs = tuple(self.names[v] for v in _flat(leaves) if v in self.names)
+        graph = Graph(nodes=tuple(nodes), inputs=tuple(inputs), outputs=outputs, result=self._result(leaves))
+        return _without_unread(graph)
+
+    def _result(self, leaves: list[Any]) -> Callable[[tuple[Any, ...]], Any]:
+        from torch.utils._pytree import tree_unflatten
+
+        read = [isinstance(leaf, torch.fx.Node) and leaf in self.names for leaf in leaves]
+
+        def result(values: tuple[Any, ...]) -> Any:
+            left = iter(values)
+            return tree_unflatten([next(left) if r else v for v, r in zip(leaves, read, strict=True)], self.form)
+
+        return result if self.form.num_leaves == len(leaves) else _bare
 
     def _node(self, n: Any) -> Node:
         target = "getitem" if n.target is operator.getitem else str(n.target)
@@ -279,7 +300,7 @@ def run(
 ) -> Any:
     """Run the graph in floating point with the given parameters and buffers.
 
-    `visit(node, value)` sees every value and returns the one to go on with. Returns the output, a tuple if several.
+    `visit(node, value)` sees every value and returns the one to go on with. Returns what the model returns.
     """
     values: dict[str, Any] = dict(zip(graph.inputs, args, strict=True))
     left = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
@@ -290,8 +311,7 @@ def run(
             left[name] -= 1
             if not left[name]:
                 del values[name]
-    result = tuple(values[name] for name in graph.outputs)
-    return result[0] if len(result) == 1 else result
+    return graph.result(tuple(values[name] for name in graph.outputs))
 
 
 def evaluate(node: Node, values: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
@@ -316,7 +336,7 @@ def _without_unread(graph: Graph) -> Graph:
         if node.name in read:
             read.update(node.inputs)
             kept.append(node)
-    return Graph(nodes=tuple(reversed(kept)), inputs=graph.inputs, outputs=graph.outputs)
+    return replace(graph, nodes=tuple(reversed(kept)))
 
 
 def _flat(value: Any) -> Iterable[Any]:

@@ -64,8 +64,12 @@ def count_flash(graph: Graph, artifact: Artifact, grids: Mapping[str, Grid]) -> 
             size += 8 * node.shape[1] if new else 0
         else:
             for role, tensor in new.items():
-                wide = role == "bias" and node.op in LAYERS
-                size += 4 * tensor.numel() if wide else array_bytes(encodings.get(id(tensor)) or Encoding.of(tensor))
+                if role == "bias" and node.op in LAYERS:
+                    size += 4 * tensor.numel()
+                elif tensor.is_floating_point():
+                    size += array_bytes(encodings.get(id(tensor)) or Encoding.of(tensor))
+                else:  # a buffer of whole numbers that the network computes with
+                    size += tensor.numel() * tensor.element_size()
         weight = encodings.get(id(read["weight"])) if node.op in LAYERS and "weight" in read else None
         if weight is not None and weight.grid is not None:
             size += _scale_bytes(weight.grid, requantized=_on_grids(node, grids))

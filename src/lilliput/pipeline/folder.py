@@ -55,6 +55,16 @@ class RunFolder:
             )
         return RunFolder(path)
 
+    @staticmethod
+    def at(path: str | Path) -> "RunFolder":
+        """A run folder or an empty folder; for a path that is not there, the next numbered one in its place."""
+        path = Path(path)
+        if not path.exists():
+            return RunFolder.create(path.parent, path.name)
+        if path.is_dir() and not any(path.iterdir()):
+            return RunFolder(path)
+        return RunFolder.open(path)
+
     def write(self, name: str, data: bytes | str) -> Path:
         write_atomically(self.path / name, data.encode() if isinstance(data, str) else data)
         return self.path / name

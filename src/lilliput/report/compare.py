@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import Measurement
-from lilliput.core.errors import ExportError, MissingExtraError, VerificationError
+from lilliput.core.errors import ArtifactError, LilliputError, VerificationError
 from lilliput.core.guard import Evaluation, FullForward
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.target import Target
@@ -157,12 +157,9 @@ def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: 
         onnx_export.export(artifact, path, target=onnx_target(target), graph=graph)
         samples = samples_of(task, role, CHECKED_SAMPLES)
         report = check_with_runtime(path, artifact, samples)
-    except (MissingExtraError, ExportError) as error:
-        column.notes.append(f"no ONNX file: {error}")
-        path.unlink(missing_ok=True)
-        return
-    except VerificationError as error:
-        column.mismatch = str(error)
+    except LilliputError as error:  # whatever it is: the other numbers are not lost for it
+        if isinstance(error, (VerificationError, ArtifactError)):
+            column.mismatch = str(error)
         column.notes.append(f"no ONNX file: {error}")
         path.unlink(missing_ok=True)
         return

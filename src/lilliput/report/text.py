@@ -78,5 +78,6 @@ def _cell(m: Measurement | None) -> str:
     if m.unit in ("ms", "us", "s"):
         number, unit = text.split(" ")
         scale = m.value / float(number) if float(number) else 1.0  # the spread in the unit that the value is shown in
-        return f"{number} [{m.spread[0] / scale:.3g}, {m.spread[1] / scale:.3g}] {unit}"
+        places = len(number.partition(".")[2])
+        return f"{number} [{m.spread[0] / scale:.{places}f}, {m.spread[1] / scale:.{places}f}] {unit}"
     return f"{m.value:.4g} [{m.spread[0]:.4g}, {m.spread[1]:.4g}] {m.unit}".rstrip()

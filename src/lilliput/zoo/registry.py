@@ -186,7 +186,7 @@ def open_model(
             raise UsageError(
                 f"network {source!r}",
                 "the package has no weights for it",
-                f"run: lilliput train {source}, or give --weights FILE",
+                f"run: lilliput train {source}, then give --weights {source}.lil, or other weights",
             )
     if weights is not None:
         model = load_weights(model, weights)

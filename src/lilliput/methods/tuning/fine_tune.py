@@ -79,6 +79,12 @@ class FineTune(Pass):
         }
         if context.task.train is None:
             return PassResult(skipped=dict.fromkeys(known, "the task has no training data"))
+        trained = [p for path, m in known.items() if self.selects(path) for p in m.parameters(recurse=False)]
+        if not any(p.requires_grad for p in trained):
+            reason = "its parameters do not require gradients"
+            return PassResult(
+                skipped={p: reason if self.selects(p) else "not selected by include and skip" for p in known}
+            )
         before = {name: p.detach().clone() for name, p in net.module.named_parameters()}
         teacher = context.evaluator.original if self.distillation > 0 else None
         result = fit(
