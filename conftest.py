@@ -23,3 +23,8 @@ pytest_collect_file = Sybil(
     patterns=["README.md", "docs/*.md"],
     fixtures=["own_folder"],
 ).pytest()
+
+collect_ignore_glob = [
+    "tests/conftest.py",
+    "tests/*/conftest.py",
+]  # they load as plugins; as doctest modules their names clash
