@@ -176,10 +176,32 @@ def test_coding_is_used_where_it_saves_more_than_its_code_takes():
 
 def test_bytes_layout_of_narrow_symbols_comes_back():
     generator = generator_of(0)
-    q = torch.where(torch.rand(5000, generator=generator) < 0.95, 0, torch.randint(-4, 4, (5000,), generator=generator))
+    q = torch.randint(-4, 4, (50,), generator=generator).repeat(100)  # a dictionary finds what no neighbour tells
     e = Encoding.of(torch.zeros(5000)).with_grid(Grid.per_tensor(0.1, 0, 3, signed=True), q)
     description, codes, data = written(e)
     assert [s.coding for s in streams_of(e)][-1] in (3, 4)
+    assert read(description, codes, data, e.shape).same(e)
+
+
+@pytest.mark.parametrize("slots", ["mask", "indices", "values", "masked indices", "masked values", "widths"])
+def test_streams_of_neighbours_in_contexts_come_back(slots):
+    generator = generator_of(0)
+    x = torch.randn(24, 12, 3, 3, generator=generator) * torch.randn(24, 1, 1, 1, generator=generator).exp()
+    e = Encoding.of(x)
+    if "mask" in slots:
+        e = e.with_mask(x.abs() > 0.5)
+    if "indices" in slots:
+        indices = torch.clamp((x * 2 + 4).floor(), 0, 7).long()
+        e = e.with_sharing(Sharing(indices=indices, sizes=torch.tensor([8])), torch.linspace(-2, 2, 8))
+    if "values" in slots:
+        e = e.with_grid(Grid.per_tensor(0.4, 0, 4, signed=True))
+    if slots == "widths":
+        bits = 3 + torch.arange(24) % 3
+        scale = torch.full((24,), 0.4)
+        e = e.with_grid(Grid(scale=scale, zero_point=torch.zeros(24).long(), bit_width=bits, axis=0))
+    description, codes, data = written(e)
+    kind = {"widths": "values"}.get(slots, slots.split()[-1])
+    assert {s.slot: s.coding for s in streams_of(e)}[kind] == 5
     assert read(description, codes, data, e.shape).same(e)
 
 
@@ -239,7 +261,8 @@ TABLES = (3).to_bytes(2, "little")
             "an integer of a table beyond a slice that uses it",
         ),
         ([], [8], bytes(24), "unknown coding 0"),
-        ([], [5], bytes(24), "unknown coding 5"),
+        ([], [6], bytes(24), "unknown coding 6"),
+        ([], [5 + 8 * 24], bytes(24), "coding 5 for floats"),
         ([], [3 + 8 * 4], bytes(24), "coding 3 for floats"),
         ([], [1 + 8 * 25], bytes(24), "a stream of 25 bytes, 24 left"),
         (
@@ -249,7 +272,7 @@ TABLES = (3).to_bytes(2, "little")
             "the zlib stream of 24 bytes is cut off before its end mark",
         ),
         ([], [2 + 8 * 24], b"\x03" + bytes(23), "damaged lzma stream: Corrupt input data"),
-        ([4, 0, 1, 9], [0, 3 + 8 * 2], FLOAT + b"\x03\x00", "a byte layout for symbols of more than 8 bits"),
+        ([4, 0, 1, 9], [0, 3 + 8 * 2], FLOAT + b"\x03\x00", "coding 3 for symbols of more than 8 bits"),
     ],
 )
 def test_what_is_not_well_formed_is_refused(description, codes, data, text):
@@ -263,7 +286,7 @@ def test_symbol_of_the_bytes_layout_must_fit_its_width():
     reader = Reader(writer.data)
     reader.begin(writer.codes())
     with pytest.raises(ValueError, match="a symbol of more than 2 bits"):
-        reader.symbols("values", [(1000, 2)])
+        reader.symbols("values", 1000, 2)
 
 
 def test_gigantic_tables_are_refused_before_they_are_made():

@@ -8,7 +8,7 @@ stream follows from what comes before it, so only coded streams carry a length.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.encoding import MAX_BITS, Encoding, Grid, Sharing
-from lilliput.ops import entropy, packing
+from lilliput.ops import context_coding, entropy, packing
 
 Ints = npt.NDArray[np.int64]
 CODINGS: tuple[tuple[str, entropy.Method], ...] = (
@@ -27,10 +27,38 @@ CODINGS: tuple[tuple[str, entropy.Method], ...] = (
     ("bytes", "lzma"),
 )
 """(layout, codec) of coding 0..4: packed bits, or one byte a symbol (up to 8 bits)."""
+CONTEXT = 5
+"""The coding of `ops.context_coding`, for symbols of up to 8 bits."""
 CODE_BYTES = 4
 """A coded stream must be shorter by this much: about what its code takes in the header."""
 LEAST_EXPONENT = -127
 """Scales that are powers of two are stored as the 8 bits of e - LEAST_EXPONENT, for 2^(e - 1)."""
+
+
+class Places(NamedTuple):
+    """Where symbols belong: entries of a tensor of `shape`, those that `kept` [entries] keeps."""
+
+    shape: tuple[int, ...]
+    kept: npt.NDArray[np.bool_] | None = None
+
+    @staticmethod
+    def row(count: int) -> "Places":
+        return Places((count,))
+
+    def widths(self, widths: Ints | int) -> npt.NDArray[np.uint8]:
+        """uint8 [entries]: the bits of each symbol, 0 where none is."""
+        n = math.prod(self.shape)
+        if self.kept is None:
+            return np.broadcast_to(np.asarray(widths, np.uint8), n).copy()
+        full = np.zeros(n, np.uint8)
+        full[self.kept] = widths
+        return full
+
+    def spread(self, symbols: Any) -> Any:
+        return symbols if self.kept is None else _spread(symbols, self.kept)
+
+    def gather(self, entries: Ints) -> Ints:
+        return entries if self.kept is None else entries[self.kept]
 
 
 @dataclass(frozen=True)
@@ -58,17 +86,19 @@ class Writer:
     def data(self) -> bytes:
         return b"".join(s.data for s in self.streams)
 
-    def symbols(self, slot: str, values: Ints, widths: Ints | int) -> None:
-        """Symbols of one width, or each of its own (packed by ascending width)."""
-        if isinstance(widths, int):
-            parts = [(values, widths)]
-        else:
-            parts = [(values[widths == w], int(w)) for w in np.unique(widths)]
+    def symbols(self, slot: str, values: Ints, widths: Ints | int, places: "Places | None" = None) -> None:
+        """Symbols of one width, or each of its own (packed by ascending width); `places` if they are not a row."""
+        one = isinstance(widths, int)
+        parts = [(values, widths)] if one else [(values[widths == w], w) for w in _kinds(widths)]
         packed = b"".join(packing.pack(symbols, width) for symbols, width in parts)
         coded = [(i, entropy.encode(packed, CODINGS[i][1])) for i in (1, 2)] if len(packed) >= 16 else []
-        if coded and all(width <= 8 for _, width in parts) and any(0 < width < 8 for _, width in parts):
-            plain = b"".join(symbols.astype(np.uint8).tobytes() for symbols, width in parts if width)
-            coded += [(i, entropy.encode(plain, CODINGS[i][1])) for i in (3, 4)]
+        if coded and all(width <= 8 for _, width in parts):
+            if any(0 < width < 8 for _, width in parts):
+                plain = b"".join(symbols.astype(np.uint8).tobytes() for symbols, width in parts if width)
+                coded += [(i, entropy.encode(plain, CODINGS[i][1])) for i in (3, 4)]
+            places = places or Places.row(len(values))
+            all_widths = places.widths(widths)
+            coded.append((CONTEXT, context_coding.encode(places.spread(values), all_widths, places.shape)))
         self._put(slot, packed, coded, sum(len(symbols) * width for symbols, width in parts))
 
     def floats(self, slot: str, values: npt.NDArray[np.float32]) -> None:
@@ -100,23 +130,37 @@ class Reader:
             raise ValueError(f"{len(self.codes)} codes for {len(self.taken)} streams")
         return self.taken
 
-    def symbols(self, slot: str, counts: Sequence[tuple[int, int]]) -> list[Ints]:
-        """One array for each (count, width)."""
-        lengths = [(count * width + 7) // 8 for count, width in counts]
-        coding, data = self._take(slot, sum(lengths), sum(count * width for count, width in counts))
+    def symbols(self, slot: str, count: int, widths: Ints | int, places: Places | None = None) -> Ints:
+        """`count` symbols, in the order of the entries, of one width or each of its own."""
+        if isinstance(widths, int):
+            where, counts = None, [(count, widths)]
+        else:
+            where = [np.flatnonzero(widths == w) for w in _kinds(widths)]
+            counts = [(len(p), int(widths[p[0]])) for p in where]
+        lengths = [(n * width + 7) // 8 for n, width in counts]
+        coding, data = self._take(slot, sum(lengths), sum(n * width for n, width in counts))
+        if coding >= 3 and any(width > 8 for _, width in counts):
+            raise ValueError(f"coding {coding} for symbols of more than 8 bits")
+        if coding == CONTEXT:
+            places = places or Places.row(count)
+            return places.gather(context_coding.decode(data, places.widths(widths), places.shape))
         if coding >= 3:
-            if any(width > 8 for _, width in counts):
-                raise ValueError("a byte layout for symbols of more than 8 bits")
-            plain = entropy.decode(data, CODINGS[coding][1], sum(count for count, width in counts if width))
-            return self._from_bytes(plain, counts)
-        if coding:
-            data = entropy.decode(data, CODINGS[coding][1], sum(lengths))
-        arrays: list[Ints] = []
-        start = 0
-        for (count, width), length in zip(counts, lengths, strict=True):
-            arrays.append(packing.unpack(data[start : start + length], count, width))
-            start += length
-        return arrays
+            plain = entropy.decode(data, CODINGS[coding][1], sum(n for n, width in counts if width))
+            parts = self._from_bytes(plain, counts)
+        else:
+            if coding:
+                data = entropy.decode(data, CODINGS[coding][1], sum(lengths))
+            ends = np.cumsum(lengths)
+            parts = [
+                packing.unpack(data[end - length : end], n, width)
+                for (n, width), length, end in zip(counts, lengths, ends, strict=True)
+            ]
+        if where is None:
+            return parts[0]
+        result = np.zeros(count, np.int64)
+        for place, values in zip(where, parts, strict=True):
+            result[place] = values
+        return result
 
     def floats(self, slot: str, count: int) -> npt.NDArray[np.float32]:
         coding, data = self._take(slot, 4 * count, 32 * count)
@@ -129,7 +173,7 @@ class Reader:
     def _take(self, slot: str, raw_length: int, raw_bits: int) -> tuple[int, bytes]:
         code = self.codes[len(self.taken)] if len(self.taken) < len(self.codes) else 0
         coding, length = (0, raw_length) if code == 0 else (code % 8, code // 8)
-        if (code and coding == 0) or coding >= len(CODINGS):
+        if (code and coding == 0) or coding > CONTEXT:
             raise ValueError(f"unknown coding {coding}")
         if length > len(self.data) - self.at:
             raise ValueError(f"a stream of {length} bytes, {len(self.data) - self.at} left")
@@ -167,7 +211,7 @@ def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) ->
     kept = None
     if e.mask is not None:
         kept = e.mask.reshape(-1).cpu().numpy()
-        writer.symbols("mask", kept.astype(np.int64), 1)
+        writer.symbols("mask", kept.astype(np.int64), 1, Places(e.shape))
     if e.sharing is not None:
         description.append(0 if e.sharing.axis is None else e.sharing.axis + 1)
         sizes = e.sharing.sizes.cpu().numpy()
@@ -176,7 +220,7 @@ def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) ->
         indices = e.sharing.indices.reshape(-1).cpu().numpy()
         if kept is not None:
             indices, widths = indices[kept], widths[kept]
-        writer.symbols("indices", indices, widths)
+        writer.symbols("indices", indices, widths, Places(e.shape, kept))
     if e.grid is not None:
         description += _write_grid(writer, e.grid, source)
     _write_values(writer, e, kept)
@@ -197,7 +241,7 @@ def read_encoding(
     mask = sharing = grid = None
     kept: npt.NDArray[np.bool_] | None = None
     if flags & 1:
-        kept = reader.symbols("mask", [(n, 1)])[0].astype(bool)
+        kept = reader.symbols("mask", n, 1, Places(shape)).astype(bool)
         mask = torch.from_numpy(kept).reshape(shape)
     if flags & 2:
         sharing = _read_sharing(reader, shape, numbers, kept)
@@ -256,14 +300,14 @@ def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: Iterator[int], d
         if scale.numel() != count:
             raise ValueError(f"{scale.numel()} derived scales for {count}")
     elif kind & 8:
-        exponent = reader.symbols("scale", [(count, 8)])[0] + LEAST_EXPONENT
+        exponent = reader.symbols("scale", count, 8) + LEAST_EXPONENT
         scale = torch.from_numpy(np.ldexp(np.full(count, 0.5), exponent).astype(np.float32))
     else:
         scale = torch.from_numpy(reader.floats("scale", count))
-    bits = reader.symbols("bit_width", [(count, 5)])[0] if kind & 32 else np.full(count, width)
+    bits = reader.symbols("bit_width", count, 5) if kind & 32 else np.full(count, width)
     zero = np.zeros(count, np.int64)
     if kind & 4:
-        zero = reader.symbols("zero_point", [(count, MAX_BITS + 1)])[0] - (1 << MAX_BITS)
+        zero = reader.symbols("zero_point", count, MAX_BITS + 1) - (1 << MAX_BITS)
     return Grid(
         scale=scale,
         zero_point=torch.from_numpy(zero),
@@ -278,14 +322,14 @@ def _read_sharing(
     reader: Reader, shape: tuple[int, ...], numbers: Iterator[int], kept: npt.NDArray[np.bool_] | None
 ) -> Sharing:
     axis, count = _axis(_next(numbers), shape)
-    sizes = reader.symbols("sharing", [(count, 16)])[0]
+    sizes = reader.symbols("sharing", count, 16)
     least, most, entries = int(sizes.min()), int(sizes.max()), math.prod(shape) // count
     if not 1 <= least <= most <= entries:
         raise ValueError(f"tables of {least} to {most} values for {entries} entries")
     widths = _per_entry(_widths(sizes - 1), shape, axis)
-    indices = _scatter(reader, "indices", widths if kept is None else widths[kept])
-    if kept is not None:
-        indices = _spread(indices, kept)
+    own = widths if kept is None else widths[kept]
+    places = Places(shape, kept)
+    indices = places.spread(reader.symbols("indices", len(own), own, places))
     if bool((indices >= _per_entry(sizes, shape, axis)).any()):
         raise ValueError("an index beyond its table")
     return Sharing(indices=torch.from_numpy(indices).reshape(shape), sizes=torch.from_numpy(sizes), axis=axis)
@@ -300,7 +344,7 @@ def _write_values(writer: Writer, e: Encoding, kept: npt.NDArray[np.bool_] | Non
         writer.floats("values", values)
     else:
         low, _, widths = _grid_entries(e.grid, e.shape, e.sharing, dense_mask)
-        writer.symbols("values", values - low, widths)
+        writer.symbols("values", values - low, widths, Places(e.shape, kept) if e.sharing is None else None)
 
 
 def _read_values(
@@ -316,7 +360,8 @@ def _read_values(
         stored: Any = reader.floats("values", n if dense_mask is None else int(dense_mask.sum()))
     else:
         low, high, widths = _grid_entries(grid, shape, sharing, dense_mask)
-        stored = _scatter(reader, "values", widths) + low
+        places = Places(shape, kept) if sharing is None else None
+        stored = reader.symbols("values", len(widths), widths, places) + low
         if bool((stored > high).any()):
             raise ValueError("an integer beyond its grid")
     values = stored if dense_mask is None else _spread(stored, dense_mask)
@@ -339,21 +384,14 @@ def _grid_entries(
     return low, high, widths
 
 
-def _scatter(reader: Reader, slot: str, widths: Ints) -> Ints:
-    """Symbols packed by ascending width, back in their places."""
-    kinds = np.unique(widths)
-    places = [np.flatnonzero(widths == w) for w in kinds]
-    arrays = reader.symbols(slot, [(len(p), int(w)) for p, w in zip(places, kinds, strict=True)])
-    result = np.zeros(len(widths), np.int64)
-    for place, values in zip(places, arrays, strict=True):
-        result[place] = values
-    return result
-
-
 def _spread(stored: Any, kept: npt.NDArray[np.bool_]) -> Any:
     full = np.zeros(len(kept), stored.dtype)
     full[kept] = stored
     return full
+
+
+def _kinds(widths: Ints) -> list[int]:
+    return np.flatnonzero(np.bincount(widths)).tolist()
 
 
 def _widths(highest: Ints) -> Ints:
