@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import UsageError
-from lilliput.core.streams import CODE_BYTES, Reader, Writer, read_encoding, size_bits, streams_of, write_encoding
+from lilliput.core.streams import (
+    CODE_BYTES,
+    Reader,
+    Stream,
+    Writer,
+    read_encoding,
+    size_bits,
+    streams_of,
+    write_encoding,
+)
 from lilliput.ops import entropy
 from strategies import encodings, generator_of, grids, law, seeds
 
@@ -183,6 +192,17 @@ def test_bytes_layout_of_narrow_symbols_comes_back():
     assert read(description, codes, data, e.shape).same(e)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_floats_with_their_exponents_in_contexts_come_back(masked):
+    x = torch.randn(40, 20, 3, 3, generator=generator_of(0))
+    x.view(-1)[:6] = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-45, -3.4e38])
+    e = Encoding.of(x).with_mask(x.abs() > 0.3) if masked else Encoding.of(x)
+    description, codes, data = written(e)
+    assert streams_of(e)[-1].coding == 5
+    again = read(description, codes, data, e.shape)
+    assert torch.equal(again.values.view(torch.int32), e.values.view(torch.int32))
+
+
 @pytest.mark.parametrize("slots", ["mask", "indices", "values", "masked indices", "masked values", "widths"])
 def test_streams_of_neighbours_in_contexts_come_back(slots):
     generator = generator_of(0)
@@ -262,7 +282,8 @@ TABLES = (3).to_bytes(2, "little")
         ),
         ([], [8], bytes(24), "unknown coding 0"),
         ([], [6], bytes(24), "unknown coding 6"),
-        ([], [5 + 8 * 24], bytes(24), "coding 5 for floats"),
+        ([], [5 + 8 * 24], bytes(24), "the context stream has centre 0 and unit 0 for 8 bits"),
+        ([], [5 + 8 * 17], bytes(24), "17 bytes for the fractions of 6 floats"),
         ([], [3 + 8 * 4], bytes(24), "coding 3 for floats"),
         ([], [1 + 8 * 25], bytes(24), "a stream of 25 bytes, 24 left"),
         (
@@ -282,7 +303,7 @@ def test_what_is_not_well_formed_is_refused(description, codes, data, text):
 
 def test_symbol_of_the_bytes_layout_must_fit_its_width():
     writer = Writer()
-    writer._put("values", bytes(1000), [(3, entropy.encode(b"\x04" + bytes(999), "zlib"))], 8000)
+    writer.streams.append(Stream("values", entropy.encode(b"\x04" + bytes(999), "zlib"), 8000, 3))
     reader = Reader(writer.data)
     reader.begin(writer.codes())
     with pytest.raises(ValueError, match="a symbol of more than 2 bits"):

@@ -6,7 +6,7 @@ stream follows from what comes before it, so only coded streams carry a length.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,8 +31,13 @@ CONTEXT = 5
 """The coding of `ops.context_coding`, for symbols of up to 8 bits."""
 CODE_BYTES = 4
 """A coded stream must be shorter by this much: about what its code takes in the header."""
+LEAST_BYTES = 16
+"""Shorter streams stay as they are."""
 LEAST_EXPONENT = -127
 """Scales that are powers of two are stored as the 8 bits of e - LEAST_EXPONENT, for 2^(e - 1)."""
+
+
+Coded = tuple[int, bytes]
 
 
 class Places(NamedTuple):
@@ -91,23 +96,36 @@ class Writer:
         one = isinstance(widths, int)
         parts = [(values, widths)] if one else [(values[widths == w], w) for w in _kinds(widths)]
         packed = b"".join(packing.pack(symbols, width) for symbols, width in parts)
-        coded = [(i, entropy.encode(packed, CODINGS[i][1])) for i in (1, 2)] if len(packed) >= 16 else []
-        if coded and all(width <= 8 for _, width in parts):
+        layouts = {1: packed} if len(packed) >= LEAST_BYTES else {}
+        places = places or Places.row(len(values))
+        coded: list[Coded] = []
+        if layouts and all(width <= 8 for _, width in parts):
             if any(0 < width < 8 for _, width in parts):
-                plain = b"".join(symbols.astype(np.uint8).tobytes() for symbols, width in parts if width)
-                coded += [(i, entropy.encode(plain, CODINGS[i][1])) for i in (3, 4)]
-            places = places or Places.row(len(values))
+                layouts[3] = b"".join(symbols.astype(np.uint8).tobytes() for symbols, width in parts if width)
             all_widths = places.widths(widths)
             coded.append((CONTEXT, context_coding.encode(places.spread(values), all_widths, places.shape)))
-        self._put(slot, packed, coded, sum(len(symbols) * width for symbols, width in parts))
+        self._put(slot, packed, layouts, coded, sum(len(symbols) * width for symbols, width in parts))
 
-    def floats(self, slot: str, values: npt.NDArray[np.float32]) -> None:
+    def floats(self, slot: str, values: npt.NDArray[np.float32], places: "Places | None" = None) -> None:
         raw = values.astype("<f4").tobytes()
-        planes = packing.float_planes(values)
-        self._put(slot, raw, [(i, entropy.encode(planes, CODINGS[i][1])) for i in (1, 2)], 8 * len(raw))
+        places = places or Places.row(len(values))
+        exponents, rest = packing.split_floats(values)
+        coded: list[Coded] = []
+        if len(raw) >= LEAST_BYTES:
+            context = context_coding.encode(places.spread(exponents), places.widths(8), places.shape)
+            coded.append((CONTEXT, rest + context))
+        self._put(slot, raw, {1: packing.float_planes(values)}, coded, 8 * len(raw))
 
-    def _put(self, slot: str, raw: bytes, coded: list[tuple[int, bytes]], raw_bits: int) -> None:
-        coding, data = min(coded, key=lambda c: len(c[1]), default=(0, raw))
+    def _put(self, slot: str, raw: bytes, layouts: Mapping[int, bytes], coded: list[Coded], raw_bits: int) -> None:
+        """`layouts` are the bytes for deflate, by its coding; the LZMA2 of the same bytes is the next one.
+
+        LZMA takes most of the time and is at most a tenth smaller: it is tried where deflate is about as good as all.
+        """
+        deflated: list[Coded] = [(i, entropy.encode(data, "zlib")) for i, data in layouts.items()]
+        least = min((len(data) for _, data in coded), default=len(raw))
+        hopeful = [i for i, data in deflated if len(data) < 1.1 * least]
+        coded = coded + deflated + [(i + 1, entropy.encode(layouts[i], "lzma")) for i in hopeful]
+        coding, data = min(coded, key=lambda c: (len(c[1]), c[0]), default=(0, raw))
         if len(data) + CODE_BYTES > len(raw):
             coding, data = 0, raw
         self.streams.append(Stream(slot, data, raw_bits, coding))
@@ -162,10 +180,16 @@ class Reader:
             result[place] = values
         return result
 
-    def floats(self, slot: str, count: int) -> npt.NDArray[np.float32]:
+    def floats(self, slot: str, count: int, places: Places | None = None) -> npt.NDArray[np.float32]:
         coding, data = self._take(slot, 4 * count, 32 * count)
         if coding == 0:
             return np.frombuffer(data, "<f4").astype(np.float32)
+        if coding == CONTEXT:
+            places = places or Places.row(count)
+            if len(data) < 3 * count:
+                raise ValueError(f"{len(data)} bytes for the fractions of {count} floats")
+            exponents = context_coding.decode(data[3 * count :], places.widths(8), places.shape)
+            return packing.join_floats(places.gather(exponents), data[: 3 * count])
         if coding > 2:
             raise ValueError(f"coding {coding} for floats")
         return packing.from_float_planes(entropy.decode(data, CODINGS[coding][1], 4 * count), count, np.float32)
@@ -233,7 +257,7 @@ def read_encoding(
     """Inverse of `write_encoding`; every count is checked before an array is made. `derive(source)` gives scales."""
     n = math.prod(shape)
     if not description:
-        return Encoding(shape=shape, values=torch.from_numpy(reader.floats("values", n)).reshape(shape))
+        return Encoding(shape=shape, values=torch.from_numpy(reader.floats("values", n, Places(shape))).reshape(shape))
     numbers = iter(description)
     flags = _next(numbers)
     if not 0 < flags < 8:
@@ -341,7 +365,7 @@ def _write_values(writer: Writer, e: Encoding, kept: npt.NDArray[np.bool_] | Non
     if dense_mask is not None:
         values = values[dense_mask]
     if e.grid is None:
-        writer.floats("values", values)
+        writer.floats("values", values, Places(e.shape, kept) if e.sharing is None else None)
     else:
         low, _, widths = _grid_entries(e.grid, e.shape, e.sharing, dense_mask)
         writer.symbols("values", values - low, widths, Places(e.shape, kept) if e.sharing is None else None)
@@ -357,7 +381,8 @@ def _read_values(
     n = math.prod(shape) if sharing is None else int(sharing.sizes.sum())
     dense_mask = kept if sharing is None else None
     if grid is None:
-        stored: Any = reader.floats("values", n if dense_mask is None else int(dense_mask.sum()))
+        places = Places(shape, kept) if sharing is None else None
+        stored: Any = reader.floats("values", n if dense_mask is None else int(dense_mask.sum()), places)
     else:
         low, high, widths = _grid_entries(grid, shape, sharing, dense_mask)
         places = Places(shape, kept) if sharing is None else None

@@ -86,3 +86,20 @@ def _unpack(stream: Bits, count: int, bit_width: int) -> NDArray[np.uint32]:
     bits = np.unpackbits(stream[: packed_bytes(count, bit_width)], count=count * bit_width, bitorder="little")
     words[:, :bit_width] = bits.reshape(count, bit_width)
     return np.packbits(words, axis=1, bitorder="little").view("<u4").reshape(count)
+
+
+def split_floats(values: NDArray[np.float32]) -> tuple[NDArray[np.int64], bytes]:
+    """The exponents, 0..255, and for each float three bytes: 23 bits of its fraction over its sign, little-endian."""
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    turned = ((bits << 1) | (bits >> 31)).astype("<u4")
+    parts = turned.view(np.uint8).reshape(-1, 4)
+    return parts[:, 3].astype(np.int64), parts[:, :3].tobytes()
+
+
+def join_floats(exponents: NDArray[np.int64], rest: bytes) -> NDArray[np.float32]:
+    """Inverse of `split_floats`."""
+    parts = np.empty((len(exponents), 4), np.uint8)
+    parts[:, 3] = exponents
+    parts[:, :3] = np.frombuffer(rest, np.uint8).reshape(-1, 3)
+    turned = parts.reshape(-1).view("<u4")
+    return ((turned >> 1) | (turned << 31)).astype("<u4").view("<f4").astype(np.float32)
