@@ -6,9 +6,9 @@ Imports numba: import this file inside the function that needs the kernel.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from lilliput.ops import vector
+from lilliput.ops.jit import kernel, part
 from lilliput.ops.vector import LANES, SIZE_LIMIT, SIZE_SHIFT, TAPS
 
 VALUE_LEVELS, SIZE_LEVELS = 7, 6
@@ -25,12 +25,12 @@ TRUNCATED, IMPOSSIBLE, UNFINISHED = -1, -2, -3
 """What `code` returns for a stream that ends too early, names a symbol that is not there, or ends in a wrong state."""
 
 
-@njit(cache=True)
+@part
 def _start(entry: Any, spread: Any, k: Any) -> Any:
     return ((np.int64(entry) >> 5) * spread >> 15) + k
 
 
-@njit(cache=True)
+@part
 def _consume(x: Any, low: Any, width: Any, words: Any, at: Any) -> Any:
     """The state and the next word after a symbol of `width` slots from `low`; position -1 if words run out."""
     x = width * (x >> 15) + (x & (SLOTS - 1)) - low
@@ -42,18 +42,18 @@ def _consume(x: Any, low: Any, width: Any, words: Any, at: Any) -> Any:
     return x, at
 
 
-@njit(cache=True)
+@part
 def _bound(x: Any, limit: Any) -> Any:
     return min(max(x, -limit), limit)
 
 
-@njit(cache=True)
-def _fill(table: Any, symbols: Any) -> None:
+@part
+def _fill(table: Any, row: Any, symbols: Any) -> None:
     for k in range(LANES):
-        table[k] = min((k << 20) // symbols, ONE)
+        table[row, k] = min((k << 20) // symbols, ONE)
 
 
-@njit(cache=True)
+@kernel
 def code(
     decoding: Any,
     symbols: Any,  # int32 [n]: read, or written when decoding
@@ -76,11 +76,14 @@ def code(
     row_cells = columns + pad_before + pad_after
     plane_cells = (rows + pad_rows) * row_cells
     slice_cells = (planes + pad_planes) * plane_cells
-    ring = np.max(back) + 1
+    ring = np.int64(1)
+    for j in range(TAPS):
+        ring = max(ring, back[j] + 1)
     history = np.full(ring * slice_cells, TYPICAL, np.int32)  # value 0 of typical size: what lies outside
     starts = np.zeros(TAPS, np.int64)
     weights = np.zeros(2 * TAPS, np.int32)
-    weights[TAPS:] = 5958
+    for j in range(TAPS, 2 * TAPS):
+        weights[j] = 5958
     inputs = np.zeros(4 * TAPS, np.int32)  # of this entry and of the one before it
     weight_slice, weight_line, weight_spot = np.int64(5958), np.int64(5958), np.int64(5958)
     old_slice, old_line, old_spot = np.int64(0), np.int64(0), np.int64(0)
@@ -94,18 +97,18 @@ def code(
     for b in range(1, WIDTHS):
         alphabet = min(LANES, 1 << b)
         slow[b] = 6 * alphabet // 10 + 1
-        _fill(table[b * (CONTEXTS + 1) + CONTEXTS], alphabet)
+        _fill(table, b * (CONTEXTS + 1) + CONTEXTS, alphabet)
         seen[b * (CONTEXTS + 1) + CONTEXTS] = 0
         for j in range(LANES):
             span = tokens[b, j + 1] - tokens[b, j]
             if span > 1:
                 piece = (span + LANES - 1) // LANES
-                _fill(rest[b * LANES + j], (span + piece - 1) // piece)
+                _fill(rest, b * LANES + j, (span + piece - 1) // piece)
     rate = np.zeros(MOST_SEEN + LANES, np.int32)
     for k in range(1, len(rate)):
         rate[k] = 2048 // k
 
-    single = planes * rows == 1  # a matrix: lines are its columns
+    single = pad_planes == 0  # a matrix: lines are its columns
     line = np.full(columns if single else planes, TYPICAL << 8, np.int64)
     spot = np.full(1 if single else rows * columns, TYPICAL << 8, np.int64)
     of_slice = np.int64(TYPICAL << 8)
@@ -152,7 +155,8 @@ def code(
                     parent = np.uint64(b * (CONTEXTS + 1) + CONTEXTS)
                     context = np.uint64(b * (CONTEXTS + 1) + level * SIZE_LEVELS + scale)
                     if seen[context] < 0:
-                        table[context] = table[parent]
+                        for k in range(LANES):
+                            table[context, k] = table[parent, k]
                         seen[context] = min(seen[parent], INHERITED)
                     alphabet = np.int64(LANES) if b > 4 else np.int64(1) << b
                     spread = SLOTS - alphabet
@@ -256,7 +260,7 @@ def code(
     return np.int64(steps), 0 * alive
 
 
-@njit(cache=True)
+@kernel
 def chain(lows: Any, shares: Any, steps: Any, words: Any) -> Any:
     """The coded steps, last first, as words from the end of `words` on: how many, and the state."""
     x, n = np.int64(STATE), len(words)
