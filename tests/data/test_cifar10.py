@@ -73,6 +73,8 @@ def test_pickled_files_hold_what_the_binary_files_hold(tmp_path, writer):
     assert PICKLED.fits(tmp_path / "py")
     assert not BINARY.fits(tmp_path / "py")
     binary, pickled = read_cifar10(tmp_path / "bin"), read_cifar10(tmp_path / "py")
+    assert binary.source.endswith("bin, binary version")
+    assert pickled.source.endswith("py, pickled version, not the published bytes")
     for role in ("train", "test"):
         assert all(torch.equal(a, b) for a, b in zip(getattr(binary, role), getattr(pickled, role), strict=True))
 

@@ -60,7 +60,7 @@ def test_a_name_like_no_other_is_refused_with_all_names():
         load("xyz")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "svhn"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "svhn", "svhn-extra"])
 def test_missing_data_is_told_with_the_places_and_the_way_to_get_it(empty_home, tmp_path, name):
     if name == "fashion-mnist" and load_module.search(load_module._PUBLISHED[name].layouts):
         pytest.skip("the package dataset-fashion-mnist is installed: it is always found")

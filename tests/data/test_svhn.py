@@ -1,10 +1,15 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
 
 from lilliput.core.errors import DataError
-from lilliput.data.svhn import TEST, TRAIN, read_svhn
+from lilliput.data import svhn
+from lilliput.data.load import load
+from lilliput.data.roles import by_role
+from lilliput.data.svhn import EXTRA, TEST, TRAIN, read_svhn, read_svhn_extra
 
 RNG = np.random.default_rng(0)
 
@@ -28,6 +33,55 @@ def test_images_keep_their_place_and_label_10_is_the_digit_0(tmp_path, packed):
     assert data.source.endswith("not the published bytes")
 
 
+def test_every_pixel_of_every_batch_is_turned(tmp_path, monkeypatch):
+    monkeypatch.setattr(svhn, "_BATCH", 5)
+    images, _ = write(tmp_path, TRAIN)
+    write(tmp_path, TEST)
+    assert np.array_equal(read_svhn(tmp_path).train[0].numpy(), images.transpose(3, 2, 0, 1))
+
+
+def test_extra_images_come_first_and_leave_validation_as_it_is(tmp_path):
+    for name, n in ((TRAIN, 30), (TEST, 3), (EXTRA, 7)):
+        write(tmp_path, name, n=n)
+    plain, more = read_svhn(tmp_path), read_svhn_extra(tmp_path)
+    assert (plain.name, more.name) == ("svhn", "svhn-extra")
+    assert len(more.train[0]) == len(more.train[1]) == 37
+    assert torch.equal(more.train[0][7:], plain.train[0])
+    held, again = by_role(plain)["validation"], by_role(more)["validation"]
+    assert len(held[1]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(held, again, strict=True))
+    assert torch.equal(plain.test[0], more.test[0])
+
+
+def test_data_sets_are_found_by_name_where_their_files_are(empty_home, tmp_path):
+    (tmp_path / "SVHN").mkdir()
+    for name in (TRAIN, TEST):
+        write(tmp_path / "SVHN", name)
+    assert load("svhn", data_root=tmp_path).source == f"{tmp_path / 'SVHN'}, not the published bytes"
+    with pytest.raises(DataError, match="--download"):
+        load("svhn-extra", data_root=tmp_path)
+    write(tmp_path / "SVHN", EXTRA)
+    assert len(load("svhn-extra", data_root=tmp_path).train[1]) == 24
+
+
+def test_the_published_bytes_are_known_by_their_checksums(tmp_path, monkeypatch):
+    for name in (TRAIN, TEST, EXTRA):
+        write(tmp_path, name)
+    sums = {name: hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in (TRAIN, TEST, EXTRA)}
+    monkeypatch.setattr(svhn, "PUBLISHED", sums | {EXTRA: "0"})
+    assert read_svhn(tmp_path).source.endswith(", the published bytes")
+    assert read_svhn_extra(tmp_path).source.endswith(", not the published bytes")
+
+
+@pytest.mark.parametrize("name", [TRAIN, TEST])
+def test_a_truncated_file_is_refused(tmp_path, name):
+    for file in (TRAIN, TEST):
+        write(tmp_path, file)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])
+    with pytest.raises(DataError, match=rf"{name}: .* are left; get the file again"):
+        read_svhn(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -36,7 +90,7 @@ def test_images_keep_their_place_and_label_10_is_the_digit_0(tmp_path, packed):
         ({"X": np.zeros((32, 32), np.uint8)}, "expected uint8"),
         ({"labels": np.zeros((12, 1), np.uint8)}, r"outside of 1\.\.10"),
         ({"labels": np.full((12, 1), 1.5)}, r"outside of 1\.\.10"),
-        ({"labels": np.ones((11, 1), np.uint8)}, "12 samples and labels"),
+        ({"labels": np.ones((11, 1), np.uint8)}, "a label for each image"),
     ],
 )
 def test_svhn_file_of_another_kind_is_refused(tmp_path, changed, message):

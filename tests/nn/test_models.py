@@ -1,6 +1,7 @@
 """The architectures: sizes, shapes, traceability, names of published weights."""
 
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import UsageError
+from lilliput.graph.trace import trace
+from lilliput.measure.macs import count_macs, uncounted
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
-from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Tanh, SmallMNISTCNN
-from lilliput.nn.models.resnet import CifarResNet, PadShortcut
+from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
+from lilliput.nn.models.plain import VGG, MojoCIFARCNN
+from lilliput.nn.models.resnet import BasicBlock, CifarResNet, PadShortcut
 
 Make = Callable[[], nn.Module]
 TABLE = [
@@ -26,11 +31,21 @@ TABLE = [
     pytest.param(SmallMNISTCNN, 101_770, (1, 28, 28), (10,), id="SmallMNISTCNN"),
     pytest.param(LeNet5Tanh, 431_080, (1, 28, 28), (10,), id="LeNet5Tanh"),
     pytest.param(LeNet5ELU, 431_080, (1, 28, 28), (10,), id="LeNet5ELU"),
+    pytest.param(LeNet5Seed, 25_570, (1, 28, 28), (800,), id="LeNet5Seed"),
+    pytest.param(lambda: LeNet5Seed(n_classes=10), 33_580, (1, 28, 28), (10,), id="LeNet5Seed, classes"),
+    pytest.param(SeedCNN, 19_494, (1, 28, 28), (10,), id="SeedCNN"),
     pytest.param(LeNet5, 61_706, (1, 28, 28), (10,), id="LeNet5"),
     pytest.param(lambda: CifarResNet(depth=8), 75_290, (3, 32, 32), (10,), id="ResNet-8"),
     pytest.param(lambda: CifarResNet(depth=20), 269_722, (3, 32, 32), (10,), id="ResNet-20"),
     pytest.param(lambda: CifarResNet(depth=32), 464_154, (3, 32, 32), (10,), id="ResNet-32"),
     pytest.param(lambda: CifarResNet(depth=56), 853_018, (3, 32, 32), (10,), id="ResNet-56"),
+    pytest.param(lambda: CifarResNet(depth=8, projections=True), 78_042, (3, 32, 32), (10,), id="ResNet-8, option B"),
+    pytest.param(lambda: CifarResNet(depth=14, projections=True), 175_258, (3, 32, 32), (10,), id="ResNet-16 of SIC"),
+    pytest.param(
+        lambda: CifarResNet(depth=20, projections=True), 272_474, (3, 32, 32), (10,), id="ResNet-20, option B"
+    ),
+    pytest.param(VGG, 9_228_362, (3, 32, 32), (10,), id="VGG"),
+    pytest.param(MojoCIFARCNN, 403_850, (3, 32, 32), (10,), id="MojoCIFARCNN"),
 ]
 every_model = pytest.mark.parametrize(("make", "n_parameters", "input_shape", "output_shape"), TABLE)
 
@@ -90,7 +105,11 @@ def test_every_parameter_receives_a_gradient(
         (SmallMNISTCNN, {"n_classes": 3}, (1, 28, 28), (3,)),
         (LeNet5Tanh, {"n_classes": 3}, (1, 28, 28), (3,)),
         (LeNet5ELU, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (LeNet5Seed, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (SeedCNN, {"n_classes": 3}, (1, 28, 28), (3,)),
         (LeNet5, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (VGG, {"n_classes": 3}, (3, 32, 32), (3,)),
+        (MojoCIFARCNN, {"n_classes": 3}, (3, 32, 32), (3,)),
         (CifarResNet, {"depth": 8, "n_classes": 3}, (3, 32, 32), (3,)),
     ],
 )
@@ -98,6 +117,63 @@ def test_settings_change_the_shape(
     make: Callable[..., nn.Module], options: dict[str, int], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> None:
     assert make(**options).eval()(torch.zeros(2, *input_shape)).shape == (2, *output_shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "n_macs", "input_shape"),
+    [
+        (SmallMNISTCNN, 101_632, (1, 28, 28)),
+        (LeNet5Tanh, 2_293_000, (1, 28, 28)),
+        (LeNet5Seed, 1_888_000, (1, 28, 28)),
+        (SeedCNN, 179_136, (1, 28, 28)),
+        (LeNet5, 416_520, (1, 28, 28)),
+        (lambda: CifarResNet(depth=14, projections=True), 26_657_408, (3, 32, 32)),
+        (VGG, 605_754_368, (3, 32, 32)),
+        (MojoCIFARCNN, 332_324_900, (3, 32, 32)),
+    ],
+)
+def test_multiply_accumulates_are_the_documented_ones(make: Make, n_macs: int, input_shape: tuple[int, ...]) -> None:
+    net = Artifact.of(make(), InputSpec(shape=input_shape))
+    graph = trace(net.module, net.input.example(2))
+    assert count_macs(graph, net).total("macs").value == n_macs
+    assert uncounted(graph) == []
+
+
+def test_vgg_pools_after_every_second_convolution_and_has_the_published_figures() -> None:
+    """9.23 M parameters, 606 M multiply-accumulates (above), a file of 36.949 MB with names and padding."""
+    model = VGG()
+    sizes: list[tuple[int, ...]] = []
+    for name, module in model.backbone.named_children():
+        if name.startswith("pool"):
+            module.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:])))
+    model.eval()(torch.zeros(1, 3, 32, 32))
+    assert sizes == [(128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
+    tensors = model.state_dict().values()
+    assert sum(t.numel() * t.element_size() for t in tensors) == 36_935_528
+    stored = io.BytesIO()
+    torch.save(model.state_dict(), stored)
+    assert 36_935_528 < len(stored.getvalue()) < 36_960_000
+
+
+def test_seed_features_are_those_of_lenet5_tanh() -> None:
+    whole = LeNet5Tanh().eval()
+    seed = LeNet5Seed()
+    seed.load_state_dict({name: t for name, t in whole.state_dict().items() if name.startswith("conv")})
+    images = torch.rand(3, 1, 28, 28)
+    features: list[Tensor] = []
+    whole.get_submodule("fc1").register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0]))
+    whole(images)
+    torch.testing.assert_close(seed(images), features[0])
+
+
+@pytest.mark.parametrize("projections", [False, True])
+def test_shortcuts_of_both_options_halve_the_picture(projections: bool) -> None:
+    model = CifarResNet(depth=8, projections=projections)
+    kinds = [type(block.shortcut) for block in model.modules() if isinstance(block, BasicBlock)]
+    assert kinds == [nn.Identity] + 2 * [nn.Sequential if projections else PadShortcut]
+    for stage, shape in (("layer2", (2, 32, 16, 16)), ("layer3", (2, 64, 8, 8))):
+        source = torch.rand(2, shape[1] // 2, shape[2] * 2, shape[3] * 2)
+        assert model.get_submodule(f"{stage}.0.shortcut")(source).shape == shape
 
 
 def test_digits_cnn_state_fits_in_100_kb_of_float32() -> None:
@@ -134,6 +210,14 @@ def test_state_dict_names_are_the_published_ones() -> None:
     assert set(SmallMNISTCNN().state_dict()) == small
     assert set(LeNet5Tanh().state_dict()) == set(LeNet5ELU().state_dict()) == caffe
     assert set(CifarResNet(depth=20).state_dict()) == resnet
+    for block in ("layer2.0.shortcut", "layer3.0.shortcut"):
+        resnet |= {f"{block}.0.weight"} | {f"{block}.1.{kind}" for kind in batch_norm}
+    assert set(CifarResNet(depth=20, projections=True).state_dict()) == resnet
+    vgg = {f"backbone.conv{i}.weight" for i in range(8)} | {"classifier.weight", "classifier.bias"}
+    assert set(VGG().state_dict()) == vgg | {f"backbone.bn{i}.{kind}" for i in range(8) for kind in batch_norm}
+    assert set(LeNet5Seed().state_dict()) == {f"conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    assert set(SeedCNN().state_dict()) == {"conv1.weight", "conv2.weight", "classifier.weight"}
+    assert set(MojoCIFARCNN().state_dict()) == {f"conv{i}.weight" for i in range(1, 6)} | {"fc.weight"}
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def test_a_network_takes_its_shape_and_has_the_size_that_is_said(name):
         outputs = model(torch.zeros(2, *found.shape))
     assert len(outputs) == 2
     assert torch.isfinite(outputs).all()
-    said = re.search(r"\(([\d.]+)k( parameters)?\)", found.summary)
+    said = re.search(r"\(([\d.]+)(k|M)( parameters)?\)", found.summary)
     assert said is not None
     thousands = sum(p.numel() for p in model.parameters()) / 1000
-    assert float(said[1]) == pytest.approx(thousands, rel=0.006, abs=0.06)
+    assert float(said[1]) * {"k": 1, "M": 1000}[said[2]] == pytest.approx(thousands, rel=0.006, abs=0.06)
 
 
 @pytest.mark.parametrize("name", sorted(OFFLINE))

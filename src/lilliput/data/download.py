@@ -15,7 +15,7 @@ from lilliput.core.errors import DataError, UsageError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.data.files import file_digest
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 31
 _TIMEOUT_SECONDS = 30
 _TRIES = 5
 _CHUNK = 1 << 16

@@ -29,6 +29,7 @@ _PUBLISHED = {
     ),
     "cifar10": _Published(layouts=(cifar10.BINARY, cifar10.PICKLED), read=cifar10.read_cifar10),
     "svhn": _Published(layouts=(svhn.SVHN,), read=svhn.read_svhn),
+    "svhn-extra": _Published(layouts=(svhn.SVHN_EXTRA,), read=svhn.read_svhn_extra),
 }
 DATA_SETS = ("digits", *_PUBLISHED, "japanese-vowels")
 

@@ -22,6 +22,11 @@ def _idx(mirrors: tuple[str, ...], sums: tuple[str, ...]) -> tuple[Remote, ...]:
     )
 
 
+def _svhn(*files: str) -> tuple[Remote, ...]:
+    site = "http://ufldl.stanford.edu/housenumbers/"
+    return tuple(Remote(file=f, checksum=f"md5:{svhn.PUBLISHED[f]}", urls=(f"{site}{f}",)) for f in files)
+
+
 REMOTES = {
     "mnist": _idx(
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
@@ -49,8 +54,6 @@ REMOTES = {
             members=tuple(f"cifar-10-batches-bin/{name}.bin" for name in cifar10.TRAIN + cifar10.TEST),
         ),
     ),
-    "svhn": tuple(
-        Remote(file=file, checksum=f"md5:{md5}", urls=(f"http://ufldl.stanford.edu/housenumbers/{file}",))
-        for file, md5 in svhn.PUBLISHED.items()
-    ),
+    "svhn": _svhn(svhn.TRAIN, svhn.TEST),
+    "svhn-extra": _svhn(svhn.TRAIN, svhn.TEST, svhn.EXTRA),
 }

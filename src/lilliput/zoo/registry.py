@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +17,18 @@ from lilliput.core.errors import UsageError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Task
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
-from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Tanh, SmallMNISTCNN
+from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
+from lilliput.nn.models.plain import VGG, MojoCIFARCNN
 from lilliput.nn.models.resnet import CifarResNet
 from lilliput.training.settings import FitSettings
 from lilliput.zoo import tasks
 
 CIFAR = tasks.image_classification("cifar10", mean=tasks.CIFAR_MEAN, std=tasks.CIFAR_STD, augment=tasks.flip_and_crop)
+CIFAR_PIXELS = tasks.image_classification("cifar10", augment=tasks.flip_and_crop)
+SVHN, SVHN_EXTRA = (
+    tasks.image_classification(name, mean=tasks.SVHN_MEAN, std=tasks.SVHN_STD, augment=tasks.crop)
+    for name in ("svhn", "svhn-extra")
+)
 DIGITS = tasks.image_classification("digits", highest=16.0, augment=tasks.small_shifts)
 
 
@@ -53,6 +59,8 @@ _CIFAR = FitSettings(
     schedule="one_cycle",
     keep="last",
 )
+_SVHN = replace(_CIFAR, epochs=40)  # as many steps as 60 epochs of CIFAR-10
+_MOJO = replace(_CIFAR, epochs=60, optimizer="adamw", learning_rate=1e-3)  # no BatchNorm: 0.1 is too much
 
 
 def _mnist(data: str) -> Callable[..., Task]:
@@ -125,6 +133,22 @@ ZOO: dict[str, Entry] = {
         training=_MNIST,
         summary="SIC's LeNet5ELU, the Caffe LeNet-5 (431k)",
     ),
+    "lenet5-seed": Entry(
+        shape=(1, 28, 28),
+        model=lambda: LeNet5Seed(n_classes=10),
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="SIC's LeNet5Seed, the convolutions of LeNet5Tanh, and a linear layer (33.6k)",
+    ),
+    "seed-cnn": Entry(
+        shape=(1, 28, 28),
+        model=SeedCNN,
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="SIC's SeedCNN, two strided convolutions (19.5k)",
+    ),
     "lenet5": Entry(
         shape=(1, 28, 28),
         model=LeNet5,
@@ -144,9 +168,48 @@ ZOO: dict[str, Entry] = {
         )
         for depth, count in ((8, "75k"), (20, "270k"), (32, "464k"), (56, "853k"))
     },
+    "resnet16": Entry(
+        shape=(3, 32, 32),
+        model=lambda: CifarResNet(depth=14, projections=True),
+        task=CIFAR,
+        data="cifar10",
+        training=_CIFAR,
+        summary="SIC's ResNet-16, two blocks a stage, option B shortcuts (175k)",
+    ),
+    "resnet16-svhn": Entry(
+        shape=(3, 32, 32),
+        model=lambda: CifarResNet(depth=14, projections=True),
+        task=SVHN,
+        data="svhn",
+        training=_SVHN,
+        summary="SIC's ResNet-16 for house numbers (175k)",
+    ),
+    "vgg": Entry(
+        shape=(3, 32, 32),
+        model=VGG,
+        task=CIFAR_PIXELS,
+        data="cifar10",
+        training=_CIFAR,
+        summary="VGG of eight convolutions with BatchNorm (9.23M)",
+    ),
+    "mojo-cifar": Entry(
+        shape=(3, 32, 32),
+        model=MojoCIFARCNN,
+        task=CIFAR_PIXELS,
+        data="cifar10",
+        training=_MOJO,
+        summary="SIC's MojoCIFARCNN, five convolutions without pooling (404k)",
+    ),
 }
 
-DATA = {"digits": DIGITS, "mnist": _mnist("mnist"), "fashion-mnist": _mnist("fashion-mnist"), "cifar10": CIFAR}
+DATA = {
+    "digits": DIGITS,
+    "mnist": _mnist("mnist"),
+    "fashion-mnist": _mnist("fashion-mnist"),
+    "cifar10": CIFAR,
+    "svhn": SVHN,
+    "svhn-extra": SVHN_EXTRA,
+}
 """Data sets that `--data` can put in the place of an entry's own."""
 
 

@@ -15,6 +15,7 @@ from lilliput.data.load import load
 from lilliput.data.roles import by_role
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 NORMAL_DIGIT = 3
 INK = 8
 """A pixel of the digits (0..16) belongs to the mask from this grey level up."""
@@ -53,6 +54,11 @@ def image_classification(
 
 def flip_and_crop(x: Tensor, generator: torch.Generator) -> Tensor:
     return horizontal_flip(random_crop(x, 4, generator), generator)
+
+
+def crop(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Without mirror images: a mirrored digit is another sign."""
+    return random_crop(x, 4, generator)
 
 
 def small_shifts(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,15 +1,17 @@
 """Networks for 28x28 grey images (MNIST, Fashion-MNIST): input [n, 1, 28, 28], output logits [n, n_classes].
 
-| class | layers | parameters |
-|---|---|---|
-| `SmallMNISTCNN` | 784-128-10 | 101,770 |
-| `LeNet5Tanh`, `LeNet5ELU` | convolutions 20 and 50, linear 500 and 10 | 431,080 |
-| `LeNet5` | convolutions 6 and 16, linear 120, 84 and 10 | 61,706 |
+| class | layers | parameters | multiply-accumulates |
+|---|---|---|---|
+| `SmallMNISTCNN` | 784-128-10 | 101,770 | 101,632 |
+| `LeNet5Tanh`, `LeNet5ELU` | convolutions 20 and 50, linear 500 and 10 | 431,080 | 2,293,000 |
+| `LeNet5Seed` | convolutions 20 and 50; output: 800 features | 25,570 | 1,888,000 |
+| `SeedCNN` | convolutions 6 and 50, linear 10 | 19,494 | 179,136 |
+| `LeNet5` | convolutions 6 and 16, linear 120, 84 and 10 | 61,706 | 416,520 |
 
 Sources: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition" (1998) for
-`LeNet5`; Caffe's example network for the layer widths 20-50-500-10; the first three, with these names, are test
-subjects of the published SIC code. Its weights of `SmallMNISTCNN` and `LeNet5Tanh` load here and expect pixels in
-[0, 1], not normalized.
+`LeNet5`; Caffe's example network for the layer widths 20-50-500-10; the others, with these names, layer sizes and
+parameter names, are those of the published SIC code. Its weights of `SmallMNISTCNN` and `LeNet5Tanh` load here and
+expect pixels in [0, 1], not normalized; for `LeNet5Seed` and `SeedCNN` it has neither weights nor figures.
 """
 
 from collections import OrderedDict
@@ -42,6 +44,34 @@ class LeNet5ELU(nn.Sequential):
         super().__init__(_caffe_layers(nn.ELU, n_classes))
 
 
+class LeNet5Seed(nn.Sequential):
+    """The convolutions of `LeNet5Tanh`: features [n, 800], as published, or logits with a linear layer on top.
+
+    The layer for `n_classes` is ours: without it there is nothing that labels could train or judge.
+    """
+
+    def __init__(self, *, n_classes: int | None = None) -> None:
+        super().__init__(_caffe_features(nn.Tanh))
+        if n_classes is not None:
+            self.add_module("classifier", nn.Linear(50 * 4 * 4, n_classes))
+
+
+class SeedCNN(nn.Sequential):
+    """Two strided 7x7 convolutions with ReLU instead of pooling, and a linear layer; no biases."""
+
+    def __init__(self, *, n_classes: int = 10) -> None:
+        super().__init__(
+            OrderedDict[str, nn.Module](
+                conv1=nn.Conv2d(1, 6, 7, stride=2, padding=1, bias=False),
+                act1=nn.ReLU(),
+                conv2=nn.Conv2d(6, 50, 7, stride=4, padding=2, bias=False),
+                act2=nn.ReLU(),
+                flatten=nn.Flatten(),
+                classifier=nn.Linear(50 * 3 * 3, n_classes, bias=False),
+            )
+        )
+
+
 class LeNet5(nn.Sequential):
     """The classic, as it is built today.
 
@@ -69,6 +99,12 @@ class LeNet5(nn.Sequential):
 
 
 def _caffe_layers(activation: type[nn.Module], n_classes: int) -> OrderedDict[str, nn.Module]:
+    layers = _caffe_features(activation)
+    layers.update(fc1=nn.Linear(50 * 4 * 4, 500), act3=activation(), fc2=nn.Linear(500, n_classes))
+    return layers
+
+
+def _caffe_features(activation: type[nn.Module]) -> OrderedDict[str, nn.Module]:
     return OrderedDict(
         conv1=nn.Conv2d(1, 20, 5),
         act1=activation(),
@@ -77,7 +113,4 @@ def _caffe_layers(activation: type[nn.Module], n_classes: int) -> OrderedDict[st
         act2=activation(),
         pool2=nn.AvgPool2d(2),
         flatten=nn.Flatten(),
-        fc1=nn.Linear(50 * 4 * 4, 500),
-        act3=activation(),
-        fc2=nn.Linear(500, n_classes),
     )
