@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,24 @@ from torch.nn import functional as F
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import ExportError, LilliputError, MissingExtraError, RecipeError
+from lilliput.core.encoding import Encoding
+from lilliput.core.errors import (
+    ExportError,
+    LilliputError,
+    MethodError,
+    MissingExtraError,
+    RecipeError,
+    UnsupportedError,
+)
 from lilliput.core.guard import Evaluation, MaxDrop, Verdict
-from lilliput.core.method import Context, Pass, PassResult, apply_checked_
+from lilliput.core.method import Context, Pass, PassResult, apply_checked_, layers
 from lilliput.core.streams import size_bits
 from lilliput.core.task import Task
 from lilliput.graph.integer import runnable
+from lilliput.graph.trace import Graph, trace
+from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.post_training import Quantization
 from lilliput.pipeline.recipe import Recipe, Step, from_data
 from lilliput.pipeline.run import run
 
@@ -100,6 +113,14 @@ TINY: dict[str, Callable[[], nn.Module]] = {
     "grouped": Grouped,
 }
 """Networks for inputs of shape (1, 4, 4) and three outputs."""
+CLOSER = ("batch_norm", "shared", "grouped")
+"""Those on which a method is also tried in orders, with selections and with overrides."""
+PARTNERS: tuple[Pass, ...] = (
+    MagnitudePruning(sparsity=0.4, scope="layer"),
+    WeightClustering(n_clusters=4),
+    Quantization(),
+)
+"""Each fills a slot; a method runs before and after each of them."""
 
 
 def tiny_model(name: str, seed: int = 0) -> nn.Module:
@@ -130,37 +151,33 @@ def tiny_task(samples: int = 64, seed: int = 0) -> Task:
 def check_method(method: Pass, models: tuple[str, ...] = tuple(TINY)) -> dict[str, PassResult]:
     """Hold a method to the contract on every tiny network; returns what it did on each.
 
-    Raises `ContractError`. A network on which the method's requirements are not met must be refused with a RecipeError.
+    Raises `ContractError`. A method that cannot do something refuses with a `RecipeError` or an `UnsupportedError`
+    whose first part has the method's name. Order, selection and overrides are tried on the networks of `CLOSER`.
     """
     _citations(method)
     _round_trip(method)
+    _unknown_setting(method)
+    closer = [name for name in models if name in CLOSER] or list(models[:1])
     results: dict[str, PassResult] = {}
-    for name in models:
-        model, task = tiny_model(name), tiny_task()
-        before = {n: t.clone() for n, t in model.state_dict().items()}
-        first = _applied(method, model, task)
-        if first is None:
-            continue
-        net, results[name] = first
-        where = f"{method.name} on {name}"
-        _require(
-            all(torch.equal(t, before[n]) for n, t in model.state_dict().items()),
-            where,
-            "the caller's model was changed",
-        )
-        second = _applied(method, model, task)
-        _require(
-            second is not None and container.dumps(second[0]) == container.dumps(net),
-            where,
-            "the same seed gave other bytes",
-        )
-        check_artifact(net, model, where)
-        _refused_leaves_no_trace(method, model, task, where)
+    with torch.random.fork_rng(devices=[]):
+        for name in models:
+            case = _Case(name=name, model=tiny_model(name), task=tiny_task())
+            first = _alone(method, case)
+            if first is not None:
+                results[name] = first[1]
+                if name in closer:
+                    _selection(method, case, first[1])
+                    _overrides(method, case, *first, nudged=name == closer[0])
+            if name in closer:
+                _orders(method, case)
     return results
 
 
-def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact") -> None:
-    """Laws of artifacts: weight == decode, encode inverts decode, size == bytes, file == network, exports agree."""
+def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact", *, graph: Graph | None = None) -> None:
+    """Laws of artifacts: weight == decode, encode inverts decode, size == bytes, file == network, exports agree.
+
+    The `graph` of `model`, where it is known, serves the artifact too if that has no edits: tracing is slow.
+    """
     net.check()
     for name, e in net.encodings.items():
         _require(e.encode(e.decode()).same(e), f"{where}: {name}", "encode(decode(z)) is not z")
@@ -176,20 +193,220 @@ def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact") -> 
             f"{where}: {name}",
             "the reported size is not that of the bytes",
         )
+    known = None if net.edits or fresh.edits else graph
+    traced = known or trace(net.module, net.input.example(2))
     x = net.input.example(5)
     with torch.no_grad():
-        _require(torch.equal(runnable(net)(x), runnable(fresh)(x)), where, "the file computes something else")
+        for ours, read in ((net.module, fresh.module), (runnable(net, traced), runnable(fresh, known))):
+            _require(torch.equal(ours(x), read(x)), where, "the file computes something else")
     _require(container.dumps(fresh) == data, where, "writing the file again gives other bytes")
-    _exports(net, x, where)
+    _exports(net, traced, x, where)
 
 
-def _applied(method: Pass, model: nn.Module, task: Task) -> tuple[Artifact, PassResult] | None:
-    net = Artifact.of(model, task.spec)
-    try:
-        result = apply_checked_(method, net, Context.of(task, copy.deepcopy(model)))
-    except RecipeError:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Case:
+    """A tiny network on which laws are checked."""
+
+    name: str
+    model: nn.Module
+    task: Task
+
+    def fresh(self) -> Artifact:
+        return Artifact.of(self.model, self.task.spec)
+
+    def apply_(self, method: Pass, net: Artifact, where: str) -> PassResult | None:
+        """None if the method refuses, in a way that helps."""
+        before = torch.get_rng_state()
+        try:
+            result = apply_checked_(method, net, Context.of(self.task, copy.deepcopy(self.model)))
+        except (RecipeError, UnsupportedError) as error:
+            named = method.name in error.asked and error.do
+            _require(
+                named, where, f"it refuses without its name or a remedy ({error}); raise RecipeError(name, found, do)"
+            )
+            return None
+        except MissingExtraError:
+            raise
+        except MethodError as error:
+            raise ContractError(f"{where}: {error}") from error
+        except Exception as error:  # whatever a method of others raises
+            raise ContractError(
+                f"{where}: {method.name} stopped with {type(error).__name__} ({error}); "
+                "make it work, or refuse with a RecipeError that says what to do"
+            ) from error
+        unmoved = torch.equal(before, torch.get_rng_state())
+        _require(unmoved, where, "it drew from torch's global generator; draw from context.generator")
+        return result
+
+    def applied(self, method: Pass, where: str) -> tuple[Artifact, PassResult] | None:
+        net = self.fresh()
+        result = self.apply_(method, net, where)
+        return None if result is None else (net, result)
+
+
+def _alone(method: Pass, case: _Case) -> tuple[Artifact, PassResult] | None:
+    """The laws of one method on one network."""
+    where = f"{method.name} on {case.name}"
+    before = {n: t.clone() for n, t in case.model.state_dict().items()}
+    torch.manual_seed(1)
+    first = case.applied(method, where)
+    if first is None:
         return None
-    return net, result
+    unchanged = all(torch.equal(t, before[n]) for n, t in case.model.state_dict().items())
+    _require(unchanged, where, "the caller's model was changed")
+    _lawful(first[0], case, where)
+    torch.manual_seed(2)
+    second = case.applied(method, where)
+    same = second is not None and container.dumps(second[0]) == container.dumps(first[0])
+    _require(same, where, "the same seed gave other bytes; draw from context.generator only")
+    _refused_leaves_no_trace(method, case.model, case.task, where)
+    return first
+
+
+def _orders(method: Pass, case: _Case) -> None:
+    """Before and after each of `PARTNERS` the method works, or one of the two refuses with a remedy."""
+    graph = trace(case.model, case.fresh().input.example(2))
+    for partner in PARTNERS:
+        for one, two in ((partner, method), (method, partner)):
+            where = f"{one.name} then {two.name} on {case.name}"
+            net = case.fresh()
+            if case.apply_(one, net, where) is None:
+                continue
+            before = container.dumps(net)
+            if case.apply_(two, net, where) is not None:
+                _lawful(net, case, where, graph, before=before)
+
+
+def _selection(method: Pass, case: _Case, result: PassResult) -> None:
+    """Parameters of what `skip` names, and of what `include` does not, stay bit for bit; the layer is skipped.
+
+    Statistics of a BatchNorm are no parameters: they may follow its inputs.
+    """
+    paths = list(layers(case.fresh()))
+    changed = [path for path in paths if path in result.changed]
+    if not changed:
+        return
+    others = [path for path in paths if path != changed[-1]]
+    for word, path, left in (("skip", changed[0], [changed[0]]), ("include", changed[-1], others)):
+        where = f"{method.name} with {word}=({path!r},) on {case.name}"
+        chosen = _with(method, where, **{word: (path,) if word == "include" else (*method.skip, path)})
+        found = None if chosen is None else case.applied(chosen, where)
+        if found is None:
+            continue
+        net, selected = found
+        before = case.fresh()
+        used = {name for other in paths if other not in left for name in _parameters(before, other)}
+        for layer in left:
+            _require(
+                layer in selected.skipped, where, f"{layer!r} is not reported as skipped; use self.pick or self.selects"
+            )
+            after = _parameters(net, layer)
+            for name, e in _parameters(before, layer).items():
+                same = name in used or (name in after and e.same(after[name]))
+                _require(same, where, f"{name!r} was changed; use self.pick or self.selects")
+
+
+def _parameters(net: Artifact, layer: str) -> dict[str, Encoding]:
+    """How a layer's own parameters are stored, a tied weight under its first name; none where the layer is gone."""
+    own = net.module.get_submodule(layer).named_parameters(recurse=False)
+    names = [net.canonical(f"{layer}.{name}" if layer else name) for name, _ in own]
+    return {name: net.encoding(name) for name in names}
+
+
+def _weights(net: Artifact, layer: str) -> dict[str, Encoding]:
+    return {name: e for name, e in _parameters(net, layer).items() if len(e.shape) > 1}
+
+
+def _unknown_setting(method: Pass) -> None:
+    name = "no_such_setting"
+    found = _overridden(method, "*", {name: 1}, f"{method.name} with an override of {name}")
+    _require(found is None, method.name, "an override of an unknown setting is accepted; call super().__post_init__()")
+
+
+def _overrides(method: Pass, case: _Case, net: Artifact, result: PassResult, *, nudged: bool) -> None:
+    """An override is refused, or it counts: the method's own values change no byte, other values do what they do."""
+    changed = [path for path in layers(case.fresh()) if path in result.changed]
+    if not changed:
+        return
+    layer = changed[0]
+    own: dict[str, object] = {}
+    for field in dataclasses.fields(method):
+        if field.name in {f.name for f in dataclasses.fields(Pass)}:
+            continue
+        value = getattr(method, field.name)
+        where = f"{method.name} with {field.name}={value!r} for {layer!r} on {case.name}"
+        if _overridden(method, layer, {field.name: value}, where) is not None:
+            own[field.name] = value
+    if not own:
+        return
+    where = f"{method.name} with its own settings for {layer!r} on {case.name}"
+    same = _overridden(method, layer, own, where)
+    found = None if same is None else case.applied(same, where)
+    equal = found is None or container.dumps(found[0]) == container.dumps(net)
+    _require(equal, where, "an override that changes nothing gave other bytes; use self.for_layer(path)")
+    nowhere = _overridden(method, "no.such.layer", own, where)
+    refused = nowhere is None or case.applied(nowhere, where) is None
+    _require(refused, where, "an override for a layer that does not exist is accepted; raise a RecipeError")
+    for name, value in own.items() if nudged else ():
+        _counts(method, case, net, layer, name, value)
+
+
+def _counts(method: Pass, case: _Case, net: Artifact, layer: str, name: str, value: object) -> None:
+    """If another value for all layers changes what this layer stores, so does an override for this layer."""
+    for other in _near(value):
+        where = f"{method.name} with {name}={other!r} for {layer!r} on {case.name}"
+        both = _with(method, where, **{name: other}), _overridden(method, layer, {name: other}, where)
+        wide, narrow = (None if one is None else case.applied(one, where) for one in both)
+        if wide is None or narrow is None:
+            continue
+        before = _weights(net, layer)  # a bias on a grid follows from the layers before it too
+        moved, obeyed = (_differ(before, _weights(found[0], layer)) for found in (wide, narrow))
+        _require(obeyed or not moved, where, "the override is accepted but ignored; use self.for_layer(path)")
+        return
+
+
+def _near(value: object) -> list[object]:
+    """Other values of the same type, in the hope that one is allowed."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    return [value / 2, value * 0.9, value * 1.1] if isinstance(value, float) else []
+
+
+def _differ(a: dict[str, Encoding], b: dict[str, Encoding]) -> bool:
+    return a.keys() != b.keys() or any(not a[name].same(b[name]) for name in a)
+
+
+def _overridden(method: Pass, pattern: str, settings: dict[str, object], where: str) -> Pass | None:
+    """The method with an override more, or None if it refuses."""
+    return _with(method, where, overrides={**method.overrides, pattern: settings})
+
+
+def _with(method: Pass, where: str, **settings: Any) -> Pass | None:
+    try:
+        return dataclasses.replace(method, **settings)
+    except RecipeError as error:
+        _require(error.do, where, f"a setting is refused without a remedy ({error})")
+        return None
+    except Exception as error:
+        raise ContractError(
+            f"{where}: building the method stopped with {type(error).__name__} ({error}); "
+            "refuse the setting with a RecipeError"
+        ) from error
+
+
+def _lawful(net: Artifact, case: _Case, where: str, graph: Graph | None = None, *, before: bytes = b"") -> None:
+    """`check_artifact`, unless the artifact is as it was `before`."""
+    try:
+        if container.dumps(net) != before:
+            check_artifact(net, case.model, where, graph=graph)
+    except ContractError:
+        raise
+    except LilliputError as error:
+        raise ContractError(f"{where}: {error}") from error
+    except Exception as error:
+        raise ContractError(f"{where}: what it made stops with {type(error).__name__} ({error})") from error
 
 
 def _refused_leaves_no_trace(method: Pass, model: nn.Module, task: Task, where: str) -> None:
@@ -209,14 +426,14 @@ class _Never(MaxDrop):
         return Verdict(accepted=False, reason="never")
 
 
-def _exports(net: Artifact, x: Tensor, where: str) -> None:
+def _exports(net: Artifact, graph: Graph, x: Tensor, where: str) -> None:
     from lilliput.export import onnx, onnx_check
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
         try:
-            onnx.export(net, path, target="onnx-x86")
-            onnx_check.check_with_runtime(path, net, x)
+            onnx.export(net, path, target="onnx-x86", graph=graph)
+            onnx_check.check_with_runtime(path, net, x, graph=graph)
         except ExportError as error:
             _require(bool(error.asked and error.found and error.do), where, "an export error without a reason")
         except MissingExtraError:

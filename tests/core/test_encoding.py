@@ -3,7 +3,7 @@
 import itertools
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -318,6 +318,11 @@ def test_cluster_means_of_no_entries_are_zero():
         (lambda e: e.with_mask(torch.tensor([[1, 0], [1, 1]])), "75% kept"),
         (lambda e: e.with_sharing(shared([[0, 1], [2, 2]], [3]), torch.arange(3.0)), "3 shared values"),
         (
+            lambda e: e.with_sharing(shared([[0, 1], [1, 0]], [2, 2], 0), torch.arange(4.0)),
+            "2 shared values per channel",
+        ),
+        (lambda e: e.with_sharing(shared([[0, 0], [0, 0]], [1]), torch.zeros(1)), "1 shared value"),
+        (
             lambda e: e.with_sharing(shared([[0, 1], [0, 0]], [2, 1], 0), torch.arange(3.0)),
             "1..2 shared values per channel",
         ),
@@ -396,24 +401,71 @@ REFUSED = {
     ),
     "index beyond its table": (
         lambda: PLAIN.with_sharing(shared([[0, 0, 0], [0, 0, 1]], [2, 1], 0), torch.zeros(3)),
-        "indices, sizes and a table that do not fit each other",
+        "sharing: an index beyond its table; count from 0 in the table of the entry's slice",
     ),
     "negative index": (
         lambda: PLAIN.with_sharing(shared([[0, 0, 0], [0, 0, -1]], [1]), torch.zeros(1)),
-        "do not fit each other; give each index a row of its table",
+        "an index beyond its table; count from 0",
     ),
     "sizes of another axis": (
         lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [1, 1], 1), torch.zeros(2)),
-        "do not fit each other",
+        "2 sizes for 3 tables (axis 1); give one size for the tensor, or one for each slice of the axis",
     ),
     "axis beyond the rank": (
         lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [1, 1], 2), torch.zeros(2)),
-        "do not fit each other",
+        "axis 2 of a tensor of shape (2, 3); use one of its dimensions",
     ),
-    "short table": (lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [2]), torch.zeros(1)), "do not fit each other"),
+    "short table": (
+        lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [2]), torch.zeros(1)),
+        "a table of 1 values for sizes that add up to 2; give each slice as many values as its size says",
+    ),
     "empty table": (
         lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [2, 0], 0), torch.zeros(2)),
-        "do not fit each other",
+        "sharing: a table without values; give each slice at least one",
+    ),
+    "indices of floats": (
+        lambda: Sharing(indices=torch.zeros(2, 3), sizes=torch.tensor([1])),
+        "sharing: indices of torch.float32; give indices as a tensor of torch.int64",
+    ),
+    "indices of 32 bits": (
+        lambda: Sharing(indices=torch.zeros(2, 3).int(), sizes=torch.tensor([1])),
+        "sharing: indices of torch.int32; give indices as a tensor of torch.int64",
+    ),
+    "sizes in a list": (
+        lambda: Sharing(indices=torch.zeros(2, 3).long(), sizes=cast("Any", [1])),
+        "sharing: sizes of list; give sizes as a tensor of torch.int64",
+    ),
+    "sizes as a number": (
+        lambda: Sharing(indices=torch.zeros(2, 3).long(), sizes=torch.tensor(1)),
+        "sharing: sizes of shape (); give a vector of them",
+    ),
+    "axis as a word": (
+        lambda: Sharing(indices=torch.zeros(2, 3).long(), sizes=torch.tensor([1]), axis=cast("Any", "rows")),
+        "sharing: axis 'rows'; give the number of a dimension, or None",
+    ),
+    "indices of another shape": (
+        lambda: PLAIN.with_sharing(shared([0, 0, 0], [1]), torch.zeros(1)),
+        "sharing: indices of shape (3,) for a tensor of shape (2, 3); give one index for each entry",
+    ),
+    "table in a list": (
+        lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [1]), cast("Any", [0.0])),
+        "sharing: a table of list; give floats, or integers where there is a grid",
+    ),
+    "table of floats on a grid": (
+        lambda: PLAIN.with_grid(grid(8)).with_sharing(shared([[0] * 3] * 2, [1]), torch.zeros(1)),
+        "sharing: a table of torch.float32; give floats, or integers where there is a grid",
+    ),
+    "table of truths on a grid": (
+        lambda: PLAIN.with_grid(grid(8)).with_sharing(shared([[0] * 3] * 2, [1]), torch.zeros(1) > 0),
+        "sharing: a table of torch.bool; give floats, or integers where there is a grid",
+    ),
+    "table with rows": (
+        lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [1, 1], 0), torch.zeros(2, 1)),
+        "sharing: a table of shape (2, 1); give a vector: the tables one after the other",
+    ),
+    "table with infinity": (
+        lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [1]), torch.tensor([torch.inf])),
+        "sharing: a table with NaN or infinity; give finite values",
     ),
     "grid by channel under one table": (
         lambda: PLAIN.with_sharing(shared([[0] * 3] * 2, [1]), torch.zeros(1)).with_grid(grid([8, 8])),

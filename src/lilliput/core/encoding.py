@@ -22,6 +22,8 @@ MAX_BITS = 23
 """|q - zero_point| < 2^23, so that rounding a decoded float32 gives q back: `encode` inverts `decode`."""
 MOST_SHARED = 65535
 """Values in one table."""
+FLOATS = ("torch.float32", "torch.float64", "torch.float16", "torch.bfloat16")
+INTEGERS = ("torch.int64", "torch.int32", "torch.int16", "torch.int8", "torch.uint8")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,6 +159,15 @@ class Sharing:
     sizes: Tensor  # int64 [1] or [slices]
     axis: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in (("indices", self.indices), ("sizes", self.sizes)):
+            if _kind(value) != "torch.int64":
+                raise UsageError("sharing", f"{name} of {_kind(value)}", f"give {name} as a tensor of torch.int64")
+        if self.sizes.dim() != 1:
+            raise UsageError("sharing", f"sizes of shape {tuple(self.sizes.shape)}", "give a vector of them")
+        if self.axis is not None and type(self.axis) is not int:
+            raise UsageError("sharing", f"axis {self.axis!r}", "give the number of a dimension, or None")
+
     def offsets(self) -> Tensor:
         return torch.cumsum(self.sizes, 0) - self.sizes
 
@@ -252,12 +263,7 @@ class Encoding:
 
         Integers saturate to what their slices can hold: to the narrowest where a cluster spans several.
         """
-        if (self.grid is None) == (not table.is_floating_point()):
-            raise UsageError("sharing", f"a table of {table.dtype}", "give floats, or integers where there is a grid")
-        if not self._fits(sharing, table):
-            raise UsageError(
-                "sharing", "indices, sizes and a table that do not fit each other", "give each index a row of its table"
-            )
+        self._check_table(sharing, table)
         indices = _blank(sharing.indices, self.mask)
         values = table.float() if self.grid is None else table.long()
         new = replace(self, values=values, sharing=replace(sharing, indices=indices))
@@ -337,13 +343,13 @@ class Encoding:
         if self.mask is not None:
             parts.append(f"{100 * self.mask.float().mean().item():.0f}% kept")
         if self.sharing is not None:
-            sizes = self.sharing.sizes
-            many = f"{int(sizes.min())}..{int(sizes.max())}" if len(sizes) > 1 else f"{int(sizes[0])}"
-            parts.append(f"{many} shared values" + (" per channel" if self.sharing.axis is not None else ""))
+            many = _from_to(self.sharing.sizes)
+            values = "value" if many == "1" else "values"
+            parts.append(f"{many} shared {values}" + (" per channel" if self.sharing.axis is not None else ""))
         if self.grid is not None:
-            bits = self.grid.bit_width
-            width = f"{int(bits.min())}..{int(bits.max())}" if bits.unique().numel() > 1 else f"{int(bits[0])}"
-            parts.append(f"{width} bits" + (" per channel" if self.grid.axis is not None else ""))
+            parts.append(
+                f"{_from_to(self.grid.bit_width)} bits" + (" per channel" if self.grid.axis is not None else "")
+            )
         return ", ".join(parts) or "float32"
 
     def row_range(self) -> tuple[Tensor, Tensor]:
@@ -386,15 +392,32 @@ class Encoding:
         """The mask of `values`: there is none where they are a table."""
         return self.mask if self.sharing is None else None
 
-    def _fits(self, sharing: Sharing, table: Tensor) -> bool:
+    def _check_table(self, sharing: Sharing, table: Tensor) -> None:
         sizes, axis = sharing.sizes, sharing.axis
-        slices = 1 if axis is None else self.shape[axis] if 0 <= axis < len(self.shape) else -1
-        if tuple(sharing.indices.shape) != self.shape or tuple(sizes.shape) != (slices,) or bool((sizes < 1).any()):
-            return False
-        if table.dim() != 1 or int(sizes.sum()) != len(table):
-            return False
+        if _kind(table) not in (FLOATS if self.grid is None else INTEGERS):
+            raise UsageError("sharing", f"a table of {_kind(table)}", "give floats, or integers where there is a grid")
+        if table.dim() != 1:
+            found = f"a table of shape {tuple(table.shape)}"
+            raise UsageError("sharing", found, "give a vector: the tables one after the other")
+        if not bool(torch.isfinite(table).all()):
+            raise UsageError("sharing", "a table with NaN or infinity", "give finite values")
+        if tuple(sharing.indices.shape) != self.shape:
+            found = f"indices of shape {tuple(sharing.indices.shape)} for a tensor of shape {self.shape}"
+            raise UsageError("sharing", found, "give one index for each entry, also for those that a mask drops")
+        if axis is not None and not 0 <= axis < len(self.shape):
+            raise UsageError("sharing", f"axis {axis} of a tensor of shape {self.shape}", "use one of its dimensions")
+        slices = 1 if axis is None else self.shape[axis]
+        if len(sizes) != slices:
+            found = f"{len(sizes)} sizes for {slices} tables (axis {axis})"
+            raise UsageError("sharing", found, "give one size for the tensor, or one for each slice of the axis")
+        if bool((sizes < 1).any()):
+            raise UsageError("sharing", "a table without values", "give each slice at least one")
+        if int(sizes.sum()) != len(table):
+            found = f"a table of {len(table)} values for sizes that add up to {int(sizes.sum())}"
+            raise UsageError("sharing", found, "give each slice as many values as its size says")
         limit = sizes if axis is None else sizes.reshape([-1 if d == axis else 1 for d in range(len(self.shape))])
-        return not bool(((sharing.indices < 0) | (sharing.indices >= limit)).any())
+        if bool(((sharing.indices < 0) | (sharing.indices >= limit)).any()):
+            raise UsageError("sharing", "an index beyond its table", "count from 0 in the table of the entry's slice")
 
     def _float_table(self) -> Tensor:
         return self.values if self.grid is None else self._table_grid(self.grid).dequantize(self.values)
@@ -459,10 +482,20 @@ def cluster_means(x: Tensor, sharing: Sharing, mask: Tensor | None) -> Tensor:
     return total / count.clamp(min=1)
 
 
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _blank(values: Tensor, mask: Tensor | None) -> Tensor:
     return (
         values if mask is None else torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
     )
+
+
+def _from_to(numbers: Tensor) -> str:
+    """For example "2..16", or "2" where all are the same."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low}" if low == high else f"{low}..{high}"
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

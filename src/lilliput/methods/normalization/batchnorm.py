@@ -36,7 +36,7 @@ class FoldBatchNorm(Pass):
         pairs, refused = foldable(net, trace(net.module, net.input.example(2)))
         skipped |= {path: reason for path, reason in refused.items() if path in known}
         for pair in pairs:
-            if not self.selects(pair.norm):
+            if not (self.selects(pair.norm) and self.selects(pair.layer)):
                 skipped[pair.norm] = "not selected by include and skip"
             elif net.activations:
                 skipped[pair.norm] = "activations are already quantized: fold first"
