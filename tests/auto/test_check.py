@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lilliput.auto.check import check
 from lilliput.core.artifact import Artifact, InputSpec
-from lilliput.core.errors import DataError, UnsupportedError, UsageError
+from lilliput.core.errors import DataError, RecipeError, UnsupportedError, UsageError
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.target import Target
 from lilliput.core.task import Task
@@ -19,6 +19,7 @@ from lilliput.graph.integer import IntegerNet
 from lilliput.graph.trace import trace
 from lilliput.measure.memory import plan_memory
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import TINY, tiny_model, tiny_task
 
@@ -118,6 +119,28 @@ def test_a_norm_that_cannot_be_folded_is_named():
         "n (BatchNorm)": "it follows reshape, not a convolution or linear layer",
         "n": "BatchNorm is not folded",
     }
+
+
+def test_what_a_recipe_leaves_alone_stays_in_float_and_says_so():
+    model = tiny_model("residual")
+    recipe = [FoldBatchNorm(skip=("norm2",)), MagnitudePruning(skip=("first",)), Quantization(skip=("head",))]
+    found = check(model, SHAPE, recipe=recipe)
+    assert found.untouched["norm2 (BatchNorm)"] == "skipped by the recipe (include and skip of fold_batchnorm)"
+    assert found.untouched["head"] == "skipped by the recipe (include and skip of quantization)"
+    assert "first" not in found.untouched
+    net = Artifact.of(model, TASK.spec)
+    for method in recipe:
+        apply_checked_(method, net, Context.of(TASK, model))
+    assert {n for n in found.untouched if not n.endswith(")")} == set(IntegerNet(net).floats)
+    assert check(model, SHAPE).untouched == {}
+
+
+def test_a_recipe_is_held_against_the_network():
+    with pytest.raises(RecipeError, match=r"quantization skip 'haed': it matches no layer .*did you mean 'head'"):
+        check(tiny_model("residual"), SHAPE, recipe=Quantization(skip=("haed",)))
+    arm = {"target": "onnx-arm", "passes": ["quantization"]}
+    assert check(tiny_model("linear"), SHAPE, recipe=arm).target == Target("onnx-arm")
+    assert check(tiny_model("linear"), SHAPE, "c-host", recipe=arm).target == Target("c-host")
 
 
 def test_what_cannot_be_exported_is_named_with_its_line():

@@ -28,6 +28,7 @@ from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.pipeline.recipe import Recipe, Step
+from lilliput.report.result import Violation
 from lilliput.testing import tiny_model, tiny_task
 from lilliput.training.fit import fit
 from lilliput.zoo.registry import entry, open_model
@@ -114,8 +115,26 @@ def test_the_numbers_are_json_that_every_reader_takes(result):
 
 def test_the_test_role_is_read_only_after_the_last_step(result):
     assert all("test" not in e["uses"] for e in result.trail)
-    assert result.uses["test"] == 2  # plain int8 and ours; float is the reference
+    assert result.uses["test"] == len(result.columns) - 1 == 2  # plain int8 and ours; float is the reference
     assert result.uses["validation"] == 1  # the budget of max_drop
+
+
+def test_a_result_is_one_line_and_prints_as_its_table(result):
+    assert str(result) == result.table()
+    assert "\n" not in repr(result)
+    sizes = ", ".join(rf"{name} [0-9.]+ k?B" for name in ("float", "plain int8", "ours"))
+    assert re.fullmatch(rf"<Result: {sizes}; budgets: none missed>", repr(result))
+    missed = dataclasses.replace(result, violations=[Violation(budget="max_ram", limit=1, found=2, text="")])
+    assert repr(missed).endswith("; budgets: 1 missed (max_ram)>")
+    assert repr(dataclasses.replace(result, columns=[])) == "<Result: nothing measured; budgets: none missed>"
+
+
+def test_a_layer_that_the_recipe_skips_says_so_in_the_table():
+    recipe = [MagnitudePruning(skip=("1",)), Quantization(skip=("3",))]
+    found = apply(tiny_model("linear"), TASK, recipe)
+    notes = [n for n in found.columns[-1].notes if "float" in n]
+    assert notes == ["3 stays in float: skipped by the recipe (include and skip of quantization)"]
+    assert f"ours: {notes[0]}" in found.table()
 
 
 def test_the_same_call_gives_the_same_bytes_and_its_recipe_too(result):
@@ -237,6 +256,11 @@ WRONG = [
     ({"recipe": "none.yaml"}, RecipeError, "recipe none.yaml: it cannot be read"),
     ({"recipe": [Step(passes=(), guard=MaxDrop(max_drop="x"))]}, UsageError, "max_drop='x': not a number with a unit"),
 ]
+
+
+WRONG.append(
+    ({"recipe": [Quantization(), MagnitudePruning(skip=("4",))]}, RecipeError, "magnitude_pruning skip '4': it m")
+)
 
 
 @pytest.mark.parametrize(("more", "kind", "text"), WRONG, ids=lambda v: str(v) if isinstance(v, dict) else None)

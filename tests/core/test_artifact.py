@@ -1,6 +1,7 @@
 """An artifact is a plain module whose encoded parameters hold exactly what their encodings decode to."""
 
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from lil_files import artifact, sequential
 from lilliput.core.artifact import Artifact, InputSpec, weights_of
@@ -167,6 +168,51 @@ def test_parametrized_model_is_refused():
     assert text_of(UsageError, lambda: Artifact.of(model, SPEC)) == (
         "compress Sequential: '1' is parametrized; "
         "bake it first with torch.nn.utils.parametrize.remove_parametrizations"
+    )
+
+
+OLD_FORMS = {
+    "remove_weight_norm": nn.utils.weight_norm,
+    "remove_spectral_norm": nn.utils.spectral_norm,
+    "prune.remove": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("remedy", OLD_FORMS)
+def test_weights_that_hooks_compute_are_refused_with_the_way_to_bake_them(remedy):
+    layer = OLD_FORMS[remedy](nn.Linear(2, 2))
+    found = text_of(UsageError, lambda: Artifact.of(nn.Sequential(nn.ReLU(), layer), SPEC))
+    assert found.startswith("compress Sequential: '1' has the forward hook ")
+    assert f"; bake it with torch.nn.utils.{remedy}(module" in found
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_of_the_caller_is_refused_before_it_can_be_lost(register):
+    model = sequential(4, 2)
+
+    def double(*given):
+        return None
+
+    for module, path in ((model[0], "0"), (model, "the model")):
+        handle = getattr(module, register)(double)
+        assert re.fullmatch(
+            rf"compress Sequential: '{path}' has the forward hook \S*double, which no file can hold; "
+            "remove it first: handle.remove\\(\\), with the handle that registering it gave",
+            text_of(UsageError, lambda: Artifact.of(model, SPEC)),
+        )
+        handle.remove()
+    Artifact.of(model, SPEC)
+
+
+@pytest.mark.parametrize("kept", [lambda m: threading.Lock(), lambda m: m[0].weight * 2, lambda m: (i for i in ())])
+def test_a_model_that_cannot_be_copied_is_one_clear_error(kept):
+    model = sequential(4, 2)
+    model.kept = kept(model)
+    found = text_of(UsageError, lambda: Artifact.of(model, SPEC))
+    assert found.startswith("compress Sequential: copy.deepcopy cannot copy it (")
+    assert found.endswith(
+        "; give a module that copies: without locks, open files, or tensors computed from other tensors"
     )
 
 

@@ -33,6 +33,10 @@ def test_errors_pass_between_processes(cls):
         assert other.do == "c"
 
 
+def test_no_error_has_the_exit_code_of_a_bug_or_of_a_missed_budget():
+    assert not {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type)} & {0, 1, errors.BUG}
+
+
 def test_all_errors_are_lilliput_errors_and_no_others():
     assert len(ALL) == 11
     assert not issubclass(LilliputError, (ValueError, RuntimeError, OSError))

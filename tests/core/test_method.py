@@ -19,11 +19,14 @@ from lilliput.core.method import (
     account,
     apply_checked_,
     check_choice,
+    check_patterns,
     check_range,
     layers,
     nearest,
 )
 from lilliput.core.target import Target
+from lilliput.methods import BUILT_IN
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.testing import TINY, tiny_model, tiny_task
 from strategies import law
 
@@ -57,6 +60,7 @@ class Shrink(Pass):
 
 
 SHRINK: Any = Shrink
+SPEC = InputSpec(shape=(1, 4, 4))
 
 
 def of(name):
@@ -181,6 +185,59 @@ def test_pick_finds_the_weight_of_a_model_that_is_one_layer():
     net = Artifact.of(nn.Linear(2, 2), InputSpec(shape=(2,)))
     assert Shrink().pick(net) == ({"": "weight"}, {})
     assert list(layers(net)) == [""]
+
+
+UNMATCHED = [
+    ({"skip": "layr1.*"}, "shrink skip 'layr1.*': it matches no layer that has parameters; did you mean 'layer1."),
+    (
+        {"include": ("stem", "haed")},
+        "shrink include 'haed': it matches no layer that has parameters; did you mean 'head'?",
+    ),
+    (
+        {"overrides": {"stm": {"factor": 0.1}}},
+        "shrink override for 'stm': it matches no layer that has parameters; did you",
+    ),
+    ({"skip": "layer1"}, "did you mean 'layer1.*'?"),
+    ({"include": "stem.weight"}, "did you mean 'stem'?"),
+    (
+        {"skip": "act"},
+        "shrink skip 'act': it matches no layer that has parameters; its layers are stem, layer1.a, layer1.b",
+    ),
+]
+
+
+def nested():
+    stage = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    layers = {"stem": nn.Linear(16, 4), "act": nn.ReLU(), "layer1": stage, "head": nn.Linear(4, 3)}
+    return Artifact.of(nn.ModuleDict(layers), SPEC)
+
+
+@pytest.mark.parametrize(("settings", "text"), UNMATCHED)
+def test_a_pattern_that_matches_no_layer_is_refused_before_anything_is_done(settings, text):
+    net = nested()
+    before = net.copy()
+    found = text_of(lambda: apply_checked_(Shrink(**settings), net, context_of("linear")))
+    assert text in found
+    assert all(torch.equal(t, before.module.state_dict()[n]) for n, t in net.module.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [cls(skip=("nothing*",)) for cls in BUILT_IN], ids=lambda m: m.name)
+def test_no_pass_takes_a_pattern_that_matches_nothing(method):
+    found = text_of(lambda: apply_checked_(method, of("batch_norm"), context_of("batch_norm")))
+    assert found.startswith(f"{method.name} skip 'nothing*': it matches no layer that has parameters; its layers are 0")
+
+
+def test_a_layer_that_a_fold_has_taken_away_may_still_be_named():
+    net, context = of("batch_norm"), context_of("batch_norm")
+    apply_checked_(FoldBatchNorm(), net, context)
+    assert "1" not in layers(net)
+    assert set(apply_checked_(Shrink(skip=("1",)), net, context).changed) == {"0", "4"}
+
+
+def test_default_patterns_suit_a_network_without_layers():
+    net = Artifact.of(nn.Flatten(), SPEC)
+    assert not apply_checked_(Shrink(), net, context_of("linear")).effect
+    assert "the network has none" in text_of(lambda: check_patterns(Shrink(skip=("fc",)), net.module))
 
 
 # Accounting

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
-from onnx_cases import VECTOR, artifact_of, case, folded, quantize_, quantized
+from onnx_cases import VECTOR, Fn, artifact_of, case, folded, quantize_, quantized
 from torch import nn
 
 from lilliput.core.errors import UsageError, VerificationError
@@ -124,6 +124,41 @@ def test_several_outputs_are_compared_together():
     worse = changed(model, lambda a: a.shape == (2, 8), lambda a: -a)
     with pytest.raises(VerificationError):
         check_with_runtime(worse, artifact, samples, graph=graph)
+
+
+FORMS = {
+    "a dictionary": lambda a, b: {"z": a, "y": b},
+    "a dictionary of one": lambda a, b: {"out": a + b.mean(1, keepdim=True)},
+    "a tuple of one": lambda a, b: (a,),
+    "a list in a tuple": lambda a, b: (a, [b, None]),
+    "the same twice": lambda a, b: [a, a],
+}
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_outputs_of_every_form_are_compared(form, integers):
+    model = Fn(
+        lambda x, body, a, b: FORMS[form](a(body(x).relu()), b(body(x).relu())), *map(nn.Linear, (6, 8, 8), (8, 3, 2))
+    )
+    artifact = artifact_of(model, VECTOR)
+    graph, samples = folded(artifact), artifact.input.example(50)
+    if integers:
+        quantize_(artifact, graph, samples)
+    file = build(artifact, target="onnx-x86", graph=graph)
+    found = check_with_runtime(file, artifact, samples, graph=graph)
+    single = len(file.graph.output) == 1
+    assert (found.equal_argmax is not None) == single
+    worse = changed(file, lambda a: a.ndim == 2 and 3 in a.shape, lambda a: -a)
+    with pytest.raises(VerificationError):
+        check_with_runtime(worse, artifact, samples, graph=graph)
+
+
+def test_an_output_that_is_not_in_the_file_is_said():
+    model = Fn(lambda x, fc: (fc(x), fc.weight), nn.Linear(6, 3))
+    artifact, samples = artifact_of(model, VECTOR), torch.randn(5, 6)
+    with pytest.raises(VerificationError, match=r"outputs of shape \(5, 3\), the network gives \(5, 3\) and \(3, 6\)"):
+        check_with_runtime(build(artifact, target="onnx-x86"), artifact, samples)
 
 
 def report_of(samples, drift=0.0):

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_cases import CASES, IMAGE, Fn, Tied, artifact_of, case, encode_weights_
+from onnx_cases import CASES, IMAGE, Fn, Tied, artifact_of, case, encode_weights_, folded, quantize_
 from torch import nn
 
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import ExportError, UsageError
 from lilliput.export.onnx import build, export, layers_in_float, unsupported
+from lilliput.export.onnx_check import check_with_runtime
 from lilliput.export.onnx_operators import MOVES, VALUES
 from lilliput.graph.trace import trace
 from lilliput.measure.runtime import predict, session
@@ -239,3 +240,51 @@ def test_names_tell_the_layers():
 def test_artifact_may_be_given_without_a_graph():
     artifact = Artifact.of(nn.Linear(3, 2), InputSpec(shape=(3,)))
     assert_same(build(artifact, target="onnx-x86"), artifact, artifact.input.example(2))
+
+
+class WithBuffers(nn.Module):
+    """`code(x, buffers)` between two layers."""
+
+    def __init__(self, code, *buffers):
+        super().__init__()
+        self.enter, self.leave, self.code = nn.Linear(6, 4), nn.Linear(4, 3), code
+        for i, buffer in enumerate(buffers):
+            self.register_buffer(f"b{i}", buffer)
+
+    def forward(self, x):
+        return self.leave(self.code(self.enter(x), list(self.buffers())))
+
+
+COUNTS, FLAGS = torch.tensor([1, 2, -3, 4]), torch.tensor([True, False, True, True])
+BESIDE = {
+    "add": WithBuffers(lambda x, b: x + b[0], COUNTS),
+    "sub": WithBuffers(lambda x, b: b[0] - x, COUNTS.int()),
+    "mul": WithBuffers(lambda x, b: x * b[0], FLAGS),
+    "large": WithBuffers(lambda x, b: x * b[0], COUNTS + 2**30),
+}
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("name", BESIDE)
+def test_integer_buffers_beside_a_value_are_constants(name, integers):
+    artifact = artifact_of(BESIDE[name], (6,))
+    graph, samples = folded(artifact), artifact.input.example(32)
+    if integers:
+        quantize_(artifact, graph, samples)
+    file = build(artifact, target="onnx-x86", graph=graph)
+    onnx.checker.check_model(file, full_check=True)
+    check_with_runtime(file, artifact, samples, graph=graph)
+
+
+ALONE = {
+    "add: it computes with buffers alone": WithBuffers(lambda x, b: x * (b[0] + b[1]), FLAGS, ~FLAGS),
+    "relu: it computes with buffers alone": WithBuffers(lambda x, b: x * b[0].relu(), COUNTS),
+    "mul: it reads a buffer of complex numbers": WithBuffers(lambda x, b: (x * b[0]).real, COUNTS * 1j),
+}
+
+
+@pytest.mark.parametrize("text", ALONE)
+def test_buffers_that_cannot_be_constants_are_named_with_a_remedy(text):
+    node, reason = text.split(": ")
+    with pytest.raises(ExportError, match=rf"ONNX export of '{node}': {reason} .*register the result as a buffer"):
+        build(artifact_of(ALONE[text], (6,)), target="onnx-x86")

@@ -275,7 +275,7 @@ def test_weights_on_a_grid_keep_it():
 
 
 def test_settings_of_weights_count_by_layer():
-    method = Quantization(weight_bits=8, overrides={"3": {"weight_bits": 3, "weight_per": "tensor"}}, skip=("nothing",))
+    method = Quantization(weight_bits=8, overrides={"3": {"weight_bits": 3, "weight_per": "tensor"}})
     net, _ = applied(tiny_model("linear"), method)
     described = {n: net.encodings[f"{n}.weight"].describe() for n in ("1", "3")}
     assert described == {"1": "8 bits per channel", "3": "3 bits"}

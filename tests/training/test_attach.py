@@ -118,6 +118,36 @@ def test_gradient_of_sharing_on_a_grid_is_that_without_the_rounding(seed, per_ro
     torch.testing.assert_close(straight_through(encoding, raw, gradient).double(), x.grad, atol=1e-5, rtol=1e-4)
 
 
+@given(seed=st.integers(0, 1000), bits=st.lists(st.sampled_from([0, 2, 3, 16]), min_size=3, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_gradient_of_a_table_over_slices_of_several_widths_is_that_of_what_the_narrowest_holds(seed, bits):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(SHAPE, generator=generator) > 0.3
+    live = mask & (torch.tensor(bits) > 0)[:, None]
+    indices = torch.where(live, torch.randint(2, SHAPE, generator=generator), 0)
+    grid = Grid(
+        scale=torch.rand(3, generator=generator) + 0.3,
+        zero_point=torch.zeros(3, dtype=torch.int64),
+        bit_width=torch.tensor(bits),
+        axis=0,
+    )
+    sharing = Sharing(indices=indices, sizes=torch.tensor([2]))
+    encoding = Encoding(shape=SHAPE, values=torch.zeros(2).long(), mask=mask, sharing=sharing, grid=grid)
+    raw, gradient = torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+    x, s = raw.double().requires_grad_(), grid.scale.double()[:, None]
+    total = (0 * x).sum()
+    for cluster in range(2):
+        members = live & (indices == cluster)
+        if members.any():
+            used = [b for b, row in zip(bits, members, strict=True) if row.any()]
+            mean = (x / s)[members].mean()
+            if -(2 ** (min(used) - 1)) - 0.5 <= mean < 2 ** (min(used) - 1) - 0.5:
+                total = total + (gradient * mean * s)[members].sum()
+    total.backward()
+    assert not straight_through(encoding, raw, gradient)[~live].any()
+    torch.testing.assert_close(straight_through(encoding, raw, gradient).double(), x.grad, atol=1e-5, rtol=1e-4)
+
+
 def test_no_gradient_where_the_grid_saturates_or_has_no_bits():
     grid = Grid(scale=torch.tensor([0.5, 0.5]), zero_point=torch.tensor([0, 0]), bit_width=torch.tensor([3, 0]), axis=0)
     raw = torch.tensor([[-2.3, -2.2, 0.1, 1.7, 1.8], [-2.3, -2.2, 0.1, 1.7, 1.8]])

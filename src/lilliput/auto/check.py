@@ -1,27 +1,29 @@
 """Can this network be compressed and exported, and what would it need? Answered without reading any data."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from lilliput.auto.compress import as_task
+from lilliput.auto.compress import AnyRecipe, as_recipe, as_task, check_recipe, left_out
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.cost import format_quantity
 from lilliput.core.encoding import Grid
-from lilliput.core.method import WEIGHTED, layers
+from lilliput.core.method import WEIGHTED, Pass, layers
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
 from lilliput.graph.fold import fold_, foldable
-from lilliput.graph.integer import IntegerNet, grids_of, integer_bias, integer_values
+from lilliput.graph.integer import LAYERS, IntegerNet, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import Graph, Node, trace
 from lilliput.measure.macs import count_macs
 from lilliput.measure.memory import MemoryPlan, plan_memory
-from lilliput.methods.quantization.post_training import weight_grid
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.quantization.post_training import Quantization, weight_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +79,31 @@ class Check:
         return "\n".join(lines)
 
 
-def check(model: nn.Module, task: Task | InputSpec | tuple[Any, ...], target: Target | str | None = None) -> Check:
+def check(
+    model: nn.Module,
+    task: Task | InputSpec | tuple[Any, ...],
+    target: Target | str | None = None,
+    *,
+    recipe: AnyRecipe | None = None,
+) -> Check:
     """Trace the network, list what runs, and plan its 8-bit form with made-up ranges.
 
-    `task` gives the input's shape: a task, (X, y), or the shape of one sample. Raises `UnsupportedError` where tracing
-    fails.
+    `task` gives the input's shape: a task, (X, y), or the shape of one sample. A `recipe` is held against the network:
+    what its folding and quantization passes leave alone stays in float here too; without a target, its own counts.
+    Raises `UnsupportedError` where tracing fails, `RecipeError` where a pattern of the recipe matches no layer.
     """
     spec = _spec(task)
+    plan = None if recipe is None else as_recipe(recipe)
+    if target is None and plan is not None:
+        target = plan.target
     chosen = target if isinstance(target, Target) else Target(target or "onnx-x86")
     net = Artifact.of(model, spec)
+    passes: list[Pass] = []
+    if plan is not None:
+        check_recipe(plan, net.module)
+        passes = [method for step in plan.steps for method in step.passes]
+    folding = [p for p in passes if isinstance(p, FoldBatchNorm)]
+    quantizing = [p for p in passes if isinstance(p, Quantization)]
     parameters = sum(p.numel() for p in net.module.parameters())
     before = trace(net.module, spec.example(2))
     table = count_macs(before, net)
@@ -93,9 +111,13 @@ def check(model: nn.Module, task: Task | InputSpec | tuple[Any, ...], target: Ta
     unsupported = {node.name: reason for node, reason in onnx_export.unsupported(before)}
     pairs, refused = foldable(net, before)
     for pair in pairs:
-        fold_(net, pair)
+        if _chosen(folding, pair.norm):
+            fold_(net, pair)
+        else:
+            refused[pair.norm] = left_out(folding, pair.norm)
     graph = trace(net.module, spec.example(2))
-    untouched = {f"{name} (BatchNorm)": reason for name, reason in refused.items()} | _pretend_int8_(net, graph, chosen)
+    untouched = {f"{name} (BatchNorm)": reason for name, reason in refused.items()}
+    untouched |= _pretend_int8_(net, graph, chosen, quantizing)
     plan = plan_memory(graph, net)
     misses = [
         f"{name}: {found:,} bytes planned, at most {limit:,} wanted"
@@ -128,10 +150,15 @@ def _word(node: Node) -> str:
     return node.target if node.op in ("other", "several", "scalar") else node.op
 
 
-def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str]:
-    """Put everything on 8-bit grids with made-up scales: enough to plan, and to see what stays in float."""
+def _chosen(passes: Sequence[Pass], layer: str) -> bool:
+    """Does one of the passes take the layer? Without passes every layer is taken."""
+    return not passes or any(p.selects(layer) for p in passes)
+
+
+def _pretend_int8_(net: Artifact, graph: Graph, target: Target, quantizing: Sequence[Pass]) -> dict[str, str]:
+    """Put what is chosen on 8-bit grids with made-up scales: enough to plan, and to see what stays in float."""
     for path, module in layers(net).items():
-        if isinstance(module, WEIGHTED):
+        if isinstance(module, WEIGHTED) and _chosen(quantizing, path):
             weight = net.encoding(f"{path}.weight" if path else "weight")
             axis = output_axis(module)
             values = weight.decode()
@@ -156,4 +183,9 @@ def _pretend_int8_(net: Artifact, graph: Graph, target: Target) -> dict[str, str
             and len(graph.users_of(bias)) == 1  # as quantization does it
         ):
             net.encode_(bias, integer_bias(net.parameter(bias).detach(), source, weight.grid))
-    return IntegerNet(net, graph).floats
+    left: dict[str, str] = {}
+    for name, reason in IntegerNet(net, graph).floats.items():
+        node = graph[name]
+        plain = node.op in LAYERS and net.encoding(node.state["weight"]).grid is None
+        left[name] = left_out(quantizing, node.module) if plain and not _chosen(quantizing, node.module) else reason
+    return left

@@ -1,7 +1,9 @@
 """The front door: one call from a network and its task to the smallest file that still does the job."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -14,7 +16,7 @@ from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import MaxDrop
-from lilliput.core.method import Pass
+from lilliput.core.method import Pass, check_patterns
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.target import Target, parse_bytes
@@ -115,16 +117,18 @@ def compress(
     else:
         plan = as_recipe(recipe, seed)
         plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
+        check_recipe(plan, model)
     plan = replace(plan, threads=plan.threads or threads_for(model))
     where = None if folder is None else RunFolder.at(folder)
-    outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
-    if where is not None:
-        where.write("net.lil", container.dumps(outcome.artifact))  # first: no later failure loses the network
-    result = measured(model, task, outcome, folder=where, progress=progress)
-    result.violations += _violations(result, outcome, max_drop, most_bytes)
-    result.uses = dict(outcome.context.evaluator.uses)
-    if where is not None:
-        finish(result, where)
+    with where.held() if where is not None else nullcontext():
+        outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
+        if where is not None:
+            where.write("net.lil", container.dumps(outcome.artifact))  # first: no later failure loses the network
+        result = measured(model, task, outcome, folder=where, progress=progress)
+        result.violations += _violations(result, outcome, max_drop, most_bytes)
+        result.uses = dict(outcome.context.evaluator.uses)
+        if where is not None:
+            finish(result, where)
     return result
 
 
@@ -143,6 +147,7 @@ def measured(
     int8 = replace(plain_int8(target, outcome.recipe.seed), threads=outcome.recipe.threads)
     plain = run(model, task, int8, device=context.device, batch_size=context.batch_size)
     artifacts = {"float": Artifact.of(model, task.spec), "plain int8": plain.artifact, "ours": outcome.artifact}
+    kept = [s for s, e in zip(outcome.recipe.steps, outcome.trail, strict=True) if e["verdict"]["accepted"]]
     with threads(outcome.recipe.threads), TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder.path
         columns = compare(
@@ -154,6 +159,7 @@ def measured(
             role=role,
             folder=place,
             progress=progress,
+            left_out={"ours": partial(left_out, [p for s in kept for p in s.passes])},
         )
         if folder is None:
             for column in columns:
@@ -234,6 +240,19 @@ def as_recipe(recipe: AnyRecipe, seed: int | None = None) -> Recipe:
     else:
         found = Recipe(steps=tuple(to_step(item) for item in recipe))
     return found if seed is None else replace(found, seed=seed)
+
+
+def check_recipe(recipe: Recipe, model: nn.Module) -> None:
+    """Raises `RecipeError` where a pattern of a pass matches no layer of the model: no data are needed to see it."""
+    for step in recipe.steps:
+        for method in step.passes:
+            check_patterns(method, model)
+
+
+def left_out(passes: Sequence[Pass], layer: str) -> str:
+    """The last of the passes that was told to leave a layer alone, as a reason; "" if none was."""
+    names = [p.name for p in passes if not p.selects(layer)]
+    return f"skipped by the recipe (include and skip of {names[-1]})" if names else ""
 
 
 def _violations(

@@ -1,7 +1,7 @@
 """A network on its way to a file: a plain module, how its tensors are stored, and what was done to it."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from lilliput.core.edits import Edit, fingerprint
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import MethodError, UsageError
+
+REMOVALS = {
+    "torch.nn.utils.weight_norm": "bake it with torch.nn.utils.remove_weight_norm(module)",
+    "torch.nn.utils.spectral_norm": "bake it with torch.nn.utils.remove_spectral_norm(module)",
+    "torch.nn.utils.prune": "bake it with torch.nn.utils.prune.remove(module, name): the zeros stay",
+    "torch.nn.modules.lazy": "run the model once on an example",
+}
+"""What to do about hooks that torch itself registers, by the module that they come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,10 @@ class Artifact:
 
     @staticmethod
     def of(model: nn.Module, spec: InputSpec) -> "Artifact":
-        """An artifact of a copy of `model`; the model itself is never touched."""
+        """An artifact of a copy of `model`; the model itself is never touched.
+
+        Raises `UsageError` for what a file could not hold: hooks, parametrizations, broken weights, other precisions.
+        """
         parametrized = [path for path, m in model.named_modules() if "parametrizations" in dict(m.named_children())]
         if parametrized:
             raise UsageError(
@@ -58,7 +69,20 @@ class Artifact:
                 f"{parametrized[0]!r} is parametrized",
                 "bake it first with torch.nn.utils.parametrize.remove_parametrizations",
             )
-        module = copy.deepcopy(model).eval()
+        for path, hook in _hooks(model):
+            raise UsageError(
+                f"compress {type(model).__name__}",
+                f"{path or 'the model'!r} has the forward hook {_word(hook)}, which no file can hold",
+                _removal(hook),
+            )
+        try:
+            module = copy.deepcopy(model).eval()
+        except (RuntimeError, TypeError, ValueError, AttributeError, copy.Error) as error:
+            raise UsageError(
+                f"compress {type(model).__name__}",
+                f"copy.deepcopy cannot copy it ({' '.join(str(error).split())[:120]})",
+                "give a module that copies: without locks, open files, or tensors computed from other tensors",
+            ) from error
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
                 raise UsageError(
@@ -146,11 +170,8 @@ class Artifact:
                     "the weight is not what its encoding decodes to",
                     "write weights through Artifact.encode_",
                 )
-        hooked = [path for path, m in self.module.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-        if hooked:
-            raise MethodError(
-                f"check of {hooked[0] or 'the model'!r}", "a forward hook was left", "remove hooks after use"
-            )
+        for path, _ in _hooks(self.module):
+            raise MethodError(f"check of {path or 'the model'!r}", "a forward hook was left", "remove hooks after use")
 
     def stored(self) -> dict[str, Encoding]:
         """Every floating-point tensor of the file, once: parameters and buffers by their first names, in order."""
@@ -177,3 +198,18 @@ def weights_of(module: nn.Module, types: Iterable[type[nn.Module]]) -> Mapping[s
     """Paths of the layers of these types that have a weight, in the model's order, shared modules once."""
     wanted = tuple(types)
     return {path: m for path, m in module.named_modules() if isinstance(m, wanted)}
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, m in module.named_modules():
+        for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values()):
+            yield path, hook
+
+
+def _word(hook: Any) -> str:
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
+
+
+def _removal(hook: Any) -> str:
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return REMOVALS.get(home, "remove it first: handle.remove(), with the handle that registering it gave")

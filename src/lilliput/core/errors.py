@@ -1,8 +1,11 @@
 """Errors that say what was asked, what was found, and what to do about it.
 
 Every error that bad input can cause is a `LilliputError`. Its `exit_code` is what the command line ends with:
-2 wrong use, 3 unsupported, 4 verification mismatch.
+2 wrong use, 3 unsupported, 4 verification mismatch. Any other exception is a bug, and ends it with `BUG`.
 """
+
+BUG = 70
+"""EX_SOFTWARE of sysexits.h."""
 
 
 class LilliputError(Exception):

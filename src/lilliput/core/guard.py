@@ -69,7 +69,8 @@ class MaxDrop:
 class FullForward:
     """Evaluator: every sample through the whole network; the original's outputs are computed once and kept.
 
-    `uses` counts how often each role was looked at: the test role should end at one.
+    `uses` counts how often each role was looked at; the original's own look is kept, and not counted. The test role is
+    read once for each network of the final table, so it ends at the number of networks beside the original.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.edits import Edit, Fold
 from lilliput.core.errors import MethodError, RecipeError
 from lilliput.core.guard import FullForward
 from lilliput.core.progress import SILENT, Progress
@@ -84,7 +85,8 @@ class Pass(ABC):
     """One method with its settings.
 
     `include` and `skip` are glob patterns of layer paths ("layer1.*"); `overrides` gives other settings to layers that
-    match a pattern: {"fc": {"sparsity": 0.5}}, later patterns win. Subclasses are frozen keyword-only dataclasses.
+    match a pattern: {"fc": {"sparsity": 0.5}}, later patterns win. A pattern must match a layer of the network.
+    Subclasses are frozen keyword-only dataclasses.
     """
 
     name: ClassVar[str]
@@ -174,7 +176,37 @@ class Pass(ABC):
 
 def layers(net: Artifact) -> dict[str, nn.Module]:
     """The modules that own parameters, by path: what every pass accounts for."""
-    return {path: m for path, m in net.module.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    return _owners(net.module)
+
+
+def check_patterns(method: Pass, module: nn.Module, edits: Iterable[Edit] = ()) -> None:
+    """Raises `RecipeError` for a pattern of include, skip or overrides that matches no layer of `module`.
+
+    A layer that `edits` have taken away (a folded BatchNorm) still counts: a recipe may name it in every pass.
+    """
+    paths = [*_owners(module), *(e.norm if isinstance(e, Fold) else e.path for e in edits)]
+    given = [("include", p) for p in method.include if p != "*"] + [("skip", p) for p in method.skip]
+    for word, pattern in [*given, *(("override for", p) for p in method.overrides)]:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            raise RecipeError(
+                f"{method.name} {word} {pattern!r}", "it matches no layer that has parameters", _similar(pattern, paths)
+            )
+
+
+def _owners(module: nn.Module) -> dict[str, nn.Module]:
+    return {path: m for path, m in module.named_modules() if any(True for _ in m.parameters(recurse=False))}
+
+
+def _similar(pattern: str, paths: list[str]) -> str:
+    """The layers inside of it, the layer that it is a parameter of, or the nearest name; else the first names."""
+    above = pattern.rpartition(".")[0]
+    if any(path.startswith(f"{pattern}.") for path in paths):
+        return f"did you mean '{pattern}.*'?"
+    match = [above] if above in paths else difflib.get_close_matches(pattern, paths, 1, cutoff=0.5)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    more = ", ..." if len(paths) > 8 else ""
+    return f"its layers are {', '.join(paths[:8])}{more}" if paths else "the network has none"
 
 
 def account(before: set[str], method: Pass, result: PassResult) -> None:
@@ -192,12 +224,14 @@ def account(before: set[str], method: Pass, result: PassResult) -> None:
 def apply_checked_(method: Pass, net: Artifact, context: Context) -> PassResult:
     """Apply a pass and hold it to the laws that can be checked on the spot.
 
-    Raises `RecipeError` when its requirements are not met, `MethodError` when it broke a law.
+    Raises `RecipeError` when its requirements are not met or a pattern matches no layer, `MethodError` when it broke a
+    law.
     """
     reasons = method.requires(net)
     if reasons:
         what, _, do = reasons[0].partition("; ")
         raise RecipeError(f"{method.name}", what, do or "change the order of the passes")
+    check_patterns(method, net.module, net.edits)
     before = set(layers(net))
     result = method.apply_(net, context)
     account(before, method, result)

@@ -9,8 +9,8 @@ from typing import Any
 
 from lilliput.core import target as targets
 from lilliput.core.artifact import Artifact
-from lilliput.core.container import write_atomically
 from lilliput.core.errors import UsageError
+from lilliput.core.files import write_atomically
 from lilliput.export.onnx_build import Builder
 from lilliput.export.onnx_operators import cannot
 from lilliput.graph.integer import IntegerNet

@@ -52,6 +52,10 @@ class Builder:
             if reason is not None:
                 raise ExportError(f"ONNX export of {node.name!r}", f"{reason} ({node.target}, {node.source})",
                                   "write it with operations that `lilliput check` knows")  # fmt: skip
+            reason = self._cannot_hold(node)
+            if reason is not None:
+                raise ExportError(f"ONNX export of {node.name!r}", f"{reason} ({node.target}, {node.source})",
+                                  "compute it once, and register the result as a buffer of float32")  # fmt: skip
             self._write(node)
         several = len(self._graph.outputs) > 1
         outputs = {f"output_{i}" if several else "output": name for i, name in enumerate(self._graph.outputs)}
@@ -68,6 +72,22 @@ class Builder:
             {new: (batch, *self._nodes[name].shape[1:]) for new, name in group.items()} for group in (inputs, outputs)
         )
         return self.writer.model(*shapes)
+
+    def _cannot_hold(self, node: Node) -> str | None:
+        """Why the buffers that a node reads cannot stand as float32 constants, or None.
+
+        Beside a float value, torch itself takes integers and booleans as float32. Among themselves they have rules of
+        their own (two booleans added are "or").
+        """
+        buffers = [self._buffers[name] for name in node.state.values() if name in self._buffers]
+        if any(b.is_complex() for b in buffers):
+            return "it reads a buffer of complex numbers"
+        if node.inputs or node.op in ("input", "size", "scalar"):
+            return None
+        writable = node.op in JOINING and (
+            len(buffers) < len(node.state) or any(b.is_floating_point() for b in buffers)
+        )
+        return None if writable else "it computes with buffers alone"
 
     def _write(self, node: Node) -> None:
         if node.op in ("size", "scalar") or node.name in self.integers:  # reshapes know their sizes; fused: written
@@ -239,9 +259,10 @@ class Builder:
         return self._float(name) if name in self._nodes else self._as_folded(self._encoding(name))
 
     def _encoding(self, name: str) -> Encoding:
-        """Of a parameter, or of a buffer, which is plain; on the CPU."""
+        """Of a parameter, or of a buffer, which is plain and float32; on the CPU."""
         known = name in self._parameters
-        return (self._artifact.encoding(name) if known else Encoding.of(self._buffers[name])).to(torch.device("cpu"))
+        found = self._artifact.encoding(name) if known else Encoding.of(self._buffers[name].float())
+        return found.to(torch.device("cpu"))
 
     def _as_stored(self, node: Node, role: str, encoding: Encoding) -> str:
         """Integers behind DequantizeLinear, as a runtime's integer kernels want them: int8 weights and int32 biases."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError, VerificationError
@@ -152,17 +153,23 @@ def _both(run: Any, net: torch.nn.Module, samples: Tensor) -> tuple[np.ndarray, 
     ours: list[np.ndarray] = []
     with torch.no_grad():
         for batch in _batches(samples, run):
-            theirs.append(_joined(predict(run, batch.numpy())))
-            outputs = net(batch.to(device))
-            several = isinstance(outputs, (tuple, list))
-            ours.append(_joined(tuple(o.cpu().numpy() for o in outputs) if several else outputs.cpu().numpy()))
+            found, answer = predict(run, batch.numpy()), tree_leaves(net(batch.to(device)))
+            of_file = [found] if isinstance(found, np.ndarray) else list(found)
+            of_net = [o.cpu().numpy() for o in answer if isinstance(o, Tensor)]
+            if [o.shape for o in of_file] != [o.shape for o in of_net]:
+                shapes = [" and ".join(str(o.shape) for o in outputs) for outputs in (of_file, of_net)]
+                raise VerificationError(
+                    "check with ONNX Runtime",
+                    f"outputs of shape {shapes[0]}, the network gives {shapes[1]}",
+                    "export the artifact again; outputs that do not depend on the input are not in a file",
+                )
+            theirs.append(_joined(of_file))
+            ours.append(_joined(of_net))
     return np.concatenate(theirs), np.concatenate(ours)
 
 
-def _joined(outputs: np.ndarray | tuple[np.ndarray, ...]) -> np.ndarray:
-    if isinstance(outputs, np.ndarray):
-        return outputs
-    return np.concatenate([o.reshape(len(o), -1, 1) for o in outputs], axis=1)
+def _joined(outputs: list[np.ndarray]) -> np.ndarray:
+    return outputs[0] if len(outputs) == 1 else np.concatenate([o.reshape(len(o), -1, 1) for o in outputs], axis=1)
 
 
 def _batches(samples: Tensor, run: Any) -> Iterator[Tensor]:

@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import Measurement
 from lilliput.core.errors import ArtifactError, LilliputError, VerificationError
+from lilliput.core.files import is_disk_trouble
 from lilliput.core.guard import Evaluation, FullForward
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.target import Target
 from lilliput.core.task import Role, Task
 from lilliput.export import onnx as onnx_export
 from lilliput.export.onnx_check import Report, check_with_runtime
-from lilliput.graph.integer import runnable
+from lilliput.graph.integer import LAYERS, runnable
 from lilliput.graph.trace import Graph, trace
 from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
 from lilliput.measure.macs import count_macs
@@ -61,8 +63,11 @@ def compare(
     folder: Path,
     progress: Progress = SILENT,
     latency: bool = True,
+    left_out: Mapping[str, Callable[[str], str]] = MappingProxyType({}),
 ) -> list[Column]:
     """Write, read back, run and measure each network; the first is the reference of differences and ratios.
+
+    `left_out` says, for a network by name and a layer, why its recipe left it alone ("" if it did not).
 
     Scores are those of the `.lil` file, read back into a fresh module. ONNX files are written to `folder`, run by ONNX
     Runtime on real samples and compared with the `.lil`. `model` is the user's, as it came.
@@ -82,6 +87,7 @@ def compare(
         column.add(Measurement("file", len(data), "B", "counted", note=".lil"))
         _plan(column, fresh, graph)
         _onnx(column, fresh, graph, task, target, folder / f"{name.replace(' ', '-')}.onnx", role)
+        _in_float(column, fresh, graph, left_out.get(name))
         columns.append(column)
     if latency:
         _latency(columns, task, role)
@@ -158,6 +164,8 @@ def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: 
         samples = samples_of(task, role, CHECKED_SAMPLES)
         report = check_with_runtime(path, artifact, samples)
     except LilliputError as error:  # whatever it is: the other numbers are not lost for it
+        if is_disk_trouble(error):  # but this is not the network's fault: it would be missing after a resume too
+            raise
         if isinstance(error, (VerificationError, ArtifactError)):
             column.mismatch = str(error)
         column.notes.append(f"no ONNX file: {error}")
@@ -170,9 +178,16 @@ def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: 
             "ONNX file", size, "B", "counted", note=f"run and compared on {len(samples)} samples: {agreement(report)}"
         )
     )
-    left = onnx_export.layers_in_float(artifact, graph) if artifact.activations else {}
-    for node, reason in left.items():
-        column.notes.append(f"{node} stays in float: {reason}")
+
+
+def _in_float(column: Column, artifact: Artifact, graph: Graph, left_out: Callable[[str], str] | None) -> None:
+    """Notes of the layers that run in float32; a layer whose weight has no grid because its recipe said so says so."""
+    if column.onnx is None:
+        return
+    for name, reason in onnx_export.layers_in_float(artifact, graph).items():
+        node = graph[name]
+        plain = node.op in LAYERS and artifact.encoding(node.state["weight"]).grid is None
+        column.notes.append(f"{name} stays in float: {(plain and left_out and left_out(node.module)) or reason}")
 
 
 def _latency(columns: list[Column], task: Task, role: Role) -> None:

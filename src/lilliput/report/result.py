@@ -11,6 +11,7 @@ import torch
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
+from lilliput.core.cost import format_quantity
 from lilliput.core.errors import UsageError
 from lilliput.core.score import Score
 from lilliput.core.target import Target
@@ -34,7 +35,7 @@ class Violation:
     text: str
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Result:
     """`columns` compare the networks; `trail` says what each step did; `violations` is empty if every budget holds."""
 
@@ -47,6 +48,14 @@ class Result:
     violations: list[Violation] = field(default_factory=list[Violation])
     uses: dict[str, int] = field(default_factory=dict[str, int])
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{c.name} {_bytes_of(c)}" for c in self.columns)
+        budgets = f"{len(self.violations)} missed ({', '.join(v.budget for v in self.violations)})"
+        return f"<Result: {sizes or 'nothing measured'}; budgets: {budgets if self.violations else 'none missed'}>"
+
+    def __str__(self) -> str:
+        return self.table()
 
     @property
     def feasible(self) -> bool:
@@ -108,6 +117,11 @@ class Export:
         task = self.result.task
         x = samples_of(task, "test" if task.has("test") else "validation", samples)
         return agreement(check_with_runtime(self.onnx, self.result.artifact, x))
+
+
+def _bytes_of(column: Column) -> str:
+    file = column.measurements.get("file")
+    return "not measured" if file is None else format_quantity(file.value, file.unit)
 
 
 def made(folder: str | os.PathLike[str]) -> Path:

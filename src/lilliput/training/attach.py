@@ -21,26 +21,26 @@ DIVERGED = "lower the learning rate, set gradient_clip, or look for wrong values
 def straight_through(encoding: Encoding, raw: Tensor, gradient: Tensor) -> Tensor:
     """The gradient for `raw`, given that for `encoding.encode(raw).decode()`.
 
-    Exact for masks (0 where dropped) and for sharing (the mean over the kept entries of the cluster). Rounding counts
-    as the identity, except where the grid saturates or has no bits: 0 there (Bengio et al., 2013; clipped as in
-    Hubara et al., 2016).
+    Exact for masks (0 where dropped) and for sharing (the mean over the entries of the cluster that are kept and have
+    bits). Rounding counts as the identity, except where the grid saturates or has no bits: 0 there (Bengio et al.,
+    2013; clipped as in Hubara et al., 2016). A row of a table saturates where the narrowest slice that uses it does.
     """
-    grid, sharing, rank = encoding.grid, encoding.sharing, len(encoding.shape)
+    grid, sharing, rank, live = encoding.grid, encoding.sharing, len(encoding.shape), encoding._live()
     if sharing is None:
         result = gradient if grid is None else gradient * _within(grid, raw)
     else:
         scale = None if grid is None else grid.spread(grid.scale, rank)
-        pooled = cluster_means(gradient if scale is None else gradient * scale, sharing, encoding.mask)
+        pooled = cluster_means(gradient if scale is None else gradient * scale, sharing, live)
         if grid is not None and scale is not None:
             real = raw.double() / scale + grid.spread(grid.zero_point, rank)
-            low, high = _per_row(encoding, grid)
-            means = cluster_means(real, sharing, encoding.mask)
+            low, high = encoding.row_range()
+            means = cluster_means(real, sharing, live)
             pooled = pooled * ((low - 0.5 <= means) & (means < high + 0.5) & (low < high))
         result = pooled[sharing.rows()]
         if scale is not None:
             result = result / scale
-    if encoding.mask is not None:
-        result = torch.where(encoding.mask, result, torch.zeros((), dtype=result.dtype, device=result.device))
+    if live is not None:
+        result = torch.where(live, result, torch.zeros((), dtype=result.dtype, device=result.device))
     return result.to(raw.dtype)
 
 
@@ -49,15 +49,6 @@ def _within(grid: Grid, raw: Tensor) -> Tensor:
     low, high = (grid.spread(bound, raw.dim()) for bound in grid.range())
     real = raw.double() / grid.spread(grid.scale, raw.dim()) + grid.spread(grid.zero_point, raw.dim())
     return (low - 0.5 <= real) & (real < high + 0.5) & (low < high)
-
-
-def _per_row(encoding: Encoding, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Lowest and highest integer of each row of the table."""
-    low, high = grid.range()
-    sharing = encoding.sharing
-    if sharing is not None and grid.axis is not None and sharing.axis == grid.axis:
-        return torch.repeat_interleave(low, sharing.sizes), torch.repeat_interleave(high, sharing.sizes)
-    return low.min(), high.max()
 
 
 @dataclass(frozen=True, kw_only=True)
