@@ -31,7 +31,7 @@ from lilliput.core.method import Context, Pass, PassResult, apply_checked_, laye
 from lilliput.core.streams import size_bits
 from lilliput.core.task import Task
 from lilliput.graph.integer import runnable
-from lilliput.graph.trace import Graph, trace
+from lilliput.graph.trace import Graph, graph_of, trace
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
@@ -194,7 +194,7 @@ def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact", *, 
             "the reported size is not that of the bytes",
         )
     known = None if net.edits or fresh.edits else graph
-    traced = known or trace(net.module, net.input.example(2))
+    traced = known or graph_of(net)
     x = net.input.example(5)
     with torch.no_grad():
         for ours, read in ((net.module, fresh.module), (runnable(net, traced), runnable(fresh, known))):

@@ -19,7 +19,7 @@ from lilliput.export import onnx as onnx_export
 from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.integer import LAYERS, IntegerNet, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
-from lilliput.graph.trace import Graph, Node, trace
+from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.measure.macs import count_macs
 from lilliput.measure.memory import MemoryPlan, plan_memory
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -105,7 +105,7 @@ def check(
     folding = [p for p in passes if isinstance(p, FoldBatchNorm)]
     quantizing = [p for p in passes if isinstance(p, Quantization)]
     parameters = sum(p.numel() for p in net.module.parameters())
-    before = trace(net.module, spec.example(2))
+    before = graph_of(net)
     table = count_macs(before, net)
     float_plan = plan_memory(before, net)
     unsupported = {node.name: reason for node, reason in onnx_export.unsupported(before)}
@@ -115,7 +115,7 @@ def check(
             fold_(net, pair)
         else:
             refused[pair.norm] = left_out(folding, pair.norm)
-    graph = trace(net.module, spec.example(2))
+    graph = graph_of(net)
     untouched = {f"{name} (BatchNorm)": reason for name, reason in refused.items()}
     untouched |= _pretend_int8_(net, graph, chosen, quantizing)
     plan = plan_memory(graph, net)

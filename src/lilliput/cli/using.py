@@ -18,7 +18,7 @@ from lilliput.core.progress import Progress
 from lilliput.core.task import Role
 from lilliput.export import onnx as onnx_export
 from lilliput.graph.integer import runnable
-from lilliput.graph.trace import trace
+from lilliput.graph.trace import graph_of
 from lilliput.measure import runtime
 from lilliput.measure.size import file_sizes, overhead
 from lilliput.pipeline.folder import RunFolder
@@ -213,7 +213,7 @@ def inspect_file(file: Path) -> dict[str, Any]:
 
 def export_file(file: Path, into: str, folder: Path, target: str | None, static_batch: int | None) -> dict[str, Any]:
     artifact = load_artifact(file, fresh(into))
-    graph = trace(artifact.module, artifact.input.example(2))
+    graph = graph_of(artifact)
     path = made(folder) / f"{file.stem}.onnx"
     onnx_export.export(artifact, path, target=target or "onnx-x86", batch=static_batch, graph=graph)
     left = onnx_export.layers_in_float(artifact, graph)

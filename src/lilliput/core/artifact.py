@@ -55,6 +55,8 @@ class Artifact:
     edits: list[Edit] = field(default_factory=list[Edit])
     recipe: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     origin: str = ""  # fingerprint of the module before any edit
+    memo: dict[tuple[Any, ...], Any] = field(default_factory=dict[tuple[Any, ...], Any], repr=False)
+    """What readers of the structure keep, under all that it depends on; copies share it."""
 
     @staticmethod
     def of(model: nn.Module, spec: InputSpec) -> "Artifact":
@@ -104,7 +106,21 @@ class Artifact:
             edits=list(self.edits),
             recipe=copy.deepcopy(self.recipe),
             origin=self.origin,
+            memo=self.memo,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything of it is."""
+        return next((t.device for t in self.module.state_dict().values()), torch.device("cpu"))
+
+    def to_(self, device: str | torch.device) -> "Artifact":
+        """Move module, encodings and grids: they must be on one device to compute together."""
+        place = torch.device(device)
+        self.module.to(place)
+        self.encodings = {name: e.to(place) for name, e in self.encodings.items()}
+        self.activations = {name: grid.to(place) for name, grid in self.activations.items()}
+        return self
 
     def restore_(self, snapshot: "Artifact") -> None:
         """Become `snapshot` again, as it was when it was copied."""

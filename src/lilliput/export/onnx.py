@@ -14,7 +14,7 @@ from lilliput.core.files import write_atomically
 from lilliput.export.onnx_build import Builder
 from lilliput.export.onnx_operators import cannot
 from lilliput.graph.integer import IntegerNet
-from lilliput.graph.trace import Graph, Node, trace
+from lilliput.graph.trace import Graph, Node, graph_of
 
 PRESETS = {name: preset for name, preset in targets.PRESETS.items() if preset.file == "onnx"}
 
@@ -53,10 +53,6 @@ def unsupported(graph: Graph) -> list[tuple[Node, str]]:
 def layers_in_float(artifact: Artifact, graph: Graph | None = None) -> dict[str, str]:
     """Arithmetic that runs in float32 although activations have grids: node -> reason. Empty for a float network."""
     return dict(IntegerNet(artifact, graph).floats) if artifact.activations else {}
-
-
-def graph_of(artifact: Artifact) -> Graph:
-    return trace(artifact.module, artifact.input.example(2))
 
 
 def _is_unsigned(target: str) -> bool:

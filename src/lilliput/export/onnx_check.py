@@ -12,10 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError, VerificationError
-from lilliput.export.onnx import graph_of
 from lilliput.export.onnx_build import Builder
 from lilliput.graph.integer import IntegerNet, Quantized, fusions, runnable
-from lilliput.graph.trace import Graph
+from lilliput.graph.trace import Graph, graph_of
 from lilliput.measure.runtime import predict, session
 
 BATCH = 256

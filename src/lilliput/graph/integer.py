@@ -11,8 +11,8 @@ verification all follow it. The arithmetic itself (rounding, requantizing, satur
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import MAX_BITS, Encoding, Grid
 from lilliput.core.errors import UsageError
 from lilliput.graph.operators import MOVES, POINTWISE
-from lilliput.graph.trace import Graph, Node, evaluate, run, trace
+from lilliput.graph.trace import Graph, Node, evaluate, graph_of, run
 from lilliput.ops.fixed_point import add_multipliers, quantize_multiplier, requantize, requantize_add
 
 LAYERS = ("conv", "linear")
@@ -83,13 +83,28 @@ class IntegerNet(nn.Module):
     def __init__(self, artifact: Artifact, graph: Graph | None = None) -> None:
         super().__init__()
         self.module = artifact.module
-        self.graph = graph or trace(artifact.module, artifact.input.example(2))
+        self.graph = graph or graph_of(artifact)
+        self._artifact = artifact
+        self._build()
+
+    def _build(self) -> None:
+        artifact = self._artifact
         self.floats: dict[str, str] = {}
         self._grids = grids_of(self.graph, artifact.activations)
         self._state = {**artifact.module.state_dict(keep_vars=False)}
         self._steps: dict[str, Step] = {
             node.name: self._step(node, artifact) for node in self.graph.nodes if node.op != "input"
         }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's own
+        """`.to(device)`: the integers go with the module."""
+        before = self._artifact.device
+        super()._apply(fn, recurse)
+        if self._artifact.device != before:
+            self._artifact = replace(self._artifact).to_(self._artifact.device)
+            self.graph = graph_of(self._artifact)
+            self._build()
+        return self
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.values(inputs, None)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.artifact import Artifact
+from lilliput.core.edits import fingerprint
 from lilliput.core.errors import UnsupportedError, UsageError
 from lilliput.graph.operators import OPERATORS, functional_form, is_view
 
@@ -108,6 +110,16 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
         for module, training in modes.items():
             module.training = training
     return _Reader(model, program).graph()
+
+
+def graph_of(artifact: Artifact) -> Graph:
+    """The graph of the artifact's module as it is now; traced once for each structure and device."""
+    module = artifact.module
+    place = next((str(t.device) for t in module.state_dict().values()), "cpu")
+    key = ("graph", fingerprint(module), repr(artifact.edits), artifact.input.shape, place)
+    if key not in artifact.memo:
+        artifact.memo[key] = trace(module, artifact.input.example(2))
+    return artifact.memo[key]
 
 
 def _export(model: nn.Module, args: tuple[Tensor, ...]) -> Any:

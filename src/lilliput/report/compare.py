@@ -23,7 +23,7 @@ from lilliput.core.task import Role, Task
 from lilliput.export import onnx as onnx_export
 from lilliput.export.onnx_check import Report, check_with_runtime
 from lilliput.graph.integer import LAYERS, runnable
-from lilliput.graph.trace import Graph, trace
+from lilliput.graph.trace import Graph, graph_of
 from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
 from lilliput.measure.macs import count_macs
 from lilliput.measure.memory import plan_memory
@@ -79,7 +79,8 @@ def compare(
         data = container.dumps(artifact)
         fresh = container.loads(data).replay(copy.deepcopy(model).cpu())
         fresh.input = artifact.input
-        graph = trace(fresh.module, fresh.input.example(2))
+        fresh.memo = artifact.memo
+        graph = graph_of(fresh)
         plain = not artifact.edits and not artifact.activations
         unchanged = plain and _same_weights(fresh.module, evaluator.original)
         column.evaluation = evaluator.reference(role) if unchanged else evaluator(runnable(fresh, graph), role)

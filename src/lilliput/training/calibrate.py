@@ -17,7 +17,7 @@ from lilliput.core.encoding import Grid
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Task
-from lilliput.graph.trace import Graph, Node, run, trace
+from lilliput.graph.trace import Graph, Node, graph_of, run
 from lilliput.ops.affine import (
     FEWEST_BITS,
     MOST_BITS,
@@ -68,7 +68,7 @@ def observe_ranges(
     Raises `DataError` if a value is NaN or infinite, `UsageError` for a node that the graph does not have.
     """
     place = torch.device(device)
-    graph = graph or trace(net.module, net.input.example(2).to(next(net.module.parameters(), torch.zeros(0)).device))
+    graph = graph or graph_of(net)
     for name in nodes:
         if name not in graph.by_name:
             raise UsageError(

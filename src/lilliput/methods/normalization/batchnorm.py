@@ -14,7 +14,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_range, layers
 from lilliput.graph.fold import fold_, foldable
-from lilliput.graph.trace import trace
+from lilliput.graph.trace import graph_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -33,7 +33,7 @@ class FoldBatchNorm(Pass):
         changed: dict[str, str] = {}
         if not any(isinstance(m, NORMS) for m in net.module.modules()):
             return PassResult(skipped=dict.fromkeys(known, "there is no BatchNorm"))
-        pairs, refused = foldable(net, trace(net.module, net.input.example(2)))
+        pairs, refused = foldable(net, graph_of(net))
         skipped |= {path: reason for path, reason in refused.items() if path in known}
         for pair in pairs:
             if not (self.selects(pair.norm) and self.selects(pair.layer)):
