@@ -514,12 +514,7 @@ REPLAYS = {
     "other slices": (
         "edited",
         set_(EDITS, 1, 3, to=[0]),
-        "load tensor '0.weight': float32 (3, 1, 3, 3) in the file, float32 (1, 1, 3, 3) in the module",
-    ),
-    "unknown class": (
-        "edited",
-        set_(EDITS, 4, 2, to="os.system"),
-        "replay of replace at '2': unknown class 'os.system'; known are Identity, ReLU, ReLU6, Hardswish, ",
+        "load into Sequential: after the file's edits it does not run; make the file again",
     ),
     "unknown setting": (
         "edited",
@@ -530,11 +525,6 @@ REPLAYS = {
         "edited",
         set_(EDITS, 4, 3, to={"min_val": 3.0, "max_val": 2.0}),
         "replay of replace at '2': settings {'max_val': 2.0, 'min_val': 3.0} for Hardtanh (",
-    ),
-    "setting of another type": (
-        "edited",
-        set_(EDITS, 4, 3, to={"min_val": "a"}),
-        "replay of replace at '2': settings {'min_val': 'a'} for Hardtanh (",
     ),
     "replace nothing": (
         "edited",
@@ -783,7 +773,7 @@ def test_failed_save_loses_nothing_and_leaves_nothing(tmp_path, monkeypatch, whe
     if isinstance(error, OSError):
         with pytest.raises(UsageError) as raised:
             container.save(artifact("slots"), path)
-        text = f"write {path}: No space left on device; choose another place; nothing was changed"
+        text = f"write {path}: No space left on device; free space"
         assert str(raised.value) == text
     else:
         with pytest.raises(KeyboardInterrupt):

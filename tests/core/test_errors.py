@@ -19,6 +19,23 @@ def test_message_is_asked_found_do(cls):
     assert (error.asked, error.found, error.do) == ("sic on 'conv1'", "grouped convolution", "add 'conv1' to skip")
 
 
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ("two\nlines\r\nand more", "two lines and more"),
+        ("\x1b[2Jgone\x07", "\\x1b[2Jgone\\x07"),
+        ("\x9b31mred", "\\x9b31mred"),
+        ("\u202etxt.exe", "\\u202etxt.exe"),
+        ("Größe 中文  twice", "Größe 中文  twice"),
+    ],
+)
+def test_message_is_one_line_that_a_terminal_only_shows(found, shown):
+    error = LilliputError("a", found, "c")
+    assert str(error) == f"a: {shown}; c"
+    assert error.found == found
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 @pytest.mark.parametrize("cls", ALL)
 def test_exit_code_is_that_of_the_command_line(cls):
     assert cls.exit_code == CODES.get(cls.__name__, 2)

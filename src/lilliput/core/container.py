@@ -4,9 +4,9 @@ Nothing measured and nothing of the machine is in it, so equal artifacts give eq
 checks every size before it allocates.
 """
 
+import copy
 import math
 import os
-import secrets
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lilliput.core.artifact import Artifact, InputSpec
-from lilliput.core.edits import Edit, fingerprint
+from lilliput.core.edits import Edit, Fold, fingerprint
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import ArtifactError, LilliputError, UsageError
+from lilliput.core.files import write_atomically
 from lilliput.core.header import ActivationEntry, Header, TensorEntry, pack, unpack
 from lilliput.core.streams import Reader, Stream, Writer, read_encoding, write_encoding
 
@@ -47,8 +49,9 @@ class Contents:
     def replay(self, fresh: nn.Module) -> Artifact:
         """An artifact around a fresh module of the same architecture. `fresh` becomes the network (it is changed).
 
-        Raises `ArtifactError` if the module is of another architecture.
+        Raises `ArtifactError` if the module is of another architecture, `UsageError` if it can take no weights.
         """
+        _check_fresh(fresh)
         found = fingerprint(fresh)
         if found != self.origin:
             raise ArtifactError(
@@ -56,8 +59,14 @@ class Contents:
                 f"its fingerprint is {found}, the file's is {self.origin}",
                 "make the module with the class and arguments that the file was made from",
             )
+        reshaped = any(not isinstance(edit, Fold) for edit in self.edits)
+        ran = reshaped and _runs(fresh, self.input)
         for edit in self.edits:
             edit.replay_(fresh)
+        if ran and not _runs(fresh, self.input):
+            raise ArtifactError(
+                f"load into {type(fresh).__name__}", "after the file's edits it does not run", "make the file again"
+            )
         owners = fresh.state_dict(keep_vars=True)
         self._check(owners)
         artifact = Artifact(
@@ -75,7 +84,7 @@ class Contents:
                     artifact.encodings[name] = encoding
             for name, value in self.counters.items():
                 owners[name].copy_(value)
-        return artifact
+        return artifact.to_(artifact.device)
 
     def _check(self, owners: dict[str, Tensor]) -> None:
         """The file has each tensor of the module once, under its first name, of its shape and kind."""
@@ -102,6 +111,8 @@ def dumps(artifact: Artifact, *, trail: list[dict[str, Any]] | None = None, stri
     before: dict[str, Encoding] = {}
     entries: list[TensorEntry] = []
     for name, e in artifact.stored().items():
+        if not bool(torch.isfinite(e.values).all()):
+            raise UsageError(asked, f"NaN or infinity in {name!r}", "mend the model first")
         first = len(writer.streams)
         slots = write_encoding(writer, e, source=_source(name, e, before, artifact.activations))
         entries.append(TensorEntry(name=name, slots=slots, shape=e.shape, codes=writer.codes(first)))
@@ -167,26 +178,6 @@ def read(path: str | os.PathLike[str]) -> Contents:
     return loads(data, source=str(path))
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Temporary file beside the target, fsync, rename: a reader sees the old file or the new one."""
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"write {path}", error.strerror or str(error), "choose another place; nothing was changed"
-        ) from error
-
-
 def sizes(contents: Contents) -> dict[str, dict[str, int]]:
     """Bytes of the payload by tensor and slot."""
     table: dict[str, dict[str, int]] = {}
@@ -211,7 +202,9 @@ def _parse(data: bytes) -> Contents:
     for entry in header.tensors:
         reader.begin(entry.codes)
         derive = _derivation(entry.name, tensors, list(activations.values()))
-        tensors[entry.name] = read_encoding(reader, entry.shape, entry.slots, derive)
+        e = tensors[entry.name] = read_encoding(reader, entry.shape, entry.slots, derive)
+        if not bool(torch.isfinite(e.values).all()):
+            raise ValueError(f"NaN or infinity in {entry.name!r}")
         streams[entry.name] = reader.end()
     if reader.at != len(payload):
         raise ValueError(f"{len(payload) - reader.at} bytes of payload left over")
@@ -253,6 +246,29 @@ def _activation_entry(name: str, grid: Grid) -> ActivationEntry:
 
 def _activation(entry: ActivationEntry, scale: float) -> Grid:
     return Grid.per_tensor(scale, entry.zero_point, entry.bit_width, signed=entry.signed, narrow=entry.narrow)
+
+
+def _check_fresh(module: object) -> None:
+    if not isinstance(module, nn.Module):
+        found = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise UsageError("load a .lil file", found, "give a module: an object of the class that the file was made from")
+    asked = f"load into {type(module).__name__}"
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise UsageError(asked, f"{name!r} has no shape yet", "run the module once on an example")
+        if tensor.is_meta:
+            raise UsageError(asked, f"{name!r} is on the meta device", "make the module on the CPU")
+
+
+def _runs(module: nn.Module, spec: InputSpec) -> bool:
+    """Whether the layers fit each other, by shapes alone: nothing is computed."""
+    try:
+        shapes = copy.deepcopy(module).to("meta").eval()
+        with torch.no_grad():
+            shapes(torch.empty((1, *spec.shape), device="meta"))
+    except Exception:  # noqa: BLE001 - a forward may raise anything
+        return False
+    return True
 
 
 def _kind(tensor: Tensor) -> str:

@@ -4,8 +4,17 @@ Every error that bad input can cause is a `LilliputError`. Its `exit_code` is wh
 2 wrong use, 3 unsupported, 4 verification mismatch. Any other exception is a bug, and ends it with `BUG`.
 """
 
+import re
+
 BUG = 70
 """EX_SOFTWARE of sysexits.h."""
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Controls, line separators and changes of direction: what can change how a terminal shows the rest."""
+
+
+def one_line(text: str) -> str:
+    """Line ends become spaces, and what a terminal would obey is written out: whoever chose the text."""
+    return UNSEEN.sub(lambda c: ascii(c[0])[1:-1], " ".join(text.splitlines()))
 
 
 class LilliputError(Exception):
@@ -15,7 +24,7 @@ class LilliputError(Exception):
 
     def __init__(self, asked: str, found: str, do: str) -> None:
         self.asked, self.found, self.do = asked, found, do
-        super().__init__(f"{asked}: {found}; {do}")
+        super().__init__(one_line(f"{asked}: {found}; {do}"))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.asked, self.found, self.do)

@@ -27,12 +27,13 @@ from torch import Tensor
 
 from lilliput.core import wire
 from lilliput.core.artifact import InputSpec
-from lilliput.core.edits import Edit, Fold, Replace, Slice
+from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, Slice
+from lilliput.core.errors import UNSEEN
 
 MAX_HEADER = 1 << 24
 HEADER_FLOOR, HEADER_PER_BYTE = 1 << 16, 100
 """Unpacked bytes: at most `MAX_HEADER`, and at most a floor and so many for each packed byte."""
-MAX_RANK, MAX_DIM, MAX_INPUT, MAX_NAME, MAX_TENSORS = 8, 1 << 40, 1 << 28, 1000, 1 << 14
+MAX_RANK, MAX_DIM, MAX_INPUT, MAX_NAME, MAX_TENSORS = 8, 1 << 40, 1 << 25, 1000, 1 << 14
 COUNTERS = (
     (torch.int64, "<i8"),
     (torch.int32, "<i4"),
@@ -189,6 +190,8 @@ def _spec(data: Any) -> InputSpec:
     )
     if math.prod(result.shape) > MAX_INPUT:
         raise ValueError(f"an input of {math.prod(result.shape)} entries")
+    if len(result.mean) != len(result.std) or 0.0 in result.std:
+        raise ValueError(f"mean {_shown(mean)} with std {_shown(std)}")
     return result
 
 
@@ -229,7 +232,11 @@ def _edit(data: Any) -> Edit:
         return Slice(path=_text(path), dim=_number(dim, MAX_RANK), index=tuple(_numbers(index)))
     if kind == "replace":
         path, cls, settings = _items(fields, 3)
-        return Replace(path=_text(path), cls=_text(cls), settings=_map(settings))
+        if type(cls) is not str or cls not in REPLACEMENTS:
+            raise ValueError(f"unknown class {_shown(cls)}; known are {', '.join(REPLACEMENTS)}")
+        if any(type(v) not in (bool, int, float) for v in _map(settings).values()):
+            raise ValueError(f"settings {_shown(settings)} that are not numbers")
+        return Replace(path=_text(path), cls=cls, settings=settings)
     raise ValueError(f"unknown edit {_shown(kind)}")
 
 
@@ -256,11 +263,20 @@ def _items(value: Any, count: int | None = None) -> list[Any]:
 def _map(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise ValueError(f"{_shown(value)} where a map should be")
+    _check_plain(value)
     return value
 
 
+def _check_plain(value: Any) -> None:
+    """No byte strings inside: recipes, trails and settings are also written as JSON and YAML."""
+    if type(value) is bytes:
+        raise ValueError(f"{_shown(value)} in a map")
+    for item in value.values() if type(value) is dict else value if type(value) is list else ():
+        _check_plain(item)
+
+
 def _text(value: Any) -> str:
-    if type(value) is not str or len(value) > MAX_NAME:
+    if type(value) is not str or len(value) > MAX_NAME or UNSEEN.search(value):
         raise ValueError(f"{_shown(value)} where a name should be")
     return value
 
