@@ -141,7 +141,7 @@ REFUSED = {
     "no passes": ({"seed": 0}, "recipe: passes: None; list at least one pass"),
     "passes as text": ({"passes": "fold_batchnorm"}, "recipe: passes: 'fold_batchnorm'; list at least one pass"),
     "not a mapping": ("fold_batchnorm", "recipe: a str; write a mapping with the key passes"),
-    "version": ({"lilliput": 2, "passes": []}, "recipe: version 2; this Lilliput reads version 1"),
+    "version": ({"lilliput": 2, "passes": []}, "recipe: version 2; write version 1, or update Lilliput"),
     "seed": ({"seed": -1, "passes": []}, "recipe seed: -1; give a whole number from 0 up"),
     "seed as text": ({"seed": "0", "passes": []}, "recipe seed: '0'; give a whole number from 0 up"),
     "seed as truth": ({"seed": True, "passes": []}, "recipe seed: True; give a whole number from 0 up"),

@@ -97,7 +97,7 @@ def check(
     if target is None and plan is not None:
         target = plan.target
     chosen = target if isinstance(target, Target) else Target(target or "onnx-x86")
-    net = Artifact.of(model, spec)
+    net = Artifact.of(model, spec).to_("cpu")
     passes: list[Pass] = []
     if plan is not None:
         check_recipe(plan, net.module)

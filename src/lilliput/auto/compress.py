@@ -106,7 +106,8 @@ def compress(
     There is no search yet: the result is that of one recipe; budgets that it misses are in `result.violations`.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a class, easily
-        raise UsageError("compress", f"a model of type {type(model).__name__}", "give an nn.Module, not its class")
+        found = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__} as model"
+        raise UsageError("compress", found, "give an nn.Module")
     task = as_task(task)
     most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
     if max_drop is not None:

@@ -12,7 +12,7 @@ from lilliput.auto.load import load_artifact
 from lilliput.core import container
 from lilliput.core.artifact import InputSpec
 from lilliput.core.cost import format_quantity
-from lilliput.core.errors import DataError, UsageError
+from lilliput.core.errors import ArtifactError, DataError, UsageError, one_line
 from lilliput.core.guard import FullForward
 from lilliput.core.progress import Progress
 from lilliput.core.task import Role
@@ -227,21 +227,30 @@ def export_file(file: Path, into: str, folder: Path, target: str | None, static_
     return {"file": str(path), "bytes": size, "in_float": left, "text": "\n".join(lines)}
 
 
+def _trail_lines(entry: dict[str, Any]) -> list[str]:
+    verdict = entry["verdict"]
+    state = "no effect" if not entry["effect"] else "kept" if verdict["accepted"] else "REFUSED"
+    lines = [f"{entry['step']}. {entry['name']}: {state}; {verdict['reason']}; {entry['bytes']:,} bytes"]
+    for p in entry["passes"]:
+        reasons: dict[str, list[str]] = {}
+        for layer, reason in p["skipped"].items():
+            reasons.setdefault(reason, []).append(layer)
+        lines += [
+            f"     skipped by {p['name']}: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}: {reason}"
+            for reason, layers in reasons.items()
+        ]
+    return lines
+
+
 def report_folder(folder: Path) -> str:
     run = RunFolder.open(folder)
     lines: list[str] = []
     for entry in run.trail():
-        verdict = entry["verdict"]
-        state = "no effect" if not entry["effect"] else "kept" if verdict["accepted"] else "REFUSED"
-        lines.append(f"{entry['step']}. {entry['name']}: {state}; {verdict['reason']}; {entry['bytes']:,} bytes")
-        for p in entry["passes"]:
-            reasons: dict[str, list[str]] = {}
-            for layer, reason in p["skipped"].items():
-                reasons.setdefault(reason, []).append(layer)
-            lines += [
-                f"     skipped by {p['name']}: {', '.join(layers[:6])}{' ...' if len(layers) > 6 else ''}: {reason}"
-                for reason, layers in reasons.items()
-            ]
+        try:
+            lines += _trail_lines(entry)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            found = f"the trail has a line that is none: {entry!r:.60}"
+            raise ArtifactError(f"report of {folder}", found, "run the recipe again in a new folder") from error
     table = folder / "table.txt"
     lines.append("")
     lines.append(
@@ -249,7 +258,7 @@ def report_folder(folder: Path) -> str:
         if table.is_file()
         else f"the run is not finished: go on with --resume {folder}"
     )
-    return "\n".join(lines)
+    return "\n".join(one_line(line) for text in lines for line in text.split("\n"))
 
 
 def fresh(source: str) -> nn.Module:

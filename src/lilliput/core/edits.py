@@ -145,7 +145,7 @@ def _put(module: nn.Module, path: str, new: nn.Module) -> None:
     if old is module:
         raise ArtifactError("replay of an edit", "it replaces the whole network", "make the file again")
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves out second names
             if child is old:
                 setattr(parent, name, new)
 

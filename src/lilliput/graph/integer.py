@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import MAX_BITS, Encoding, Grid
-from lilliput.core.errors import UsageError
+from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.graph.operators import MOVES, POINTWISE
 from lilliput.graph.trace import Graph, Node, evaluate, graph_of, run
 from lilliput.ops.fixed_point import add_multipliers, quantize_multiplier, requantize, requantize_add
@@ -89,6 +89,13 @@ class IntegerNet(nn.Module):
 
     def _build(self) -> None:
         artifact = self._artifact
+        unknown = sorted(set(artifact.activations) - set(self.graph.by_name))
+        if unknown:
+            raise ArtifactError(
+                "run in integers",
+                f"an activation grid for {unknown[0]!r}, which is no value of the network",
+                "give the module that the file was made from",
+            )
         self.floats: dict[str, str] = {}
         self._grids = grids_of(self.graph, artifact.activations)
         self._state = {**artifact.module.state_dict(keep_vars=False)}
@@ -200,7 +207,8 @@ class IntegerNet(nn.Module):
     def _clip(self, node: Node, grid: Grid) -> Step:
         """The fused relu or clamp: the operation before it has already rounded to this grid."""
         low, high = (0.0, None) if node.op == "relu" else (node.attributes["low"], node.attributes["high"])
-        bounds = [None if b is None else float(grid.quantize(torch.tensor([b]))) for b in (low, high)]
+        device = grid.scale.device
+        bounds = [None if b is None else float(grid.quantize(torch.tensor([b], device=device))) for b in (low, high)]
 
         def step(values: Mapping[str, Any]) -> Value:
             value = values[node.inputs[0]]
