@@ -282,6 +282,19 @@ def test_check_of_what_cannot_be_exported_is_exit_code_three(call, own):
     assert answer.err.startswith("error: trace of Net: torch.export stopped with: ")
 
 
+def test_check_holds_a_recipe_against_the_network_without_data(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("LILLIPUT_DATA", str(tmp_path))
+    path = tmp_path / "r.yaml"
+    path.write_text("passes: [fold_batchnorm, {quantization: {skip: [linear]}}]")
+    answer = call("check", "resnet8", "--recipe", path)
+    assert answer.code == 0
+    assert "left in float: linear: skipped by the recipe (include and skip of quantization)" in answer.out
+    path.write_text("passes: [{quantization: {skip: [layr1.*]}}]")
+    wrong = call("check", "resnet8", "--recipe", path)
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("error: quantization skip 'layr1.*': it matches no layer that has parameters; did you")
+
+
 def test_check_of_budgets_that_are_missed_is_exit_code_one(call):
     answer = call("check", "digits-cnn", "--target", "cortex-m4", "--max-flash", "1KiB", "--max-ram", "1MiB")
     assert answer.code == 1
@@ -394,6 +407,53 @@ def test_a_recipe_is_read_before_data_and_folder_are_touched(call, tmp_path, mon
     assert answer.code == 2
     assert answer.err == "error: quantization: unknown setting 'weight_bit'; did you mean 'weight_bits'?\n"
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_patterns_are_held_against_the_network_before_data_and_folder_are_touched(call, own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LILLIPUT_DATA", str(tmp_path))
+    (tmp_path / "r.yaml").write_text("passes: [quantization, {weight_clustering: {include: hed}}]")
+    for model in ("resnet8", own()):
+        answer = call("compress", model, "--recipe", "r.yaml", "-q")
+        assert answer.code == 2
+        assert answer.err.startswith("error: weight_clustering include 'hed': it matches no layer that has parameters;")
+        assert len(answer.err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+# --- bugs ------------------------------------------------------------------------------------------------------------
+
+
+def broken(*given, **more):
+    raise KeyError("a key\nthat is not there")
+
+
+def test_a_bug_is_exit_code_seventy_and_one_line(call, monkeypatch):
+    monkeypatch.delenv("LILLIPUT_DEBUG", raising=False)
+    monkeypatch.setattr("lilliput.auto.check.check", broken)
+    answer = call("check", "digits-cnn")
+    assert (answer.code, answer.out) == (70, "")
+    assert len(answer.err.splitlines()) == 1
+    assert answer.err.startswith("error: unexpected KeyError at test_main.py:")
+    assert "this is a bug, in Lilliput or in your own code: please report it with what --debug shows" in answer.err
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "check", "digits-cnn"), ("check", "digits-cnn", "--debug")])
+def test_the_traceback_of_a_bug_is_shown_when_asked_for(call, monkeypatch, arguments):
+    monkeypatch.setattr("lilliput.auto.check.check", broken)
+    answer = call(*arguments)
+    assert answer.code == 70
+    assert answer.err.startswith("Traceback (most recent call last):")
+    assert "raise KeyError" in answer.err
+    monkeypatch.setenv("LILLIPUT_DEBUG", "1")
+    again = call("check", "digits-cnn")
+    assert (again.code, again.err.startswith("Traceback")) == (70, True)
+
+
+def test_debug_changes_nothing_else(call):
+    assert call("zoo", "--debug") == call("zoo")
+    assert call("--debug", "report", "none") == call("report", "none")
+    assert "--debug" in call("--help").out
 
 
 # --- as a process ----------------------------------------------------------------------------------------------------

@@ -60,8 +60,11 @@ def test_a_place_that_is_a_file_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_run_is_not_opened(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UsageError, match="there is no run in it; give a folder that an earlier run has made"):
         RunFolder.open(tmp_path)
+    with pytest.raises(UsageError, match="there is no run in it; give a folder that an earlier run has made"):
+        RunFolder.open(tmp_path / "gone")
     (tmp_path / "run.json").write_text("{}")
     assert RunFolder.open(tmp_path).path == tmp_path
 
@@ -96,6 +99,8 @@ def test_a_trail_torn_anywhere_keeps_the_lines_before_and_grows_on(tmp_path_fact
     path.write_bytes(whole[:cut])
     kept = whole[:cut].count(b"\n")
     assert folder.trail() == entries[:kept]
+    assert path.read_bytes() == whole[:cut]  # reading changes nothing: another process may be writing
+    folder.cut_trail(kept)
     folder.append({"new": 1})
     assert folder.trail() == [*entries[:kept], {"new": 1}]
 
@@ -105,11 +110,12 @@ def test_nothing_after_a_damaged_line_is_believed(tmp_path):
     assert folder.trail() == []
     (tmp_path / "trail.jsonl").write_bytes(b'{"step": 0}\n[1]\n{"step": 2}\n')
     assert folder.trail() == [{"step": 0}]
+    folder.cut_trail(1)
     assert (tmp_path / "trail.jsonl").read_bytes() == b'{"step": 0}\n'
 
 
 def test_a_trail_that_cannot_be_written_says_how_to_go_on(tmp_path):
-    with pytest.raises(UsageError, match="No such file or directory; free space, then --resume"):
+    with pytest.raises(UsageError, match="No such file or directory; see that the folder is there"):
         RunFolder(tmp_path / "gone").append({})
 
 

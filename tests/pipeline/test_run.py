@@ -271,6 +271,7 @@ def test_a_snapshot_that_is_lost_costs_its_step(whole, task, tmp_path, damage):
     outcome = run(tiny_model("batch_norm"), task, RECIPE, folder=folder, progress=lines)
     assert "resumed after step 2: weight_clustering" in lines.lines
     assert container.dumps(outcome.artifact) == container.dumps(whole[0].artifact)
+    assert [e["step"] for e in folder.trail()] == [0, 1, 2, 3, 4]
 
 
 def test_a_finished_run_is_not_run_again(whole, task):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lilliput.core.files import refused
 from lilliput.core.progress import Progress
 
 
@@ -44,14 +45,23 @@ class ConsoleProgress(Progress):
 
 def out(text: str) -> None:
     """A line of the result."""
-    sys.stdout.write(text + "\n")
+    _write(text + "\n")
 
 
 def out_json(data: object) -> None:
     from lilliput.pipeline.folder import json_text
 
-    sys.stdout.write(json_text(data, indent=2))
+    _write(json_text(data, indent=2))
 
 
 def complain(text: str) -> None:
     sys.stderr.write(f"error: {text}\n")
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:  # nobody reads: not worth a word
+        raise
+    except OSError as error:
+        raise refused("write standard output", error) from error

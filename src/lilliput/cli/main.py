@@ -2,13 +2,16 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lilliput.cli.console import ConsoleProgress, complain, out, out_json
-from lilliput.core.errors import LilliputError, UsageError
+from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
+from lilliput.core.errors import BUG, LilliputError, UsageError
+from lilliput.core.files import is_disk_trouble, refused
 
 app = typer.Typer(
     add_completion=False,
@@ -17,6 +20,7 @@ app = typer.Typer(
     help="Make neural networks small enough for the device they must run on, and prove it.",
 )
 
+DEBUG, DEBUG_VARIABLE = "--debug", "LILLIPUT_DEBUG"
 WRONG_USE: Any = typer.BadParameter.__mro__[2]
 """What typer raises for wrong options; it has no public name of its own."""
 
@@ -60,7 +64,12 @@ def version_only(value: bool) -> None:
 
 
 @app.callback()
-def common(version: Annotated[bool, typer.Option("--version", callback=version_only, is_eager=True)] = False) -> None:
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=version_only, is_eager=True)] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help=f"show the traceback of a bug; as {DEBUG_VARIABLE}=1 does. Anywhere on the line")
+    ] = False,
+) -> None:
     """Nothing to do before a command."""
 
 
@@ -87,20 +96,24 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
-    from lilliput.auto.compress import as_recipe, as_target
+    from lilliput.auto.compress import as_recipe, as_target, check_recipe
     from lilliput.auto.compress import compress as run_compress
     from lilliput.core.score import parse_drop
     from lilliput.core.target import parse_bytes
     from lilliput.pipeline.folder import RunFolder
-    from lilliput.zoo.registry import open_model
+    from lilliput.zoo.registry import ZOO, open_model
 
     progress = ConsoleProgress(quiet=quiet)
     plan = None if recipe is None else as_recipe(recipe, seed)  # what is wrong is found before data is read
+    if plan is not None and model in ZOO:
+        check_recipe(plan, ZOO[model].model())
     as_target(target, max_flash, max_ram)
     most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
     net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
     if max_drop is not None:
         parse_drop(max_drop, task.score, 0.0)
+    if plan is not None:
+        check_recipe(plan, net)  # and before a run folder is made
     for line in task.roles():
         progress.say(line)
     folder = (
@@ -124,9 +137,12 @@ def compress(
             progress=progress,
             device=device,
         )
-    except KeyboardInterrupt:
-        complain(f"interrupted; finished steps are kept: go on with --resume {folder.path}")
-        raise typer.Exit(130) from None
+    except STOPS as stop:
+        raise typer.Exit(stopped(stop, f"finished steps are kept: go on with --resume {folder.path}")) from None
+    except LilliputError as error:
+        if is_disk_trouble(error):
+            error = type(error)(error.asked, error.found, f"{error.do}, then go on with --resume {folder.path}")
+        raise error from error.__cause__
     if as_json:
         out_json({**result.to_data(), "folder": str(folder.path)})
     else:
@@ -181,6 +197,7 @@ def demo(runs: Annotated[Path, typer.Option("--out")] = Path("runs"), quiet: Qui
 @app.command()
 def check(
     model: Model,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe: do its patterns match, what does it leave?")] = None,
     target: TargetName = None,
     max_flash: Annotated[str | None, typer.Option()] = None,
     max_ram: Annotated[str | None, typer.Option()] = None,
@@ -188,17 +205,18 @@ def check(
 ) -> None:
     """Operators, layers that would stay in float, planned memory: in seconds, before any data is read."""
     from lilliput.auto.check import check as run_check
-    from lilliput.auto.compress import as_target
+    from lilliput.auto.compress import as_recipe, as_target
     from lilliput.zoo.registry import ZOO, entry, open_model
 
-    chosen = as_target(target, max_flash, max_ram)
+    plan = None if recipe is None else as_recipe(recipe)
+    chosen = as_target(target or (None if plan is None else plan.target), max_flash, max_ram)
     if ":" in model or model not in ZOO:
         if ":" not in model:
             entry(model)
         net, task = open_model(model, trained=False)
-        found = run_check(net, task, chosen)
+        found = run_check(net, task, chosen, recipe=plan)
     else:
-        found = run_check(entry(model).model(), entry(model).shape, chosen)
+        found = run_check(entry(model).model(), entry(model).shape, chosen, recipe=plan)
     if as_json:
         out_json(found.to_data())
     else:
@@ -245,9 +263,8 @@ def train(
             device=device,
             progress=progress,
         )
-    except KeyboardInterrupt:
-        complain("interrupted; the same command goes on after the last finished epoch")
-        raise typer.Exit(130) from None
+    except STOPS as stop:
+        raise typer.Exit(stopped(stop, "the same command goes on after the last finished epoch")) from None
     if as_json:
         out_json(found)
     else:
@@ -430,25 +447,45 @@ def zoo(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: errors in one line, exit codes as documented."""
+    catch_signals()
     code = run()
+    ignore_signals()  # the work is done
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; say nothing at the exit either
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and code in (0, 1):  # nobody reads, or all is said
+            complain(str(refused("write standard output", error)))
+            code = 2
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit says nothing either
     sys.exit(code)
 
 
+def bug(error: Exception) -> str:
+    """One line about an exception that nobody expected."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:200]
+    what = f"unexpected {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {text or 'no message'}"
+    return f"{what}; this is a bug, in Lilliput or in your own code: please report it with what {DEBUG} shows"
+
+
 def run(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 1 budget missed, 2 wrong use, 3 unsupported, 4 verification mismatch, 130 interrupted."""
+    """The exit code: 0 done, 1 budget missed, 2 wrong use, 3 unsupported, 4 mismatch, 70 a bug, 128 + n signal n."""
     given = sys.argv[1:] if arguments is None else arguments
+    debug = DEBUG in given or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    given = [a for a in given if a != DEBUG]
     try:
         code = app(given or ["--help"], prog_name="lilliput", standalone_mode=False)
     except LilliputError as error:
+        if (stop := received()) is not None:
+            return stopped(stop)
         complain(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted")
-        return 130
+    except (*STOPS, typer.Abort) as stop:
+        return stopped(stop)
+    except OSError as error:  # what no one closer to it knew how to explain
+        asked = f"use {error.filename}" if error.filename else "read or write"
+        complain(str(refused(asked, error, "mend it, then try again")))
+        return 2
     except SystemExit:  # how typer answers a reader that left early
         return 0
     except typer.Exit as error:
@@ -456,6 +493,13 @@ def run(arguments: list[str] | None = None) -> int:
     except WRONG_USE as error:
         complain(error.format_message())
         return 2
+    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must not look like a missed budget
+        if (stop := received()) is not None:
+            return stopped(stop)
+        if debug:
+            traceback.print_exception(error)
+        complain(bug(error))
+        return BUG
     return code if isinstance(code, int) else 0
 
 

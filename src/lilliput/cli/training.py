@@ -10,6 +10,7 @@ from lilliput.auto.compress import threads_for
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError
+from lilliput.core.files import locked
 from lilliput.core.progress import Progress
 from lilliput.pipeline.run import threads
 from lilliput.training.fit import fit
@@ -56,7 +57,8 @@ def train_model(
         progress.say(line)
     artifact = Artifact.of(net, task.spec)
     checkpoint = path.with_suffix(".checkpoint")
-    with threads(threads_for(net)):
+    lock = locked(path.with_name(f".{path.stem}.lock"), f"train {path}")
+    with lock, threads(threads_for(net)):
         result = fit(
             artifact,
             task,
@@ -66,8 +68,8 @@ def train_model(
             device=device,
             checkpoint=checkpoint,
         )
-    size = container.save(artifact, path)
-    checkpoint.unlink(missing_ok=True)
+        size = container.save(artifact, path)
+        checkpoint.unlink(missing_ok=True)
     best = settings.keep == "best"
     return {
         "file": str(path),

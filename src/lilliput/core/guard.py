@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.device import as_device, device_of, moved
 from lilliput.core.errors import DataError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
@@ -82,7 +83,7 @@ class FullForward:
         device: str | torch.device = "cpu",
         progress: Progress = SILENT,
     ) -> None:
-        self.task, self.original, self.batch_size, self.device = task, original, batch_size, torch.device(device)
+        self.task, self.original, self.batch_size, self.device = task, original, batch_size, as_device(device)
         self.progress = progress
         self.uses: dict[str, int] = {}
         self._kept: dict[str, Evaluation] = {}
@@ -150,13 +151,16 @@ def evaluate(
 def _forward(
     model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device
 ) -> Generator[tuple[Batch, Tensor]]:
-    """Batches (on the CPU) with their outputs; the model is in evaluation mode until this is closed."""
+    """Batches (on the CPU) with their outputs; until this is closed the model is on the device, in evaluation mode."""
     modes = {m: m.training for m in model.modules()}
+    home = device_of(model)
     model.eval()
     try:
+        if home is not None:
+            model.to(device)
         with torch.no_grad():
             for x, y in data.batches(batch_size):
-                out: Any = task.forward(model, (x.to(device), y))
+                out: Any = task.forward(model, moved((x, y), device))
                 if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
                     found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
                     raise DataError(
@@ -172,5 +176,7 @@ def _forward(
                     )
                 yield (x, y), out.detach().float().cpu()
     finally:
+        if home is not None:
+            model.to(home)
         for module, training in modes.items():
             module.training = training

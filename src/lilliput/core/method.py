@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.device import as_device
 from lilliput.core.edits import Edit, Fold
 from lilliput.core.errors import MethodError, RecipeError
 from lilliput.core.guard import FullForward
@@ -56,7 +57,7 @@ class Context:
             evaluator=evaluator,
             target=target or Target(),
             progress=progress,
-            device=torch.device(device),
+            device=as_device(device),
             batch_size=batch_size,
         )
 

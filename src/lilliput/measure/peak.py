@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lilliput.core.cost import Measurement
+from lilliput.core.device import device_of
 
 
 def peak_tensor_bytes(module: nn.Module, x: Tensor) -> Measurement:
     """One forward in evaluation mode without gradients; the module is left in the modes it had."""
     modes = {m: m.training for m in module.modules()}
+    x = x.to(device_of(module) or x.device)
     own = [*module.parameters(), *module.buffers()]
     module.eval()
     try:

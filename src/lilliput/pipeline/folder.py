@@ -4,12 +4,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from lilliput.core.container import write_atomically
 from lilliput.core.errors import ArtifactError, UsageError
+from lilliput.core.files import explained, is_temporary, locked, write_atomically
+
+LOCK = ".lock"
+UNBEGUN = {LOCK, "recipe.yaml"}
+"""What may be in a folder whose run was stopped before it could say in `run.json` what it is."""
 
 
 def json_text(data: object, *, indent: int | None = None) -> str:
@@ -22,48 +28,60 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held = 0
 
     @staticmethod
     def create(root: str | Path, name: str) -> "RunFolder":
-        """A new numbered folder `root/0007-name`, and the link `root/latest` to it."""
+        """A new numbered folder `root/0007-name`, and the link `root/latest` to it. No two runs get one number."""
         root = Path(root)
         clean = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
-        try:
+        with explained(f"run folder in {root}", "choose another place with --out"):
             root.mkdir(parents=True, exist_ok=True)
-            numbers = [int(p.name[:4]) for p in root.iterdir() if re.match(r"\d{4}-", p.name)]
-            number = max(numbers, default=0) + 1
-            while True:
-                path = root / f"{number:04d}-{clean}"
-                try:
-                    path.mkdir()
-                    break
-                except FileExistsError:
-                    number += 1  # another run took it just now
-        except OSError as error:
-            raise UsageError(
-                f"run folder in {root}", error.strerror or str(error), "choose another place with --out"
-            ) from error
-        _link(root / "latest", path.name)
-        return RunFolder(path)
+            number = max(_numbers(root), default=0) + 1
+            while not _made(root, number, clean):
+                number += 1
+        _link(root / "latest", f"{number:04d}-{clean}")
+        return RunFolder(root / f"{number:04d}-{clean}")
 
     @staticmethod
     def open(path: str | Path) -> "RunFolder":
+        """The folder of a run, also of one that was stopped before its first step."""
         path = Path(path)
-        if not (path / "run.json").is_file():
-            raise UsageError(
-                f"run folder {path}", "there is no run in it", "give a folder that an earlier run has made"
-            )
+        with explained(f"run folder {path}"):
+            begun = (path / "run.json").is_file()
+            if not begun and not (path.is_dir() and all(_is_unbegun(p.name) for p in path.iterdir())):
+                raise UsageError(
+                    f"run folder {path}", "there is no run in it", "give a folder that an earlier run has made"
+                )
         return RunFolder(path)
 
     @staticmethod
     def at(path: str | Path) -> "RunFolder":
         """A run folder or an empty folder; for a path that is not there, the next numbered one in its place."""
         path = Path(path)
-        if not path.exists():
-            return RunFolder.create(path.parent, path.name)
-        if path.is_dir() and not any(path.iterdir()):
-            return RunFolder(path)
-        return RunFolder.open(path)
+        with explained(f"run folder {path}"):
+            there = path.exists()
+        return RunFolder.open(path) if there else RunFolder.create(path.parent, path.name)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Only this run writes here meanwhile; raises `UsageError` if another process does. May be nested."""
+        if self._held:
+            yield
+            return
+        with locked(self.path / LOCK, f"run folder {self.path}"):
+            self._held += 1
+            try:
+                yield
+            finally:
+                self._held -= 1
+
+    def tidy(self) -> None:
+        """Remove what a killed process was writing. Only while the folder is held."""
+        with explained(f"run folder {self.path}"):
+            for path in self.path.iterdir():
+                if is_temporary(path.name):
+                    path.unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes | str) -> Path:
         write_atomically(self.path / name, data.encode() if isinstance(data, str) else data)
@@ -80,26 +98,18 @@ class RunFolder:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a line to the trail, and be sure that it is on the disk."""
-        line = json_text(entry)
-        try:
-            with (self.path / "trail.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UsageError(
-                f"write {self.path / 'trail.jsonl'}", error.strerror or str(error), "free space, then --resume"
-            ) from error
+        with (
+            explained(f"write {self.path / 'trail.jsonl'}", "see that the folder is there; finished steps are kept"),
+            (self.path / "trail.jsonl").open("a", encoding="utf-8") as file,
+        ):
+            file.write(json_text(entry))
+            file.flush()
+            os.fsync(file.fileno())
 
     def trail(self) -> list[dict[str, Any]]:
-        """The finished steps; a torn last line (a kill while it was written) is left out and cut off."""
-        path = self.path / "trail.jsonl"
-        if not path.exists():
-            return []
+        """The finished steps. A torn last line (a kill while it was written) is left out."""
         entries: list[dict[str, Any]] = []
-        whole = 0
-        raw = path.read_bytes()
-        for line in raw.splitlines(keepends=True):
+        for line in self._lines():
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
@@ -107,10 +117,27 @@ class RunFolder:
             if not isinstance(entry, dict):
                 break
             entries.append(entry)
-            whole += len(line)
-        if whole < len(raw):
-            write_atomically(path, raw[:whole])
         return entries
+
+    def cut_trail(self, steps: int) -> None:
+        """Keep the first lines only. Needs no space: in place. Only while the folder is held."""
+        keep = sum(len(line) for line in self._lines()[:steps])
+        path = self.path / "trail.jsonl"
+        with explained(f"write {path}"):
+            if path.exists() and path.stat().st_size > keep:
+                with path.open("r+b") as file:
+                    file.truncate(keep)
+                    os.fsync(file.fileno())
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return (self.path / "trail.jsonl").read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ArtifactError(
+                f"read {self.path / 'trail.jsonl'}", error.strerror or str(error), "check its permissions"
+            ) from error
 
 
 def _finite(data: Any) -> Any:
@@ -121,11 +148,38 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def _numbers(root: Path) -> list[int]:
+    return [int(found[1]) for p in root.iterdir() if (found := re.match(r"(\d{4,})-", p.name))]
+
+
+def _made(root: Path, number: int, name: str) -> bool:
+    """Make the folder, unless another run has this number or is about to."""
+    claim = root / f".{number:04d}"
+    try:
+        claim.mkdir()
+    except FileExistsError:
+        return False
+    try:
+        if number in _numbers(root):
+            return False
+        (root / f"{number:04d}-{name}").mkdir()
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        claim.rmdir()
+
+
+def _is_unbegun(name: str) -> bool:
+    return name in UNBEGUN or is_temporary(name)
+
+
 def _link(link: Path, target: str) -> None:
     """Best effort: some file systems have no links."""
-    temporary = link.with_name(f".latest-{os.getpid()}")
-    try:
+    temporary = link.with_name(f".latest-{secrets.token_hex(4)}")
+    with suppress(OSError):
         temporary.symlink_to(target)
-        temporary.replace(link)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.replace(link)
+        finally:
+            temporary.unlink(missing_ok=True)

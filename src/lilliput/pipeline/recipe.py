@@ -104,6 +104,9 @@ def methods() -> dict[str, type[Pass]]:
 
 def find_method(key: str) -> type[Pass]:
     """A YAML key, or "package.module:Class" for a pass of the user's own."""
+    for method in BUILT_IN:  # before other packages are looked through, which takes its time
+        if method.name == key:
+            return method
     known = methods()
     if key in known:
         return known[key]
@@ -181,7 +184,7 @@ def from_data(data: object) -> Recipe:
         if key not in KEYS:
             raise RecipeError("recipe", f"unknown key {key!r}", nearest(str(key), KEYS))
     if top.get("lilliput", VERSION) != VERSION:
-        raise RecipeError("recipe", f"version {top['lilliput']!r}", f"this Lilliput reads version {VERSION}")
+        raise RecipeError("recipe", f"version {top['lilliput']!r}", f"write version {VERSION}, or update Lilliput")
     default = _guard(top.get("guard"), "recipe guard")
     passes = top.get("passes")
     if not isinstance(passes, list):
@@ -315,4 +318,6 @@ def _step_data(step: Step) -> Any:
 
 def _key(method: Pass) -> str:
     cls = type(method)
+    if cls in BUILT_IN:
+        return cls.name
     return cls.name if methods().get(cls.name) is cls else f"{cls.__module__}:{cls.__qualname__}"

@@ -3,8 +3,9 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
+from lilliput.core.device import as_device
 from lilliput.core.edits import fingerprint
 from lilliput.core.errors import ArtifactError
+from lilliput.core.files import explained
 from lilliput.core.guard import Verdict
 from lilliput.core.method import Context, PassResult, apply_checked_
 from lilliput.core.progress import SILENT, Progress
@@ -49,20 +52,21 @@ def run(
     With a folder, finished steps are saved; if the folder already holds finished steps of the same recipe, model and
     data, the run goes on after them and ends in the same bytes as an uninterrupted one.
     """
+    place = as_device(device)
     for step in recipe.steps:  # a guard that cannot be judged is found before the first step, not after it
         if step.guard is not None:
             parse_drop(step.guard.max_drop, task.score, 0.0)
-    with threads(recipe.threads) as used:
+    with folder.held() if folder is not None else nullcontext(), threads(recipe.threads) as used:
         recipe = replace(recipe, threads=used)
         net = Artifact.of(model, task.spec)
-        original = net.copy().module.to(device)
+        original = net.copy().module.to(place)
         context = Context.of(
             task,
             original,
             seed=recipe.seed,
             target=recipe.target,
             progress=progress,
-            device=device,
+            device=place,
             batch_size=batch_size,
         )
         outcome = Outcome(artifact=net, recipe=recipe, context=context)
@@ -77,7 +81,9 @@ def run(
                 entry["snapshot"] = hashlib.blake2b(data, digest_size=16).hexdigest()
                 folder.write(f"step-{index:02d}.lil", data)
                 folder.append(entry)
-        outcome.artifact.recipe = [{"recipe": recipe.to_data()}]
+                _drop_checkpoints(folder, index)  # not before: whatever fails up to here, no training is lost
+        data = {key: value for key, value in recipe.to_data().items() if key != "lilliput"}  # the file has a version
+        outcome.artifact.to_("cpu").recipe = [{"recipe": data}]
         return outcome
 
 
@@ -86,12 +92,12 @@ def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -
     started = time.perf_counter()
     context = outcome.context
     net = outcome.artifact.copy()
-    net.module.to(context.device)
+    net.to_(context.device)
     results: list[PassResult] = []
     for i, method in enumerate(step.passes):
         context.progress.say(f"{step.passes[i].name} ...")
         context.generator = torch.Generator().manual_seed(_seed(outcome.recipe.seed, index, i))
-        context.checkpoint = None if folder is None else folder.path / f"step-{index:02d}-{i}.checkpoint"
+        context.checkpoint = None if folder is None else _checkpoint(folder, index, i)
         results.append(apply_checked_(method, net, context))
     entry: dict[str, Any] = {
         "step": index,
@@ -125,9 +131,6 @@ def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -
     for m, r in zip(step.passes, results, strict=True):
         for note in r.notes:
             context.progress.say(f"  {m.name}: {note}")
-    if folder is not None:
-        for i in range(len(step.passes)):
-            (folder.path / f"step-{index:02d}-{i}.checkpoint").unlink(missing_ok=True)
     return entry
 
 
@@ -147,7 +150,9 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
         "weights": weights_hash(model),
         "data": {r: task.data(r).fingerprint() for r in ("train", "validation") if task.has(r)},
     }
+    folder.tidy()
     if not (folder.path / "run.json").exists():
+        folder.cut_trail(0)
         folder.write("recipe.yaml", recipe.to_yaml())
         folder.write_json("run.json", identity)
         return 0
@@ -159,8 +164,8 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
                 f"{key} not as in the run{_where(before.get(key), value)}",
                 "resume with the same model, data and recipe, or start a new run",
             )
-    trail = folder.trail()
-    for entry in reversed(trail):
+    trail = [entry for i, entry in enumerate(folder.trail()) if entry.get("step") == i]
+    for count, entry in zip(range(len(trail), 0, -1), reversed(trail), strict=True):
         snapshot = folder.path / f"step-{entry['step']:02d}.lil"
         try:
             data = snapshot.read_bytes()
@@ -171,11 +176,25 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
         fresh = Artifact.of(model, task.spec).module
         outcome.artifact = container.loads(data, source=str(snapshot)).replay(fresh)
         outcome.artifact.input = task.spec
-        outcome.trail = trail[: entry["step"] + 1]
+        outcome.trail = trail[:count]
+        folder.cut_trail(count)
+        for step in range(count):
+            _drop_checkpoints(folder, step)
         outcome.context.evaluator.uses.update(entry.get("uses", {}))
         outcome.context.progress.say(f"resumed after step {entry['step']}: {entry['name']}")
-        return int(entry["step"]) + 1
+        return count
+    folder.cut_trail(0)
     return 0
+
+
+def _checkpoint(folder: RunFolder, step: int, part: int | str) -> Path:
+    return folder.path / f"step-{step:02d}-{part}.checkpoint"
+
+
+def _drop_checkpoints(folder: RunFolder, step: int) -> None:
+    for path in folder.path.glob(_checkpoint(folder, step, "*").name):
+        with explained(f"remove {path}"):
+            path.unlink(missing_ok=True)
 
 
 def _where(before: Any, now: Any) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.device import device_of
 from lilliput.core.edits import Fold
 from lilliput.core.guard import FullForward
 from lilliput.core.task import Role, Task
@@ -49,17 +50,20 @@ def difference(
     artifact: Artifact, original: nn.Module, task: Task, *, role: Role = "validation", samples: int = 256
 ) -> Difference:
     """Run both on up to `samples` inputs layer by layer, and on the whole role for the flips."""
+    def home(module: nn.Module) -> torch.device:
+        return device_of(module) or torch.device("cpu")
+
     data = task.data(role)
     x = data.batch(torch.linspace(0, len(data) - 1, min(samples, len(data))).long())[0]
     reference: dict[str, Tensor] = {}
 
     def keep(node: Node, value: object) -> object:
         if isinstance(value, Tensor):
-            reference[node.name] = value.double()
+            reference[node.name] = value.double().cpu()
         return value
 
     with torch.no_grad():
-        run(trace(original, artifact.input.example(2)), original.state_dict(), x, visit=keep)
+        run(trace(original, artifact.input.example(2)), original.state_dict(), x.to(home(original)), visit=keep)
     folded = {edit.layer: edit.norm for edit in artifact.edits if isinstance(edit, Fold)}
     sqnr: dict[str, float] = {}
 
@@ -71,11 +75,11 @@ def difference(
         layer = layer_of.get(node.name, node.name)
         wanted = reference.get(node.name if node.name in layer_of else folded.get(node.name, node.name))
         if node.name not in fused and net.graph[layer].op in COMPARED and wanted is not None:
-            found = (value.decode() if isinstance(value, Quantized) else value).double()
+            found = (value.decode() if isinstance(value, Quantized) else value).double().cpu()
             if found.shape == wanted.shape:
                 sqnr[layer] = _decibels(wanted, found)
 
-    net.values((x,), compare)
+    net.values((x.to(home(net)),), compare)
     evaluator = FullForward(task, original)
     before, now = evaluator.reference(role), evaluator(runnable(artifact), role)
     score = task.score

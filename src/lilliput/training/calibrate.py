@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.device import as_device, moved
 from lilliput.core.encoding import Grid
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.progress import SILENT, Progress
@@ -67,7 +68,7 @@ def observe_ranges(
 
     Raises `DataError` if a value is NaN or infinite, `UsageError` for a node that the graph does not have.
     """
-    place = torch.device(device)
+    place = as_device(device)
     graph = graph or graph_of(net)
     for name in nodes:
         if name not in graph.by_name:
@@ -100,7 +101,7 @@ def observe_ranges(
         for look in (widen, count):
             watched = _Watched(graph, state, wanted, look)
             for x, y in data.batches(batch_size):
-                task.forward(watched, (x.to(place), y))
+                task.forward(watched, moved((x, y), place))
                 advance(len(x))
     missing = [name for name in nodes if name not in ends]
     if missing:

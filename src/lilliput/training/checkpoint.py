@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.container import write_atomically
+from lilliput.core.device import moved
 from lilliput.core.errors import ArtifactError
+from lilliput.core.files import write_atomically
 
 MAGIC = b"LILFIT1\n"
 DIGEST = 16
 
 
 def write_checkpoint(path: Path, identity: str, state: dict[str, Any]) -> None:
-    """`state` is made of tensors, numbers, texts, lists, tuples and dicts."""
+    """`state` is made of tensors, numbers, texts, lists, tuples and dicts; it is written as it would be on the CPU."""
     buffer = io.BytesIO()
-    torch.save({"identity": identity, "state": state}, buffer)
+    torch.save({"identity": identity, "state": moved(state, torch.device("cpu"))}, buffer)
     payload = buffer.getvalue()
     write_atomically(path, MAGIC + _digest([payload]) + payload)
 

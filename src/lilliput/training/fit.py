@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.device import as_device, moved
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import Evaluation, evaluate, outputs_of
 from lilliput.core.progress import SILENT, Progress
@@ -78,14 +79,15 @@ def fit(
     """
     if generator.device.type != "cpu":
         raise UsageError("fit", f"a generator on {generator.device}", "give one on the CPU")
-    with restoring(net, generator), seeded_apart(torch.device(device)):
+    place = as_device(device)
+    with restoring(net, generator), seeded_apart(place):
         loop = _Loop(
             net=net,
             task=task,
             settings=settings,
             generator=generator,
             progress=progress,
-            device=torch.device(device),
+            device=place,
             checkpoint=checkpoint,
             teacher=teacher,
             penalties=penalties,
@@ -236,7 +238,7 @@ class _Loop:
         try:
             if task.augment is not None:
                 x = task.augment(x, self.generator)
-            batch = (x.to(self.device), _moved(y, self.device))
+            batch = (x.to(self.device), moved(y, self.device))
             outputs = task.forward(self.module, batch)
             loss = task.loss(outputs, task.target(batch))
             if self.teacher is not None:
@@ -303,15 +305,3 @@ def _batches(order: Tensor, size: int) -> list[Tensor]:
     if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _moved(v, device) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_moved(v, device) for v in value)
-    if isinstance(value, list):
-        return [_moved(v, device) for v in value]
-    return value

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.device import moved
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_range, layers
 from lilliput.graph.fold import fold_, foldable
@@ -99,7 +100,7 @@ class ReestimateBatchNorm(Pass):
         try:
             with torch.no_grad(), context.progress.task("re-estimate BatchNorm", len(order)) as advance:
                 for x, y in data.batches(self.batch_size, order):
-                    context.task.forward(module, (x.to(context.device), y))
+                    context.task.forward(module, moved((x, y), context.device))
                     advance(len(x))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
