@@ -345,6 +345,12 @@ def grids_of(graph: Graph, activations: Mapping[str, Grid]) -> dict[str, Grid]:
     return grids
 
 
+def multiplier_of(scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """(multiplier, shift) from sums worth `scale` each to integers of `grid`."""
+    ratio = (scale.float() / grid.scale).clamp(max=2.0**29)  # beyond, every accumulator but 0 saturates anyway
+    return quantize_multiplier(ratio)
+
+
 def _finisher(scale: Tensor, grid: Grid | None, channel_dim: int | None) -> Callable[[Tensor], Any]:
     """From accumulators (worth `scale` each) to integers of `grid`, or to float32 without one."""
 
@@ -355,8 +361,7 @@ def _finisher(scale: Tensor, grid: Grid | None, channel_dim: int | None) -> Call
 
     if grid is None:
         return lambda acc: (acc.double() * spread(scale, acc.dim())).float()
-    ratio = (scale.float() / grid.scale).clamp(max=2.0**29)  # beyond, every accumulator but 0 saturates anyway
-    multiplier, shift = quantize_multiplier(ratio)
+    multiplier, shift = multiplier_of(scale, grid)
     low, high = grid.range()
     zero, low, high = int(grid.zero_point), int(low), int(high)
 

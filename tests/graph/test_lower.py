@@ -1,0 +1,189 @@
+"""The program computes what `IntegerNet` computes, bit for bit: two implementations, one in torch, one in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lilliput.core import interpreter
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import ExportError
+from lilliput.core.interpreter import decode, quantize_input, run
+from lilliput.core.method import Context, apply_checked_
+from lilliput.core.task import Task
+from lilliput.graph.integer import IntegerNet, Quantized
+from lilliput.graph.lower import lower
+from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.testing import TINY, tiny_model, tiny_task
+
+
+def quantized(model, task, *passes):
+    net = Artifact.of(model, task.spec)
+    last = () if passes and isinstance(passes[-1], Quantization) else (Quantization(),)
+    for method in (FoldBatchNorm(), *passes, *last):
+        apply_checked_(method, net, Context.of(task, model))
+    return net
+
+
+def task_of(shape, classes=3, samples=48):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((samples, *shape), generator=generator)
+    return Task.classification(
+        train=(x, torch.arange(samples) % classes), validation=(x, torch.arange(samples) % classes)
+    )
+
+
+def check(net, x):
+    """Every value, plain and fast; and the decoded outputs."""
+    program, reference = lower(net), IntegerNet(net)
+    expected: dict[str, torch.Tensor] = {}
+
+    def keep(node, value):
+        if isinstance(value, Quantized):
+            expected[node.name] = value.q
+
+    logits = reference.values((x,), keep)
+    codes = quantize_input(program, x.numpy())
+    for fast in (False, True):
+        seen: dict[str, np.ndarray] = {}
+        outputs = run(program, codes, fast=fast, visit=lambda o, q, seen=seen: seen.__setitem__(o.output, q))
+        compared = 0
+        for name, q in seen.items():
+            value = program.values[name]
+            assert value.low <= q.min() <= q.max() <= value.high, name
+            assert q.shape[1:] == value.shape, name
+            if name in expected:
+                assert np.array_equal(q, expected[name].numpy()), name
+                compared += 1
+        assert compared >= len(seen) - 1 - len(program.outputs)
+        for o in program:
+            if o.sums is not None and not o.rescale:
+                assert o.sums[0] <= seen[o.output].min() <= seen[o.output].max() <= o.sums[1]
+        if not program.tail:
+            assert np.array_equal(decode(program.values[program.outputs[0]], outputs[0]), logits.numpy())
+    return program
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "shared"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_program_computes_what_the_integer_net_computes(name, signed):
+    task = tiny_task()
+    net = quantized(tiny_model(name), task, Quantization(signed=signed))
+    check(net, torch.cat([b[0] for b in task.data("validation").batches(64)]))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_narrow_weights_pruned_and_clustered_need_no_special_case(bits):
+    task = tiny_task()
+    passes = (MagnitudePruning(sparsity=0.5), WeightClustering(n_clusters=6), Quantization(weight_bits=bits))
+    check(
+        quantized(tiny_model("residual"), task, *passes), torch.cat([b[0] for b in task.data("validation").batches(64)])
+    )
+
+
+class Operations(nn.Module):
+    """One of each operation with an integer rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (
+            nn.Conv2d(2, 4, 3, padding="same"),
+            nn.Conv2d(4, 4, (3, 1), stride=(2, 1), dilation=(1, 2), padding=(1, 0)),
+        )
+        self.up = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.down, self.head = nn.Conv2d(6, 4, 1), nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = F.pad(self.a(x), (1, 0, 2, 1), value=0.25)
+        y = self.up(F.relu6(self.b(x)))
+        y = F.interpolate(F.max_pool2d(F.gelu(self.down(y)), 3, 2, 1), scale_factor=2, mode="nearest")
+        y = torch.cat([y[:, ::2], torch.sigmoid(y[:, 1:3]) * y[:, 1:3], F.avg_pool2d(y, 3, 1, 1)], 1)
+        y = (y - 0.5).transpose(2, 3)
+        y = torch.tanh(y - F.elu(y)).mean((2, 3))[:, :7]
+        return self.head(F.hardswish(y).unsqueeze(1).flatten(1))
+
+
+def test_every_operation_with_an_integer_rule_is_lowered():
+    torch.manual_seed(0)
+    task = task_of((2, 9, 8))
+    program = check(
+        quantized(Operations().eval(), task), torch.cat([b[0] for b in task.data("validation").batches(64)])
+    )
+    kinds = {o.kind for o in program}
+    assert kinds >= {
+        "conv", "conv_transposed", "linear", "add", "mul", "concat", "slice", "pad", "sum_pool", "max_pool", "sum",
+        "upsample", "transpose", "table",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_one_dimensional_and_ceil_mode(groups):
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 4, stride=2, padding=1, groups=groups), nn.ReLU(), nn.MaxPool1d(3, 2, ceil_mode=True),
+        nn.ConvTranspose1d(4, 2, 3, stride=3, dilation=2, groups=groups), nn.Flatten(), nn.Linear(2 * 17, 3),
+    ).eval()  # fmt: skip
+    task = task_of((2, 20))
+    size = model[:4](torch.zeros(1, 2, 20)).shape[-1]
+    model[5] = nn.Linear(2 * size, 3)
+    check(quantized(model, task), torch.cat([b[0] for b in task.data("validation").batches(64)]))
+
+
+def test_softmax_at_the_end_is_named_and_left_out():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)).eval()
+    task = task_of((4,))
+    program = lower(quantized(model, task))
+    assert program.tail == "softmax"
+    assert program.values[program.outputs[0]].bits == 32
+
+
+def test_what_stays_in_float_is_refused_with_node_line_and_remedy():
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.b(self.norm(self.a(x)))
+
+    with pytest.raises(ExportError, match=r"lower 'norm' to integers: .*layer_norm.*\(test_lower.py:\d+\); quantize"):
+        lower(quantized(Norm().eval(), task_of((4,))))
+
+
+def test_a_layer_that_is_called_twice_with_a_bias_is_refused():
+    task = tiny_task()
+    with pytest.raises(ExportError, match=r"lower 'middle' to integers: its weight or bias has no integer grid"):
+        lower(quantized(tiny_model("shared"), task))
+
+
+def test_float_activations_are_refused():
+    task = tiny_task()
+    with pytest.raises(ExportError, match="activations have no grids; quantize with activation_bits: 8"):
+        lower(quantized(tiny_model("linear"), task, Quantization(activation_bits=0)))
+
+
+def test_sums_are_proved_and_reached():
+    """The bounds are not only safe: an input that reaches them exists for the first layer."""
+    task = tiny_task()
+    net = quantized(tiny_model("linear"), task)
+    program = lower(net)
+    layer = next(o for o in program if o.kind == "linear")
+    value = program.values[layer.inputs[0]]
+    assert layer.weight and layer.bias and layer.sums
+    w = program.tensors[layer.weight]
+    worst = np.where(w > 0, value.high, value.low)  # a sample for each row: the largest sum of it
+    sums = ((worst - value.zero_point) * w).sum(1) + program.tensors[layer.bias]
+    assert sums.max() == layer.sums[1]
+
+
+def test_interpreter_refuses_other_shapes_and_codes():
+    task = tiny_task()
+    program = lower(quantized(tiny_model("conv"), task))
+    with pytest.raises(interpreter.UsageError, match="input of shape"):
+        run(program, np.zeros((2, 16), np.int64))
+    with pytest.raises(interpreter.UsageError, match="codes from 0 to 999"):
+        run(program, np.pad(np.full((1, 1, 1, 1), 999), ((0, 0), (0, 0), (0, 3), (0, 3))))
