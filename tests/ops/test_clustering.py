@@ -1,5 +1,7 @@
 """Exact 1-D clustering, judged in rational arithmetic against every partition into runs of sorted values."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise, product
@@ -92,6 +94,33 @@ def test_one_table_gives_the_same_as_one_k_at_a_time(values: list[float], k: int
     assert one.labels.tolist() == every[-1].labels.tolist()
 
 
+@given(lines, st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_values_does_not_matter(values: list[float], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(values))))
+    for one, other in zip(optimal_1d_all(values, 9), optimal_1d_all([values[i] for i in order], 9), strict=True):
+        assert one.centroids.tolist() == other.centroids.tolist()
+        assert one.labels[list(order)].tolist() == other.labels.tolist()
+
+
+@given(lines, st.integers(-400, 400))
+@settings(max_examples=100, deadline=None)
+def test_scaling_by_a_power_of_two_changes_nothing_but_the_scale(values: list[float], exponent: int) -> None:
+    scaled = np.ldexp(np.array(values), exponent)
+    for one, other in zip(optimal_1d_all(values, 9), optimal_1d_all(scaled, 9), strict=True):
+        assert other.centroids.tolist() == np.ldexp(one.centroids, exponent).tolist()
+        assert one.labels.tolist() == other.labels.tolist()
+
+
+@given(st.lists(single, min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_more_clusters_never_have_a_larger_error(values: list[float]) -> None:
+    errors = [found.sse for found in optimal_1d_all(values, len(values))]
+    assert errors[-1] == 0.0
+    for more, fewer in pairwise(errors):
+        assert fewer <= more * (1 + 1e-12)
+
+
 @given(st.lists(st.tuples(grid, st.integers(1, 5)), min_size=1, max_size=8), st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_a_weight_is_a_number_of_copies(pairs: list[tuple[float, int]], k: int) -> None:
@@ -160,22 +189,25 @@ def test_both_zeros_are_one_value() -> None:
     assert optimal_1d([0.0, -0.0, 1.0], 2).labels.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("shape", ["normal", "cauchy"])
-def test_groups_of_a_very_long_line_cost_next_to_nothing(monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
+def test_weights_may_differ_by_more_than_float64_has_digits() -> None:
+    found = optimal_1d([0.0, 1.0, 2.0, 3.5, 4.0], 3, [1e-100, 1e100, 1e-100, 1.0, 1.0])
+    assert found.labels.tolist() == [0, 0, 0, 1, 2]
+    assert optimal_1d([0.0, 1.0, 2.0, 3.0], 2, [1e-320, 1e-320, 3e-320, 1e-320]).labels.tolist() == [0, 0, 1, 1]
+
+
+def test_bins_cost_next_to_nothing() -> None:
     rng = np.random.default_rng(3)
-    values = rng.normal(size=70_000) if shape == "normal" else rng.standard_cauchy(size=70_000)
-    grouped = optimal_1d_all(values, 8)
-    monkeypatch.setattr(clustering, "EXACT_POINTS", 100_000)
-    for short, exact in zip(grouped, optimal_1d_all(values, 8), strict=True):
-        assert_well_formed(values, short)
-        assert exact.sse * (1 - 1e-12) <= short.sse <= exact.sse * (1 + 1e-6)
+    for values in (rng.normal(size=70_000), rng.standard_cauchy(size=70_000)):
+        for short, exact in zip(optimal_1d_all(values, 8, bins=16_384), optimal_1d_all(values, 8), strict=True):
+            assert_well_formed(values, short)
+            assert exact.sse * (1 - 1e-12) <= short.sse <= exact.sse * (1 + 1e-5)
 
 
-def test_more_clusters_than_groups_fall_back_to_the_exact_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clustering, "EXACT_POINTS", 16)
+def test_bins_that_are_too_few_or_too_many_are_not_used() -> None:
     values = np.random.default_rng(4).normal(size=40)
-    assert optimal_1d(values, 30).sse == pytest.approx(slow_least_errors(values, 30)[-1])
-    assert optimal_1d(values, 40).sse == 0.0
+    for bins in (1, 39, 40, 1000):
+        assert optimal_1d(values, 30, bins=bins).sse <= slow_least_errors(values, 30)[-1] * (1 + 1e-9)
+        assert optimal_1d(values, 40, bins=bins).sse == 0.0
 
 
 def partition_error(values: np.ndarray, labels: np.ndarray) -> float:
@@ -213,6 +245,7 @@ def test_never_above_kmeans1d(k: int) -> None:
         ([1.0, 2.0], 1, [1.0], "shape"),
         ([1.0, 2.0], 1, [1.0, 0.0], "positive"),
         ([1.0, 2.0], 1, [1.0, float("nan")], "positive"),
+        ([1.0, 2.0], 1, [1e308, 1e308], "sum"),
     ],
 )
 def test_bad_input_is_refused(values: list[float], k: int, weights: list[float] | None, message: str) -> None:
@@ -224,5 +257,21 @@ def test_bad_input_is_refused(values: list[float], k: int, weights: list[float] 
 
 def test_a_table_that_would_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clustering, "MOST_CELLS", 100)
-    with pytest.raises(ValueError, match="fewer clusters"):
+    with pytest.raises(ValueError, match="fewer clusters, or bins"):
         optimal_1d(np.arange(50.0), 5)
+    assert len(optimal_1d(np.arange(50.0), 5, bins=12).centroids) == 5
+    two_modes = np.append(np.arange(50.0), 1e18 + 1e3 * np.arange(50.0))
+    monkeypatch.setattr(clustering, "MOST_CELLS", 1000)
+    assert len(optimal_1d(np.random.default_rng(0).normal(size=100), 4).centroids) == 4
+    with pytest.raises(ValueError, match="fewer clusters, or bins"):
+        optimal_1d(two_modes, 4)
+
+
+def test_less_than_one_bin_is_refused() -> None:
+    with pytest.raises(ValueError, match="bins"):
+        optimal_1d([1.0, 2.0], 1, bins=0)
+
+
+def test_numba_waits_for_the_first_call() -> None:
+    code = "import sys, lilliput.ops.clustering, lilliput.ops.clustering_rows; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

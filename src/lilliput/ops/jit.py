@@ -1,12 +1,11 @@
 """Compiling loops with numba, kept on disk where the installation or the user's cache folder allows it.
 
-Imports numba: import this file, and files of kernels, inside the function that needs them.
+Both decorators load numba: import files that use them inside the function that needs them. The copy on disk is renewed
+when the file of the kernel changes, not when only a file of its parts does: remove `__pycache__` then.
 """
 
 from collections.abc import Callable
 from typing import Any
-
-from numba import njit
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -14,6 +13,8 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     No fast-math: floats are added in the order that is written, so results do not depend on the processor.
     """
+    from numba import njit
+
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder that it can write to
@@ -22,4 +23,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def part(function: Callable[..., Any]) -> Any:
     """A function that only kernels call: without a copy for Python and on disk, it compiles in half the time."""
-    return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    from numba import njit
+
+    settings: dict[str, Any] = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return njit(**settings)(function)

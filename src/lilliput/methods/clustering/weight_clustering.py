@@ -15,7 +15,7 @@ from lilliput.core.encoding import Encoding, Sharing
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
 from lilliput.graph.layers import output_axis
-from lilliput.ops.clustering import optimal_1d
+from lilliput.ops.clustering_rows import optimal_1d_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +58,23 @@ class WeightClustering(Pass):
 
 def cluster(encoding: Encoding, n_clusters: int, axis: int | None) -> Encoding:
     """The same mask and grid, and tables of at most `n_clusters` values for the tensor or for each slice of `axis`."""
-    grid = encoding.grid
+    grid, mask = encoding.grid, encoding.mask
     source = encoding.decode() if grid is None else encoding.integers()
-    slices = 1 if axis is None else encoding.shape[axis]
-    rows = source.unsqueeze(0) if axis is None else source.movedim(axis, 0)
-    mask = encoding.mask
-    kept = (
-        torch.ones_like(rows, dtype=torch.bool)
-        if mask is None
-        else (mask.unsqueeze(0) if axis is None else mask.movedim(axis, 0))
-    )
-    indices = torch.zeros(rows.shape, dtype=torch.int64)
-    tables: list[torch.Tensor] = []
-    for i in range(slices):
-        values = rows[i][kept[i]].cpu().numpy().astype(np.float64)
-        if len(values) == 0:
-            tables.append(torch.zeros(1, dtype=source.dtype))
-            continue
-        try:
-            found = optimal_1d(values, n_clusters)
-        except ValueError as error:
-            raise RecipeError("weight_clustering", str(error), "use fewer clusters, or per: channel") from error
-        indices[i][kept[i]] = torch.from_numpy(np.ascontiguousarray(found.labels)).long()
-        centroids = torch.from_numpy(found.centroids)
-        tables.append(torch.floor(centroids + 0.5).long() if grid is not None else centroids.float())
-    sizes = torch.tensor([len(t) for t in tables])
-    placed = indices.squeeze(0) if axis is None else indices.movedim(0, axis)
+
+    def rows(tensor: torch.Tensor) -> np.ndarray:
+        return (tensor.unsqueeze(0) if axis is None else tensor.movedim(axis, 0)).flatten(1).cpu().numpy()
+
+    try:
+        found = optimal_1d_rows(rows(source), n_clusters, mask=None if mask is None else rows(mask))
+    except ValueError as error:
+        raise RecipeError("weight_clustering", str(error), "use fewer clusters, or per: channel") from error
+    found.centroids[found.sizes == 0, 0] = 0.0  # a slice without entries has a table, too
+    centroids = torch.from_numpy(found.centroids[~np.isnan(found.centroids)])
+    table = torch.floor(centroids + 0.5).long() if grid is not None else centroids.float()
+    labels = torch.from_numpy(found.labels)
+    placed = labels.reshape(source.shape)
+    if axis is not None:
+        placed = labels.reshape(source.movedim(axis, 0).shape).movedim(0, axis)
+    sizes = torch.from_numpy(np.maximum(found.sizes, 1))
     sharing = Sharing(indices=placed.contiguous().to(source.device), sizes=sizes.to(source.device), axis=axis)
-    return encoding.with_sharing(sharing, torch.cat(tables).to(source.device))
+    return encoding.with_sharing(sharing, table.to(source.device))
