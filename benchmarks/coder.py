@@ -52,7 +52,7 @@ def general(symbols, bits):
     layouts = [pack(symbols, bits), symbols.astype(np.uint8).tobytes()]
     found = {"xz -9e": min(len(lzma.compress(x, preset=9 | lzma.PRESET_EXTREME)) for x in layouts)}
     try:
-        import zstandard
+        import zstandard  # pyright: ignore[reportMissingImports] - it may be there
     except ImportError:
         return found
     return {"zstd -22": min(len(zstandard.ZstdCompressor(level=22).compress(x)) for x in layouts), **found}

@@ -103,6 +103,8 @@ def test_fresh_module_becomes_the_network_of_the_file(name):
 def test_integer_network_of_the_file_computes_the_same_integers():
     net = artifact("integer")
     again = container.loads(FILES["integer"]).replay(fresh("integer"))
+    for one in (net, again):
+        del one.activations["signed"]  # in the file for its form: no value of this network
     x = torch.randn((9, *SPEC.shape), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(runnable(net)(x), runnable(again)(x))

@@ -173,7 +173,9 @@ def test_sums_are_proved_and_reached():
     program = lower(net)
     layer = next(o for o in program if o.kind == "linear")
     value = program.values[layer.inputs[0]]
-    assert layer.weight and layer.bias and layer.sums
+    assert layer.weight
+    assert layer.bias
+    assert layer.sums
     w = program.tensors[layer.weight]
     worst = np.where(w > 0, value.high, value.low)  # a sample for each row: the largest sum of it
     sums = ((worst - value.zero_point) * w).sum(1) + program.tensors[layer.bias]

@@ -23,7 +23,7 @@ from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.pipeline.folder import RunFolder
-from lilliput.pipeline.recipe import Recipe, Step
+from lilliput.pipeline.recipe import Recipe, Step, from_data
 from lilliput.pipeline.run import run, threads, weights_hash
 from lilliput.testing import tiny_model, tiny_task
 
@@ -173,7 +173,9 @@ def test_the_trail_says_what_each_step_did(whole):
 
 
 def test_the_recipe_that_was_run_is_in_the_artifact(whole):
-    assert whole[0].artifact.recipe == [{"recipe": RECIPE.to_data()}]
+    (entry,) = whole[0].artifact.recipe
+    assert {"lilliput": 1, **entry["recipe"]} == RECIPE.to_data()
+    assert from_data(entry["recipe"]).to_data() == RECIPE.to_data()
 
 
 def test_a_refused_step_leaves_no_trace(task):

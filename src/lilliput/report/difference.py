@@ -50,6 +50,7 @@ def difference(
     artifact: Artifact, original: nn.Module, task: Task, *, role: Role = "validation", samples: int = 256
 ) -> Difference:
     """Run both on up to `samples` inputs layer by layer, and on the whole role for the flips."""
+
     def home(module: nn.Module) -> torch.device:
         return device_of(module) or torch.device("cpu")
 
