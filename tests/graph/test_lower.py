@@ -4,37 +4,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lilliput.core import interpreter
-from lilliput.core.artifact import Artifact
 from lilliput.core.errors import ExportError
 from lilliput.core.interpreter import decode, quantize_input, run
-from lilliput.core.method import Context, apply_checked_
-from lilliput.core.task import Task
 from lilliput.graph.integer import IntegerNet, Quantized
 from lilliput.graph.lower import lower
 from lilliput.methods.clustering.weight_clustering import WeightClustering
-from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import TINY, tiny_model, tiny_task
-
-
-def quantized(model, task, *passes):
-    net = Artifact.of(model, task.spec)
-    last = () if passes and isinstance(passes[-1], Quantization) else (Quantization(),)
-    for method in (FoldBatchNorm(), *passes, *last):
-        apply_checked_(method, net, Context.of(task, model))
-    return net
-
-
-def task_of(shape, classes=3, samples=48):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((samples, *shape), generator=generator)
-    return Task.classification(
-        train=(x, torch.arange(samples) % classes), validation=(x, torch.arange(samples) % classes)
-    )
+from lowered import Operations, quantized, task_of
 
 
 def check(net, x):
@@ -83,28 +63,6 @@ def test_narrow_weights_pruned_and_clustered_need_no_special_case(bits):
     check(
         quantized(tiny_model("residual"), task, *passes), torch.cat([b[0] for b in task.data("validation").batches(64)])
     )
-
-
-class Operations(nn.Module):
-    """One of each operation with an integer rule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = (
-            nn.Conv2d(2, 4, 3, padding="same"),
-            nn.Conv2d(4, 4, (3, 1), stride=(2, 1), dilation=(1, 2), padding=(1, 0)),
-        )
-        self.up = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
-        self.down, self.head = nn.Conv2d(6, 4, 1), nn.Linear(7, 5)
-
-    def forward(self, x):
-        x = F.pad(self.a(x), (1, 0, 2, 1), value=0.25)
-        y = self.up(F.relu6(self.b(x)))
-        y = F.interpolate(F.max_pool2d(F.gelu(self.down(y)), 3, 2, 1), scale_factor=2, mode="nearest")
-        y = torch.cat([y[:, ::2], torch.sigmoid(y[:, 1:3]) * y[:, 1:3], F.avg_pool2d(y, 3, 1, 1)], 1)
-        y = (y - 0.5).transpose(2, 3)
-        y = torch.tanh(y - F.elu(y)).mean((2, 3))[:, :7]
-        return self.head(F.hardswish(y).unsqueeze(1).flatten(1))
 
 
 def test_every_operation_with_an_integer_rule_is_lowered():

@@ -1,0 +1,210 @@
+"""The C99 text of the kernels: one function for each operation, for the types of its input and output.
+
+`@X` and `@Y` are the types of input and output, `@W` that of weights, `@N` the prefix of all names. No kernel
+allocates, calls a library, or computes in floating point; integers wider than 32 bits appear in the rescaling only.
+"""
+
+HELPERS = """
+typedef struct {
+  int32_t planes, rows, columns;           /* of the input */
+  int32_t channels, out_rows, out_columns; /* of the output */
+  int32_t kernel_rows, kernel_columns, stride_rows, stride_columns, step_rows, step_columns;
+  int32_t top, left, groups;
+  int32_t zero;                            /* of the input */
+} @N_window_t;
+
+typedef struct {
+  const int32_t *multiplier;
+  const uint8_t *shift;
+  int32_t per_channel, zero, low, high;
+} @N_rescale_t;
+
+static int32_t @N_rescale(int64_t sum, const @N_rescale_t *r, int32_t channel) {
+  const int32_t i = r->per_channel ? channel : 0;
+  const uint8_t shift = r->shift[i];
+  int64_t v = sum * r->multiplier[i];
+  if (shift > 0) v = (v + ((int64_t)1 << (shift - 1))) >> shift;
+  v += r->zero;
+  return (int32_t)(v < r->low ? r->low : v > r->high ? r->high : v);
+}
+"""
+
+CONV = """
+static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p) {
+  const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups;
+  for (int32_t o = 0; o < p->channels; o++) {
+    const @X *group = x + (o / channels) * planes * p->rows * p->columns;
+    const @W *own = weight + o * planes * p->kernel_rows * p->kernel_columns;
+    for (int32_t h = 0; h < p->out_rows; h++) {
+      for (int32_t v = 0; v < p->out_columns; v++) {
+        int32_t sum = bias ? bias[o] : 0;
+        const @W *w = own;
+        for (int32_t c = 0; c < planes; c++) {
+          const @X *plane = group + c * p->rows * p->columns;
+          for (int32_t i = 0; i < p->kernel_rows; i++, w += p->kernel_columns) {
+            const int32_t row = h * p->stride_rows + i * p->step_rows - p->top;
+            if (row < 0 || row >= p->rows) continue;
+            for (int32_t j = 0; j < p->kernel_columns; j++) {
+              const int32_t column = v * p->stride_columns + j * p->step_columns - p->left;
+              if (column < 0 || column >= p->columns) continue;
+              sum += (int32_t)w[j] * ((int32_t)plane[row * p->columns + column] - p->zero);
+            }
+          }
+        }
+        *y++ = (@Y)@FINISH;
+      }
+    }
+  }
+}
+"""
+
+CONV_TRANSPOSED = """
+static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p) {
+  const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups;
+  for (int32_t o = 0; o < p->channels; o++) {
+    const int32_t first = (o / channels) * planes;
+    for (int32_t h = 0; h < p->out_rows; h++) {
+      for (int32_t v = 0; v < p->out_columns; v++) {
+        int32_t sum = bias ? bias[o] : 0;
+        for (int32_t c = first; c < first + planes; c++) {
+          const @X *plane = x + c * p->rows * p->columns;
+          const @W *w = weight + (c * channels + o % channels) * p->kernel_rows * p->kernel_columns;
+          for (int32_t i = 0; i < p->kernel_rows; i++, w += p->kernel_columns) {
+            const int32_t down = h + p->top - i * p->step_rows;
+            if (down < 0 || down % p->stride_rows || down / p->stride_rows >= p->rows) continue;
+            for (int32_t j = 0; j < p->kernel_columns; j++) {
+              const int32_t right = v + p->left - j * p->step_columns;
+              if (right < 0 || right % p->stride_columns || right / p->stride_columns >= p->columns) continue;
+              sum += (int32_t)w[j] *
+                     ((int32_t)plane[down / p->stride_rows * p->columns + right / p->stride_columns] - p->zero);
+            }
+          }
+        }
+        *y++ = (@Y)@FINISH;
+      }
+    }
+  }
+}
+"""
+
+LINEAR = """
+static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, int32_t rows,
+               int32_t inputs, int32_t outputs, int32_t zero) {
+  for (int32_t n = 0; n < rows; n++, x += inputs) {
+    const @W *w = weight;
+    for (int32_t o = 0; o < outputs; o++) {
+      int32_t sum = bias ? bias[o] : 0;
+      for (int32_t i = 0; i < inputs; i++) sum += (int32_t)*w++ * ((int32_t)x[i] - zero);
+      *y++ = (@Y)@FINISH;
+    }
+  }
+}
+"""
+
+SUM_POOL = """
+static void @F(const @X *x, @Y *y, const @N_rescale_t *r, const @N_window_t *p) {
+  for (int32_t c = 0; c < p->planes; c++, x += p->rows * p->columns) {
+    for (int32_t h = 0; h < p->out_rows; h++) {
+      for (int32_t v = 0; v < p->out_columns; v++) {
+        int32_t sum = 0;
+        for (int32_t i = 0; i < p->kernel_rows; i++) {
+          const int32_t row = h * p->stride_rows + i - p->top;
+          if (row < 0 || row >= p->rows) continue;
+          for (int32_t j = 0; j < p->kernel_columns; j++) {
+            const int32_t column = v * p->stride_columns + j - p->left;
+            if (column < 0 || column >= p->columns) continue;
+            sum += (int32_t)x[row * p->columns + column] - p->zero;
+          }
+        }
+        *y++ = (@Y)@FINISH;
+      }
+    }
+  }
+}
+"""
+
+MAX_POOL = """
+static void @F(const @X *x, @Y *y, const @N_window_t *p, int32_t least) {
+  for (int32_t c = 0; c < p->planes; c++, x += p->rows * p->columns) {
+    for (int32_t h = 0; h < p->out_rows; h++) {
+      for (int32_t v = 0; v < p->out_columns; v++) {
+        int32_t most = least;
+        for (int32_t i = 0; i < p->kernel_rows; i++) {
+          const int32_t row = h * p->stride_rows + i * p->step_rows - p->top;
+          if (row < 0 || row >= p->rows) continue;
+          for (int32_t j = 0; j < p->kernel_columns; j++) {
+            const int32_t column = v * p->stride_columns + j * p->step_columns - p->left;
+            if (column < 0 || column >= p->columns) continue;
+            if ((int32_t)x[row * p->columns + column] > most) most = x[row * p->columns + column];
+          }
+        }
+        *y++ = (@Y)most;
+      }
+    }
+  }
+}
+"""
+
+ADD = """
+static void @F(const @X *a, const @W *b, @Y *y, const @N_rescale_t *r, int64_t by_a, int64_t by_b, int32_t zero_a,
+               int32_t zero_b, int32_t count) {
+  for (int32_t i = 0; i < count; i++)
+    y[i] = (@Y)@N_rescale(((int32_t)a[i] - zero_a) * by_a + ((int32_t)b[i] - zero_b) * by_b, r, 0);
+}
+"""
+
+MULTIPLY = """
+static void @F(const @X *a, const @W *b, @Y *y, const @N_rescale_t *r, int32_t zero_a, int32_t zero_b, int32_t count) {
+  const int32_t o = 0;
+  for (int32_t i = 0; i < count; i++) {
+    const int32_t sum = ((int32_t)a[i] - zero_a) * ((int32_t)b[i] - zero_b);
+    y[i] = (@Y)@FINISH;
+  }
+}
+"""
+
+TABLE = """
+static void @F(const @X *x, @Y *y, const @W *table, int32_t first, int32_t count) {
+  for (int32_t i = 0; i < count; i++) y[i] = (@Y)table[(int32_t)x[i] - first];
+}
+"""
+
+COPY = """
+/* Each output from the input at a sum of steps along four dimensions; outside of it, `code`. */
+static void @F(const @X *x, @Y *y, const int32_t *size, const int32_t *from, const int32_t *step, const int32_t *limit,
+               const int32_t *stride, const int32_t *divide, int32_t code) {
+  for (int32_t a = 0; a < size[0]; a++)
+    for (int32_t b = 0; b < size[1]; b++)
+      for (int32_t c = 0; c < size[2]; c++)
+        for (int32_t d = 0; d < size[3]; d++) {
+          const int32_t at[4] = {a, b, c, d};
+          int32_t place = 0, inside = 1;
+          for (int32_t k = 0; k < 4; k++) {
+            const int32_t i = from[k] + at[k] * step[k] / divide[k];
+            if (i < 0 || i >= limit[k]) inside = 0;
+            place += i * stride[k];
+          }
+          *y++ = (@Y)(inside ? (int32_t)x[place] : code);
+        }
+}
+"""
+
+JOIN = """
+static void @F(const @X *x, @Y *y, const @N_rescale_t *r, int32_t zero, int32_t blocks, int32_t count, int32_t pitch) {
+  for (int32_t n = 0; n < blocks; n++, y += pitch)
+    for (int32_t i = 0; i < count; i++) y[i] = (@Y)@N_rescale((int32_t)*x++ - zero, r, 0);
+}
+"""
+
+KERNELS = {
+    "conv": CONV,
+    "conv_transposed": CONV_TRANSPOSED,
+    "linear": LINEAR,
+    "sum_pool": SUM_POOL,
+    "max_pool": MAX_POOL,
+    "add": ADD,
+    "mul": MULTIPLY,
+    "table": TABLE,
+    "copy": COPY,
+    "join": JOIN,
+}
