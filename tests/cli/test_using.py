@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -297,3 +298,22 @@ def test_what_is_no_onnx_file_is_named(call, samples, tmp_path, content):
         text = "no such file; check the path" if content is None else "ONNX Runtime refuses it: "
         assert answer.err.startswith(f"error: open {path}: {text}")
         assert len(answer.err.splitlines()) == 1
+
+
+# --- export --to c ---------------------------------------------------------------------------------------------------
+
+
+def test_export_to_c_writes_a_folder_that_builds(call, net, tmp_path):
+    folder = tmp_path / "fw"
+    answer = call("export", net, "--into", "digits-cnn", "--to", "c", "--name", "digits", "--out", folder, "--json")
+    assert answer.code == 0
+    files = json.loads(answer.out)["files"]
+    assert files == [str(folder / f"digits{end}") for end in (".h", ".c", "_io.c", "_test.c")] + [f"{folder}/Makefile"]
+    if shutil.which("make") and shutil.which("cc"):
+        done = subprocess.run(["make", "-C", folder, "test"], capture_output=True, text=True, check=False)
+        assert "0 outputs differ" in done.stdout, done.stderr
+
+
+def test_export_to_what_is_no_format_is_refused(call, net):
+    answer = call("export", net, "--into", "digits-cnn", "--to", "tflite")
+    assert (answer.code, answer.err) == (2, "error: export --to 'tflite': not a format; use onnx or c\n")

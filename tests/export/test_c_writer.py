@@ -9,6 +9,7 @@ import torch
 
 from lilliput.core.errors import ExportError, UsageError
 from lilliput.core.interpreter import decode, quantize_input, run
+from lilliput.export.c import project
 from lilliput.export.c.writer import Writer, c_type
 from lilliput.graph.lower import lower
 from lilliput.methods.clustering.weight_clustering import WeightClustering
@@ -134,3 +135,17 @@ def test_names_and_shapes_that_c_cannot_have_are_refused():
     with pytest.raises(UsageError, match="export to C: the name '2net'; use letters"):
         Writer(program, "2net")
     assert issubclass(ExportError, Exception)
+
+
+def test_the_folder_builds_by_itself_and_its_golden_vectors_agree(tmp_path):
+    model, task = open_model("digits-cnn")
+    program = lower(quantized(model, task, Quantization(signed=True)))
+    paths = project.write(program, tmp_path, labels=[str(i) for i in range(10)])
+    assert {p.name for p in paths} == {"net.h", "net.c", "net_io.c", "net_test.c", "Makefile"}
+    done = subprocess.run(["make", "test"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "11 vectors, 0 outputs differ" in done.stdout
+    text = (tmp_path / "net.c").read_text()
+    (tmp_path / "net.c").write_text(text.replace("int32_t sum = bias ? bias[o] : 0;", "int32_t sum = 0;"))
+    done = subprocess.run(["make", "test"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0  # the test sees a network that is not the same

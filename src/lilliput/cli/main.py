@@ -368,12 +368,16 @@ def export(
     folder: Annotated[Path, typer.Option("--out")] = Path("export"),
     target: TargetName = None,
     static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None,
+    to: Annotated[str, typer.Option(help="onnx, or c: C99 without floats that builds by itself")] = "onnx",
+    name: Annotated[str, typer.Option(help="prefix of all names in C")] = "net",
     as_json: Json = False,
 ) -> None:
-    """Write a deployable ONNX file and say which layers are in float."""
-    from lilliput.cli.using import export_file
+    """Write a deployable ONNX file and say which layers are in float; or integer-only C99 with golden vectors."""
+    from lilliput.cli.using import export_c, export_file
 
-    found = export_file(file, into, folder, target, static_batch)
+    if to not in ("onnx", "c"):
+        raise UsageError(f"export --to {to!r}", "not a format", "use onnx or c")
+    found = export_c(file, into, folder, name) if to == "c" else export_file(file, into, folder, target, static_batch)
     if as_json:
         out_json(found)
     else:

@@ -227,6 +227,17 @@ def export_file(file: Path, into: str, folder: Path, target: str | None, static_
     return {"file": str(path), "bytes": size, "in_float": left, "text": "\n".join(lines)}
 
 
+def export_c(file: Path, into: str, folder: Path, name: str) -> dict[str, Any]:
+    from lilliput.export.c import project
+    from lilliput.graph.lower import lower
+
+    artifact = load_artifact(file, fresh(into))
+    paths = project.write(lower(artifact), made(folder), name=name, labels=artifact.input.labels)
+    lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths]
+    lines.append(f"build it and run its golden vectors: make -C {folder} test")
+    return {"files": [str(path) for path in paths], "text": "\n".join(lines)}
+
+
 def _trail_lines(entry: dict[str, Any]) -> list[str]:
     verdict = entry["verdict"]
     state = "no effect" if not entry["effect"] else "kept" if verdict["accepted"] else "REFUSED"
