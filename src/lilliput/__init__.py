@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
+    from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
+    from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
+    from lilliput.methods.quantization.mixed_precision import MixedPrecision as MixedPrecision
     from lilliput.methods.quantization.post_training import Quantization as Quantization
     from lilliput.methods.tuning.fine_tune import FineTune as FineTune
     from lilliput.pipeline.recipe import Recipe as Recipe
@@ -75,6 +78,9 @@ _HOMES = {
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
+    "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
+    "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),
+    "lilliput.methods.quantization.mixed_precision": ("MixedPrecision",),
     "lilliput.methods.quantization.post_training": ("Quantization",),
     "lilliput.methods.tuning.fine_tune": ("FineTune",),
     "lilliput.pipeline.recipe": ("Recipe", "Step"),

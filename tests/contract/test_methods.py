@@ -13,6 +13,9 @@ from lilliput.methods import BUILT_IN
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.bias_correction import BiasCorrection
+from lilliput.methods.quantization.equalization import CrossLayerEqualization
+from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
@@ -38,7 +41,12 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         ),
         Quantization(weight_bits=2, activation_bits=0),
         Quantization(weight_bits=5, signed=True, activation_range="min_max", overrides={"[3-5h]*": {"weight_bits": 8}}),
+        Quantization(weight_bits=3, weight_range="output", rounding="output", size_weight=0.01),
+        Quantization(weight_bits=6, weight_range="output", weight_per="tensor", symmetric=False, activation_bits=0),
     ],
+    BiasCorrection: [BiasCorrection(), BiasCorrection(match="mean")],
+    CrossLayerEqualization: [CrossLayerEqualization()],
+    MixedPrecision: [MixedPrecision(average_bits=20.0, choices=(2, 8), size_weights=(0.0,), samples=8)],
 }
 FILLERS = (MagnitudePruning(sparsity=0.4, scope="layer"), WeightClustering(n_clusters=4), Quantization())
 CHANNEL_FILLERS = (

@@ -325,3 +325,58 @@ def test_calibration_reads_the_calibration_role_only():
 def test_settings_out_of_range_are_refused(settings_):
     with pytest.raises(RecipeError, match="quantization"):
         Quantization(**settings_)
+
+
+def output_error(net, model, task=TASK):
+    x = torch.cat([x for x, _ in task.data("calibration").batches(64)])
+    with torch.no_grad():
+        return float((runnable(net)(x) - model(x)).square().mean())
+
+
+@pytest.mark.parametrize("name", ["linear", "no_bias", "conv", "residual", "grouped"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+def test_searched_outputs_err_less_than_those_of_the_plain_ranges(name, bits, per):
+    model = tiny_model(name)
+    settings = {"weight_bits": bits, "activation_bits": 0, "weight_per": per}
+    errors = []
+    for more in ({}, {"weight_range": "mse"}, {"weight_range": "output", "rounding": "output"}):
+        net, _ = applied(model, FoldBatchNorm(), Quantization(**settings, **more))
+        errors.append(output_error(net, model))
+    assert errors[2] < min(errors[:2])
+
+
+@pytest.mark.parametrize("first", [MagnitudePruning(sparsity=0.5, scope="layer"), WeightClustering(n_clusters=5)])
+def test_searched_integers_leave_masks_and_tables_as_they_are(first):
+    model = tiny_model("grouped")
+    before, _ = applied(model, first)
+    searched = Quantization(weight_bits=4, weight_range="output", rounding="output", size_weight=0.01)
+    net, _ = applied(model, first, searched)
+    for name, old in before.encodings.items():
+        new = net.encodings[name]
+        assert old.mask is None or torch.equal(old.mask, new.mask)
+        assert old.sharing is None or new.sharing.sizes.le(old.sharing.sizes).all()
+    assert not IntegerNet(net).floats
+
+
+def test_other_ranges_may_stand_beside_searched_ones():
+    method = Quantization(
+        weight_bits=3, weight_range="output", overrides={"head": {"weight_range": "min_max", "weight_bits": 8}}
+    )
+    net, result = applied(tiny_model("residual"), FoldBatchNorm(), method)
+    assert set(result.changed) == {"first", "second", "head"}
+    head = net.encodings["head.weight"]
+    assert torch.equal(head.grid.scale, (head.decode().abs().amax(1) / 127))
+
+
+def test_layers_that_search_cannot_serve_are_quantized_too():
+    model = nn.Sequential(nn.ConvTranspose2d(1, 3, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(192, 3)).eval()
+    net, result = applied(model, Quantization(weight_range="output", rounding="output"))
+    assert set(result.changed) == {"0", "3"}
+    assert not IntegerNet(net).floats
+
+
+@pytest.mark.parametrize("settings", [{"rounding": "output"}, {"size_weight": 0.1}, {"rounding": "stochastic"}])
+def test_settings_of_the_search_need_the_search(settings):
+    with pytest.raises(RecipeError):
+        Quantization(**settings)

@@ -4,6 +4,9 @@ from lilliput.core.method import Pass
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.bias_correction import BiasCorrection
+from lilliput.methods.quantization.equalization import CrossLayerEqualization
+from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.tuning.fine_tune import FineTune
 
@@ -14,4 +17,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     WeightClustering,
     FineTune,
     Quantization,
+    MixedPrecision,
+    CrossLayerEqualization,
+    BiasCorrection,
 )

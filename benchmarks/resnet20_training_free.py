@@ -1,0 +1,119 @@
+"""What is possible without training: the published ResNet-20 with range search, bias correction and mixed precision.
+
+    LILLIPUT_TEST_DATA=folder python benchmarks/resnet20_training_free.py [part of a row's name]
+
+512 calibration images of the training set, without their labels. Accuracy is that of the 10,000 test images, each row
+read once; settings were chosen on training images. "w" rows have float activations, "wa" rows 8-bit activations, run in
+integers. Bytes are those of the `.lil` file without the recipe. Writes results/resnet20_training_free.json.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from published_resnet20 import make
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.method import Context, apply_checked_
+from lilliput.graph.integer import runnable
+from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.quantization.bias_correction import BiasCorrection
+from lilliput.methods.quantization.equalization import CrossLayerEqualization
+from lilliput.methods.quantization.mixed_precision import MixedPrecision
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.report.result import environment
+
+RESULTS = Path(__file__).parent / "results" / "resnet20_training_free.json"
+SEARCHED: dict[str, Any] = {"weight_range": "output", "rounding": "output"}
+
+
+def rows():
+    """{name: passes after folding}."""
+    found = {}
+    for mark, bits in (("w", 0), ("wa", 8)):
+
+        def q(bits=bits, **settings):
+            return Quantization(activation_bits=bits, **settings)
+
+        found |= {
+            f"8 bits per tensor, {mark}": [q(weight_per="tensor")],
+            f"8 bits per tensor, equalized, {mark}": [CrossLayerEqualization(), q(weight_per="tensor")],
+            f"8 bits per tensor, searched, {mark}": [q(weight_per="tensor", **SEARCHED)],
+            f"7 bits per channel, {mark}": [q(weight_bits=7)],
+            f"7 bits per channel, searched, {mark}": [q(weight_bits=7, **SEARCHED)],
+            f"4 bits per channel, min_max, {mark}": [q(weight_bits=4)],
+            f"4 bits per channel, min_max, corrected, {mark}": [q(weight_bits=4), BiasCorrection()],
+            f"4 bits per channel, ranges searched, {mark}": [q(weight_bits=4, weight_range="output")],
+            f"4 bits per channel, searched, {mark}": [q(weight_bits=4, **SEARCHED)],
+            f"4 bits per channel, searched, size 0.005, {mark}": [q(weight_bits=4, size_weight=0.005, **SEARCHED)],
+            f"4 bits per channel, searched, size 0.01, {mark}": [q(weight_bits=4, size_weight=0.01, **SEARCHED)],
+            f"3 bits per channel, searched, {mark}": [q(weight_bits=3, **SEARCHED)],
+            f"3 bits per channel, searched, size 0.03, {mark}": [q(weight_bits=3, size_weight=0.03, **SEARCHED)],
+            f"mixed, at most 96,000 bytes, {mark}": [MixedPrecision(max_bytes=96_000, activation_bits=bits)],
+            f"mixed, at most 82,000 bytes, {mark}": [MixedPrecision(max_bytes=82_000, activation_bits=bits)],
+            f"mixed, at most 70,000 bytes, {mark}": [MixedPrecision(max_bytes=70_000, activation_bits=bits)],
+        }
+    clusters = WeightClustering(n_clusters=32)
+    return found | {
+        "32 shared values a layer, w": [clusters],
+        "32 shared values a layer, corrected, w": [clusters, BiasCorrection()],
+        "32 shared values a layer, wa": [clusters, Quantization()],
+        "32 shared values a layer, corrected, wa": [clusters, Quantization(), BiasCorrection()],
+    }
+
+
+def entropy(net):
+    """Order-0 entropy of the stored integers of each layer, in bits a weight."""
+    found = {}
+    for name, e in net.encodings.items():
+        if name.endswith("weight") and e.grid is not None and e.sharing is None:
+            share = torch.unique(e.integers(), return_counts=True)[1].double() / math.prod(e.shape)
+            found[name] = round(float(-(share * share.log2()).sum()), 3)
+    return found
+
+
+def measure(model, task, passes):
+    started = time.process_time()
+    net, context = Artifact.of(model, task.spec), Context.of(task, model)
+    notes = []
+    for method in (FoldBatchNorm(), *passes):
+        notes += apply_checked_(method, net, context).notes
+    seconds = time.process_time() - started
+    run, right = runnable(net), 0
+    with torch.inference_mode():
+        for x, y in task.data("test").batches(250):
+            right += int((run(x).argmax(1) == y).sum())
+    bits = entropy(net)
+    sizes = {name: math.prod(net.encodings[name].shape) for name in bits}
+    return {
+        "accuracy": right / 100,
+        "lil_bytes": len(container.dumps(net, strip=True)),
+        "order0_bytes": round(sum(bits[n] * sizes[n] for n in bits) / 8),
+        "compress_cpu_s": round(seconds, 1),
+        "entropy_bits_a_weight": bits,
+        "widths": {n: int(e.grid.bit_width.max()) for n, e in net.encodings.items() if n in bits and e.grid},
+        "notes": notes,
+    }
+
+
+def main():
+    torch.set_num_threads(1)
+    model, task = make()
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    found = json.loads(RESULTS.read_text()) if wanted and RESULTS.is_file() else {"rows": {}}
+    for name, passes in rows().items():
+        if wanted in name:
+            row = found["rows"][name] = measure(model, task, passes)
+            print(f"{name:56}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s", flush=True)
+            found["environment"] = environment()
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
