@@ -16,8 +16,8 @@ BUILT_IN: tuple[type[Pass], ...] = (
     MagnitudePruning,
     WeightClustering,
     FineTune,
-    Quantization,
-    MixedPrecision,
     CrossLayerEqualization,
     BiasCorrection,
+    MixedPrecision,
+    Quantization,
 )

@@ -50,9 +50,9 @@ class MixedPrecision(Pass):
     """`quantization` with its own `weight_bits` for each layer, out of `choices`.
 
     One budget: `max_bytes` of the whole `.lil` file (without recipe, trail and labels), or `average_bits`, coded bits a
-    weight (4 if neither is given). `size_weights` are tried for each width (see `quantization`). `samples` calibration samples
-    measure the losses: one run of the network behind a layer for each candidate. The other settings are those of
-    `quantization`; `size_weights` and `rounding` count for the range "output" only.
+    weight (4 if neither is given). `size_weights` are tried for each width (see `quantization`). `samples` calibration
+    samples measure the losses: one run of the network behind a layer for each candidate. The other settings are those
+    of `quantization`; `size_weights` and `rounding` count for the range "output" only.
     """
 
     name: ClassVar[str] = "mixed_precision"

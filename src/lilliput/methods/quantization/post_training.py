@@ -120,7 +120,7 @@ class Quantization(Pass):
         """A weight on its grid; `axis` counts its output channels. "output" needs `moments`, and is "mse" without."""
         bits = self.weight_bits - (1 if context.target.reduce_range and self.weight_bits == 8 else 0)
         if encoding.sharing is not None:
-            axis_used = encoding.sharing.axis
+            axis_used = axis if encoding.sharing.axis == axis else None
         else:
             axis_used = axis if self.weight_per == "channel" else None
         values = encoding.decode()
