@@ -1,0 +1,82 @@
+"""Networks of the zoo as C, optimized as users build them: 100 samples and the ends of the range, no difference."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from lilliput.core.interpreter import quantize_input, run
+from lilliput.core.task import Task
+from lilliput.export.c.writer import Writer, c_type
+from lilliput.graph.lower import lower
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.zoo.registry import ZOO, open_model
+from lowered import quantized
+
+GCC = shutil.which("gcc")
+pytestmark = pytest.mark.skipif(GCC is None, reason="gcc is not installed")
+MAIN = """
+#include <stdio.h>
+#include "net.h"
+static net_in_t in[NET_INPUTS];
+static net_out_t out[NET_OUTPUTS];
+int main(void) {
+  while (fread(in, sizeof in, 1, stdin)) { net_run(in, out); fwrite(out, sizeof out, 1, stdout); }
+  return 0;
+}
+"""
+
+
+def check(program, x, folder):
+    for name, text in Writer(program).files().items():
+        (folder / name).write_text(text)
+    (folder / "main.c").write_text(MAIN)
+    command = [
+        GCC or "gcc",
+        "-std=c99",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "net.c",
+        "net_io.c",
+        "main.c",
+        "-o",
+        "net",
+    ]
+    subprocess.run(command, cwd=folder, check=True)
+    value, result = program.values[program.input], program.values[program.outputs[0]]
+    ends = np.stack([np.full(value.shape, end) for end in (value.low, value.high)])
+    codes = np.concatenate([quantize_input(program, x), ends])
+    expected = run(program, codes)[0]
+    kinds = [np.dtype(c_type(v).removesuffix("_t")) for v in (value, result)]
+    done = subprocess.run([folder / "net"], input=codes.astype(kinds[0]).tobytes(), capture_output=True, check=True)
+    assert np.array_equal(np.frombuffer(done.stdout, kinds[1]).reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5-tanh", "lenet5-elu", "small-mnist", "seed-cnn", "resnet8"])
+def test_a_network_of_the_zoo_computes_the_same_in_c(name, tmp_path):
+    entry = ZOO[name]
+    torch.manual_seed(0)
+    model = entry.model().eval()
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn((100, *entry.shape), generator=generator), torch.arange(100) % 10
+    task = Task.classification(train=(x, y), validation=(x, y))
+    check(lower(quantized(model, task, Quantization(signed=True))), x.numpy(), tmp_path)
+
+
+def test_the_trained_digits_network_computes_the_same_in_c(tmp_path):
+    model, task = open_model("digits-cnn")
+    x = torch.cat([b[0] for b in task.data("test").batches(128)])[:100].numpy()
+    check(lower(quantized(model, task, Quantization(signed=True))), x, tmp_path)
+
+
+def test_the_published_resnet_20_computes_the_same_in_c(published_data, tmp_path):
+    weights = published_data / "models" / "resnet20_cifar10.safetensors"
+    model, task = open_model("resnet20", weights=weights, data_root=published_data)
+    x = torch.cat([b[0] for b in task.data("test").batches(100)][:1]).numpy()
+    program = lower(quantized(model, task, Quantization(signed=True)))
+    check(program, x, tmp_path)
+    assert Writer(program).arena <= 51_000
