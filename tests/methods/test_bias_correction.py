@@ -1,5 +1,7 @@
 """Bias correction: channels get the original's mean and spread, whatever was done to the weights."""
 
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportOptionalMemberAccess=false
+
 import pytest
 import torch
 from torch import nn

@@ -1,5 +1,7 @@
 """Cross-layer equalization: the same function, and ranges that are equal on both sides of every channel."""
 
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+
 import copy
 import itertools
 

@@ -1,5 +1,7 @@
 """Mixed precision: the file fits, the choice is the best of all, and it is what quantization then does."""
 
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportOptionalMemberAccess=false
+
 import itertools
 
 import pytest

@@ -1,5 +1,7 @@
 """Quantization: weights within half a step, biases in accumulators, ranges that err least; odd channels included."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+
 import pytest
 import torch
 from hypothesis import given, settings

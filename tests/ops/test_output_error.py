@@ -1,5 +1,7 @@
 """Grids that change a layer's output least: the error is that of real outputs, and no grid tried by hand is better."""
 
+# pyright: reportCallIssue=false
+
 import itertools
 
 import pytest

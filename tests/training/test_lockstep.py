@@ -1,5 +1,7 @@
 """Two networks side by side: layers see what they would see, and moments are those of real outputs."""
 
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false
+
 import pytest
 import torch
 from torch import nn
