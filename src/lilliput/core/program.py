@@ -49,9 +49,10 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rescale:
-    """From sums to codes: saturate(floor(sum x multiplier / 2^shift + 1/2) + zero_point) to low..high.
+    """From sums to codes: saturate(floor(sum x multiplier / 2^shift + 1/2) + zero_point + offset) to low..high.
 
-    `multiplier` and `shift` have one entry, or one for each channel.
+    `multiplier` and `shift` have one entry, or one for each channel. So has `offset`, if there is one: a bias on the
+    scale of the output, as networks have it whose rescaling is a shift.
     """
 
     multiplier: Ints
@@ -59,20 +60,27 @@ class Rescale:
     zero_point: int
     low: int
     high: int
+    offset: Ints | None = None
 
     def __call__(self, sums: Ints, channel: int | None) -> Ints:
         """`channel` is the dimension of channels in `sums`; None where there is one multiplier."""
-        wide = [1] * sums.ndim
-        if channel is not None and len(self.multiplier) > 1:
-            wide[channel] = -1
-        multiplier, shift = self.multiplier.reshape(wide), self.shift.reshape(wide)
+        multiplier, shift = (_spread(v, sums.ndim, channel) for v in (self.multiplier, self.shift))
         rounded = (sums * multiplier + (np.int64(1) << shift >> 1)) >> shift
+        if self.offset is not None:
+            rounded = rounded + _spread(self.offset, sums.ndim, channel)
         return np.clip(rounded + self.zero_point, self.low, self.high)
 
     def bounds(self, low: Ints, high: Ints) -> tuple[int, int]:
         """What sums from `low` to `high` (one each, or one for each channel) become: rounding is monotonous."""
         ends = [self(np.atleast_1d(end), 0) for end in (low, high)]
         return int(ends[0].min()), int(ends[1].max())
+
+
+def _spread(values: Ints, rank: int, channel: int | None) -> Ints:
+    wide = [1] * rank
+    if channel is not None and len(values) > 1:
+        wide[channel] = -1
+    return values.reshape(wide)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,6 +16,7 @@ typedef struct {
 typedef struct {
   const int32_t *multiplier;
   const uint8_t *shift;
+  const int32_t *offset; /* for each channel, or 0 */
   int32_t per_channel, zero, low, high;
 } @N_rescale_t;
 
@@ -25,6 +26,7 @@ static int32_t @N_rescale(int64_t sum, const @N_rescale_t *r, int32_t channel) {
   int64_t v = sum * r->multiplier[i];
   if (shift > 0) v = (v + ((int64_t)1 << (shift - 1))) >> shift;
   v += r->zero;
+  if (r->offset) v += r->offset[channel];
   return (int32_t)(v < r->low ? r->low : v > r->high ? r->high : v);
 }
 """

@@ -98,9 +98,10 @@ class Writer:
         shift = self._table(r.shift, "uint8_t", "s")
         name = f"{self.name}_r{len(self.tables)}"
         several = int(len(r.multiplier) > 1)
+        offset = "0" if r.offset is None else self._table(r.offset, "int32_t", "o")
         self.tables.append(
             f"static const {self.name}_rescale_t {name} = "
-            f"{{{multiplier}, {shift}, {several}, {r.zero_point}, {r.low}, {r.high}}};\n"
+            f"{{{multiplier}, {shift}, {offset}, {several}, {r.zero_point}, {r.low}, {r.high}}};\n"
         )
         return f"&{name}"
 
