@@ -308,7 +308,10 @@ def test_export_to_c_writes_a_folder_that_builds(call, net, tmp_path):
     answer = call("export", net, "--into", "digits-cnn", "--to", "c", "--name", "digits", "--out", folder, "--json")
     assert answer.code == 0
     files = json.loads(answer.out)["files"]
-    assert files == [str(folder / f"digits{end}") for end in (".h", ".c", "_io.c", "_test.c")] + [f"{folder}/Makefile"]
+    names = ["digits.h", "digits.c", "digits_io.c", "digits_golden.h", "digits_test.c", "Makefile"]
+    assert files == [
+        f"{folder}/{name}" for name in (*names, *(f"emulate/{n}" for n in ("start.c", "link.ld", "main.c")))
+    ]
     if shutil.which("make") and shutil.which("cc"):
         done = subprocess.run(["make", "-C", folder, "test"], capture_output=True, text=True, check=False)
         assert "0 outputs differ" in done.stdout, done.stderr

@@ -33,24 +33,37 @@ static int32_t @N_rescale(int64_t sum, const @N_rescale_t *r, int32_t channel) {
 
 CONV = """
 static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p) {
-  const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups;
-  for (int32_t o = 0; o < p->channels; o++) {
-    const @X *group = x + (o / channels) * planes * p->rows * p->columns;
-    const @W *own = weight + o * planes * p->kernel_rows * p->kernel_columns;
+  const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups, zero = p->zero;
+  const int32_t size = p->rows * p->columns, kernel = p->kernel_rows * p->kernel_columns;
+  const int32_t step = p->step_columns, pitch = p->step_rows * p->columns;
+  for (int32_t o = 0; o < p->channels; o++, weight += planes * kernel) {
+    const @X *group = x + (o / channels) * planes * size;
     for (int32_t h = 0; h < p->out_rows; h++) {
+      const int32_t row = h * p->stride_rows - p->top;
+      int32_t i0 = 0, i1 = p->kernel_rows; /* the rows of the kernel that lie inside */
+      while (i0 < i1 && row + i0 * p->step_rows < 0) i0++;
+      while (i1 > i0 && row + (i1 - 1) * p->step_rows >= p->rows) i1--;
       for (int32_t v = 0; v < p->out_columns; v++) {
+        const int32_t column = v * p->stride_columns - p->left;
+        int32_t j0 = 0, j1 = p->kernel_columns;
+        while (j0 < j1 && column + j0 * step < 0) j0++;
+        while (j1 > j0 && column + (j1 - 1) * step >= p->columns) j1--;
         int32_t sum = bias ? bias[o] : 0;
-        const @W *w = own;
-        for (int32_t c = 0; c < planes; c++) {
-          const @X *plane = group + c * p->rows * p->columns;
-          for (int32_t i = 0; i < p->kernel_rows; i++, w += p->kernel_columns) {
-            const int32_t row = h * p->stride_rows + i * p->step_rows - p->top;
-            if (row < 0 || row >= p->rows) continue;
-            for (int32_t j = 0; j < p->kernel_columns; j++) {
-              const int32_t column = v * p->stride_columns + j * p->step_columns - p->left;
-              if (column < 0 || column >= p->columns) continue;
-              sum += (int32_t)w[j] * ((int32_t)plane[row * p->columns + column] - p->zero);
-            }
+        const @W *w = weight + i0 * p->kernel_columns;
+        const @X *plane = group + (row + i0 * p->step_rows) * p->columns + column;
+        if (j1 - j0 == 3 && step == 1) {
+          for (int32_t c = 0; c < planes; c++, w += kernel, plane += size) {
+            const @W *a = w + j0;
+            const @X *b = plane + j0;
+            for (int32_t i = i0; i < i1; i++, a += p->kernel_columns, b += pitch)
+              sum += (int32_t)a[0] * (b[0] - zero) + (int32_t)a[1] * (b[1] - zero) + (int32_t)a[2] * (b[2] - zero);
+          }
+        } else {
+          for (int32_t c = 0; c < planes; c++, w += kernel, plane += size) {
+            const @W *a = w;
+            const @X *b = plane;
+            for (int32_t i = i0; i < i1; i++, a += p->kernel_columns, b += pitch)
+              for (int32_t j = j0; j < j1; j++) sum += (int32_t)a[j] * ((int32_t)b[j * step] - zero);
           }
         }
         *y++ = (@Y)@FINISH;
