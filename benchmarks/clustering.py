@@ -18,8 +18,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import ckmeans
-import ckwrap
+import ckmeans  # pyright: ignore[reportMissingImports]
+import ckwrap  # pyright: ignore[reportMissingImports]
 import jenkspy
 import kmeans1d
 import numpy as np
