@@ -32,7 +32,9 @@ static int32_t @N_rescale(int64_t sum, const @N_rescale_t *r, int32_t channel) {
 """
 
 CONV = """
-static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p) {
+/* `whole` is the bias less the weights times the input's zero point, for windows that lie inside; or 0. */
+static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p,
+               const int32_t *whole) {
   const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups, zero = p->zero;
   const int32_t size = p->rows * p->columns, kernel = p->kernel_rows * p->kernel_columns;
   const int32_t step = p->step_columns, pitch = p->step_rows * p->columns;
@@ -48,22 +50,29 @@ static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const 
         int32_t j0 = 0, j1 = p->kernel_columns;
         while (j0 < j1 && column + j0 * step < 0) j0++;
         while (j1 > j0 && column + (j1 - 1) * step >= p->columns) j1--;
-        int32_t sum = bias ? bias[o] : 0;
-        const @W *w = weight + i0 * p->kernel_columns;
-        const @X *plane = group + (row + i0 * p->step_rows) * p->columns + column;
-        if (j1 - j0 == 3 && step == 1) {
-          for (int32_t c = 0; c < planes; c++, w += kernel, plane += size) {
-            const @W *a = w + j0;
-            const @X *b = plane + j0;
-            for (int32_t i = i0; i < i1; i++, a += p->kernel_columns, b += pitch)
-              sum += (int32_t)a[0] * (b[0] - zero) + (int32_t)a[1] * (b[1] - zero) + (int32_t)a[2] * (b[2] - zero);
-          }
-        } else {
-          for (int32_t c = 0; c < planes; c++, w += kernel, plane += size) {
-            const @W *a = w;
-            const @X *b = plane;
-            for (int32_t i = i0; i < i1; i++, a += p->kernel_columns, b += pitch)
-              for (int32_t j = j0; j < j1; j++) sum += (int32_t)a[j] * ((int32_t)b[j * step] - zero);
+        const int32_t high = i1 - i0, wide = j1 - j0;
+        const int inside = whole && high == p->kernel_rows && wide == p->kernel_columns;
+        int32_t sum = inside ? whole[o] : bias ? bias[o] : 0;
+        if (high > 0 && wide > 0) {
+          const @W *w = weight + i0 * p->kernel_columns + j0;
+          const @X *plane = group + (row + i0 * p->step_rows) * p->columns + column + j0 * step;
+          if (inside && kernel == 9 && wide == 3 && step == 1) {
+            for (int32_t c = planes; c > 0; c--, w += 9, plane += size) {
+              const @X *b = plane;
+              sum += (int32_t)w[0] * b[0] + (int32_t)w[1] * b[1] + (int32_t)w[2] * b[2];
+              b += pitch;
+              sum += (int32_t)w[3] * b[0] + (int32_t)w[4] * b[1] + (int32_t)w[5] * b[2];
+              b += pitch;
+              sum += (int32_t)w[6] * b[0] + (int32_t)w[7] * b[1] + (int32_t)w[8] * b[2];
+            }
+          } else {
+            const int32_t less = inside ? 0 : zero;
+            for (int32_t c = planes; c > 0; c--, w += kernel, plane += size) {
+              const @W *a = w;
+              const @X *b = plane;
+              for (int32_t i = high; i > 0; i--, a += p->kernel_columns, b += pitch)
+                for (int32_t k = 0; k < wide; k++) sum += (int32_t)a[k] * ((int32_t)b[k * step] - less);
+            }
           }
         }
         *y++ = (@Y)@FINISH;

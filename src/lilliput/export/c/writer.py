@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lilliput.core.errors import ExportError, UsageError
-from lilliput.core.program import Ints, Operation, Program, Rescale, Value
+from lilliput.core.program import LARGEST_SUM, Ints, Operation, Program, Rescale, Value
 from lilliput.export.c.kernels import HELPERS, KERNELS
 from lilliput.measure.memory import Buffer, place
 
@@ -166,7 +166,17 @@ class Writer:
         last = f"{math.prod(x.shape[:-1])}, {x.shape[-1]}, {y.shape[-1]}, {x.zero_point}"
         if o.kind != "linear":
             last = self._window(o)
+        if o.kind == "conv":
+            last += f", {self._whole_bias(o, x, w)}"
         self.calls.append(f"  {function}({source}, {target}, {weight}, {bias}, {rescale}, {last});")
+
+    def _whole_bias(self, o: Operation, x: Value, w: Ints) -> str:
+        """For windows inside: bias - zero point x weights. "0" where sums of uncentred inputs might leave 32 bits."""
+        rows = w.reshape(len(w), -1)
+        bias = self.program.tensors[o.bias] if o.bias else np.zeros(len(w), np.int64)
+        whole = bias - x.zero_point * rows.sum(1)
+        reach = max(abs(x.low), abs(x.high)) * np.abs(rows).sum(1) + np.abs(whole)
+        return self._table(whole, "int32_t", "z") if reach.max() <= LARGEST_SUM else "0"
 
     def _pool(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
         if o.kind == "max_pool":
