@@ -14,6 +14,8 @@ from lilliput.cli.console import complain
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ASIDE = (signal.SIG_DFL, signal.default_int_handler)
 AGAIN_SECONDS = 0.3
+SOON_SECONDS, MOST_WAITS = 0.01, 150
+"""Inside of torch the signal waits: its C++ cannot take an exception at every moment, and would end the process."""
 
 
 class Interrupted(BaseException):
@@ -36,6 +38,7 @@ class _Handler:
 
     def __init__(self) -> None:
         self.first: int | None = None
+        self.waits = 0
 
     def __call__(self, number: int, frame: Any) -> None:
         if self.first is not None:
@@ -46,9 +49,15 @@ class _Handler:
         self.again(number, frame)
 
     def again(self, number: int, frame: Any) -> None:
-        if self.first is not None:
-            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-            raise Interrupted(self.first)
+        if self.first is None:
+            return
+        inside = frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch")
+        if inside and self.waits < MOST_WAITS:
+            self.waits += 1
+            signal.setitimer(signal.ITIMER_REAL, SOON_SECONDS)
+            return
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        raise Interrupted(self.first)
 
     def unraisable(self, report: Any) -> None:
         if not isinstance(report.exc_value, Interrupted):  # that one comes again
