@@ -14,7 +14,7 @@ from lilliput import testing
 from lilliput.core import method as core_method
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Grid
-from lilliput.core.errors import MissingExtraError, RecipeError, UnsupportedLayerError
+from lilliput.core.errors import MissingExtraError, RecipeError, UnsupportedError
 from lilliput.core.method import Context, Pass, PassResult, check_range, layers
 from lilliput.testing import ContractError, check_method
 
@@ -59,7 +59,7 @@ class Refuses(Scale):
 
     def result(self, net, context, chosen, skipped):
         if any(isinstance(m, nn.BatchNorm2d) for m in net.module.modules()):
-            raise UnsupportedLayerError("toy on '1'", "BatchNorm", "put toy after fold_batchnorm")
+            raise UnsupportedError("toy on '1'", "BatchNorm", "put toy after fold_batchnorm")
         return super().result(net, context, chosen, skipped)
 
 

@@ -11,7 +11,7 @@ import torch
 from lilliput.auto.load import load
 from lilliput.cli.using import read_inputs
 from lilliput.core import container
-from lilliput.core.artifact import InputSpec
+from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import DataError
 from lilliput.zoo.registry import open_model
 
@@ -320,3 +320,21 @@ def test_export_to_c_writes_a_folder_that_builds(call, net, tmp_path):
 def test_export_to_what_is_no_format_is_refused(call, net):
     answer = call("export", net, "--into", "digits-cnn", "--to", "tflite")
     assert (answer.code, answer.err) == (2, "error: export --to 'tflite': not a format; use onnx or c\n")
+
+
+@pytest.mark.parametrize(
+    "options", [("--to", "c", "--target", "onnx-arm"), ("--to", "c", "--static-batch", 1), ("--name", "a")]
+)
+def test_an_option_of_the_other_format_is_refused(call, net, tmp_path, options):
+    answer = call("export", net, "--into", "digits-cnn", "--out", tmp_path / "new", *options)
+    assert answer.code == 2
+    assert "leave" in answer.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_network_in_float_has_no_c(call, tmp_path, digits):
+    container.save(Artifact.of(digits[0], digits[1].spec), tmp_path / "float.lil")
+    answer = call("export", tmp_path / "float.lil", "--into", "digits-cnn", "--to", "c", "--out", tmp_path / "new")
+    text = "error: lower to integers: activations have no grids; quantize with activation_bits: 8 first\n"
+    assert (answer.code, answer.err) == (3, text)
+    assert not (tmp_path / "new").exists()

@@ -9,7 +9,7 @@ from lilliput.core import errors
 from lilliput.core.errors import LilliputError
 
 ALL = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, LilliputError)]
-CODES = {"UnsupportedError": 3, "UnsupportedLayerError": 3, "ExportError": 3, "VerificationError": 4}
+CODES = {"UnsupportedError": 3, "ExportError": 3, "VerificationError": 4}
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -55,5 +55,5 @@ def test_no_error_has_the_exit_code_of_a_bug_or_of_a_missed_budget():
 
 
 def test_all_errors_are_lilliput_errors_and_no_others():
-    assert len(ALL) == 11
+    assert len(ALL) == 10
     assert not issubclass(LilliputError, (ValueError, RuntimeError, OSError))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lilliput.core.interpreter import quantize_input, run
 from lilliput.core.task import Task
 from lilliput.export.c.writer import Writer, c_type
+from lilliput.graph.interpreter import quantize_input, run
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.zoo.registry import ZOO, open_model

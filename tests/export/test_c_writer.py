@@ -6,11 +6,12 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lilliput.core.errors import ExportError, UsageError
-from lilliput.core.interpreter import decode, quantize_input, run
 from lilliput.export.c import project
 from lilliput.export.c.writer import Writer, c_type
+from lilliput.graph.interpreter import decode, quantize_input, run
 from lilliput.graph.lower import lower
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.pruning.magnitude import MagnitudePruning
@@ -134,7 +135,23 @@ def test_names_and_shapes_that_c_cannot_have_are_refused():
     program = lower(quantized(tiny_model("conv"), tiny_task()))
     with pytest.raises(UsageError, match="export to C: the name '2net'; use letters"):
         Writer(program, "2net")
-    assert issubclass(ExportError, Exception)
+
+
+class Deep(nn.Module):
+    """Averages over a dimension that is not the last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean(1).mean(1))
+
+
+def test_what_c_cannot_do_yet_is_refused():
+    program = lower(quantized(Deep().eval(), tiny_task()))
+    with pytest.raises(ExportError, match=r"export to C: a sum over dimensions .*; average over the last dimensions"):
+        Writer(program)
 
 
 def test_the_folder_builds_by_itself_and_its_golden_vectors_agree(tmp_path):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_c_writer import compiled, ran
 
-from lilliput.core.interpreter import run
 from lilliput.core.program import Operation, Program, Rescale, Value
+from lilliput.graph.interpreter import run
 
 
 class Maker:

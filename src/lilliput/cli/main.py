@@ -369,7 +369,7 @@ def export(
     target: TargetName = None,
     static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None,
     to: Annotated[str, typer.Option(help="onnx, or c: C99 without floats that builds by itself")] = "onnx",
-    name: Annotated[str, typer.Option(help="prefix of all names in C")] = "net",
+    name: Annotated[str | None, typer.Option(help="prefix of all names in C (default: net)")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a deployable ONNX file and say which layers are in float; or integer-only C99 with golden vectors."""
@@ -377,7 +377,15 @@ def export(
 
     if to not in ("onnx", "c"):
         raise UsageError(f"export --to {to!r}", "not a format", "use onnx or c")
-    found = export_c(file, into, folder, name) if to == "c" else export_file(file, into, folder, target, static_batch)
+    if to == "c" and (target is not None or static_batch is not None):
+        raise UsageError("export --to c", "--target or --static-batch", "leave them out: they count for ONNX files")
+    if to == "onnx" and name is not None:
+        raise UsageError("export --to onnx", "--name", "leave it out: it counts for C")
+    found = (
+        export_c(file, into, folder, name or "net")
+        if to == "c"
+        else export_file(file, into, folder, target, static_batch)
+    )
     if as_json:
         out_json(found)
     else:

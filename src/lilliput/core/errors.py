@@ -60,10 +60,6 @@ class UnsupportedError(LilliputError):
     exit_code = 3
 
 
-class UnsupportedLayerError(UnsupportedError):
-    """A method cannot handle a layer; the message names both."""
-
-
 class ExportError(UnsupportedError):
     """A network cannot be written in the asked form; the message names the node."""
 

@@ -10,16 +10,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from lilliput.ops.vector import spread
+
 LANES = 8
 """Arrays given to `best_of_eight` must be readable this many items past the last candidate."""
 
 FLOAT, WORD = ir.DoubleType(), ir.IntType(64)
-FLOATS, WORDS, SHORTS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES), ir.VectorType(ir.IntType(32), LANES)
-
-
-def _spread(b: Any, x: Any, kind: Any) -> Any:
-    one = b.insert_element(ir.Constant(kind, ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
-    return b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(SHORTS, [0] * LANES))
+FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
 
 
 def _best_of_eight(context: Any, G: Any, S: Any, W: Any, i: Any, more: Any, s: Any, w: Any, slack: Any) -> Any:  # noqa: N803
@@ -37,15 +34,15 @@ def _best_of_eight(context: Any, G: Any, S: Any, W: Any, i: Any, more: Any, s: A
             return b.load(b.bitcast(b.gep(data, [i]), FLOATS.as_pointer()), align=8)
 
         best, moment, mass = (load(array, kind) for array, kind in zip(arrays, kinds[:3], strict=True))
-        step = b.fsub(_spread(b, s, FLOATS), moment)
-        gain = b.fdiv(b.fmul(step, step), b.fsub(_spread(b, w, FLOATS), mass))
-        wanted = b.icmp_unsigned("<=", ir.Constant(WORDS, list(range(LANES))), _spread(b, more, WORDS))
+        step = b.fsub(spread(b, s, FLOATS), moment)
+        gain = b.fdiv(b.fmul(step, step), b.fsub(spread(b, w, FLOATS), mass))
+        wanted = b.icmp_unsigned("<=", ir.Constant(WORDS, list(range(LANES))), spread(b, more, WORDS))
         value = b.select(wanted, b.fadd(best, gain), ir.Constant(FLOATS, [float("-inf")] * LANES))
         reduce = b.module.declare_intrinsic(
             f"llvm.vector.reduce.fmax.v{LANES}f64", (), ir.FunctionType(FLOAT, [FLOATS])
         )
         most = b.call(reduce, [value], fastmath=("nnan",))
-        near = b.fcmp_ordered(">=", value, _spread(b, b.fsub(most, slack), FLOATS))
+        near = b.fcmp_ordered(">=", value, spread(b, b.fsub(most, slack), FLOATS))
         bits = b.zext(b.bitcast(near, ir.IntType(LANES)), WORD)
         defined = ir.Constant(ir.IntType(1), 1)
         first = b.cttz(bits, defined)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lilliput.ops import vector
+from lilliput.ops import context_vector as vector
+from lilliput.ops.context_vector import LANES, SIZE_LIMIT, SIZE_SHIFT, TAPS
 from lilliput.ops.jit import kernel, part
-from lilliput.ops.vector import LANES, SIZE_LIMIT, SIZE_SHIFT, TAPS
 
 VALUE_LEVELS, SIZE_LEVELS = 7, 6
 CONTEXTS = VALUE_LEVELS * SIZE_LEVELS

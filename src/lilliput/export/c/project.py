@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.core.files import write_atomically
-from lilliput.core.interpreter import run
 from lilliput.core.program import Program
 from lilliput.export.c import emulate
 from lilliput.export.c.writer import PER_LINE, Writer
+from lilliput.graph.interpreter import run
 
 RANDOM_VECTORS = 8
 

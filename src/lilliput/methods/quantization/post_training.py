@@ -88,6 +88,12 @@ class Quantization(Pass):
                         f"{name} counts for the whole network",
                         "override settings of weights only",
                     )
+            if "percentile" in settings and settings.get("weight_range", self.weight_range) != "percentile":
+                raise RecipeError(
+                    f"quantization override for {pattern!r}",
+                    "a percentile without weight_range: percentile",
+                    "override both",
+                )
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         chosen, skipped = self.pick(net)
@@ -182,11 +188,11 @@ class Quantization(Pass):
             if bias is not None and free and found is not None:
                 shift = turn.wanted_means()[0] - turn.means()[0]
                 net.write_(bias, (net.parameter(bias).detach().double() + shift).float())
+            advance(1)
             return True
 
         with context.progress.task("choose ranges", len(chosen)) as advance:
             lockstep.run(visit)
-            advance(len(chosen))
 
     def _activations_(
         self, net: Artifact, context: Context, fresh: dict[str, Encoding], changed: dict[str, str], notes: list[str]
