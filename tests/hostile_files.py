@@ -27,8 +27,11 @@ from lil_files import deflated, file_of, opened, sealed, varint
 from lilliput.core import container, wire
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.encoding import Encoding, Grid, Sharing
-from lilliput.core.errors import ArtifactError
+from lilliput.core.errors import ArtifactError, LilliputError
 from lilliput.core.streams import Writer, write_encoding
+from lilliput.graph import stored
+from lilliput.graph.integer import runnable
+from lilliput.graph.trace import graph_of, run
 from lilliput.ops import entropy
 
 SECONDS = 2.0
@@ -37,6 +40,9 @@ MEMORY = 256 << 20
 """What a process may take beyond what it has after reading every good file."""
 SMALL = 96 << 20
 """The same for a file of 200 bytes."""
+GRAPH = 8
+LARGEST_RUN = 1 << 20
+"""Entries of all values of a network that is run."""
 LARGEST_REREAD = 5000
 """Entries of a file that the slow second reader reads too."""
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
@@ -148,6 +154,13 @@ def with_history() -> Artifact:
     return net
 
 
+def integers() -> Artifact:
+    """With grids of its own values only, so that it runs."""
+    net = lil_files.artifact("integer")
+    del net.activations["signed"]
+    return net
+
+
 FILES: dict[str, bytes] = {
     "float": container.dumps(lil_files.artifact("float")),
     "masks, tables and grids": container.dumps(lil_files.artifact("slots")),
@@ -163,7 +176,12 @@ FILES: dict[str, bytes] = {
     "LZMA of bytes": coded(fives(), 4),
     "deflate of bytes": coded(tables(), 3),
     "LZMA of floats": coded(lil_files.artifact("float"), 2),
+    "graph": stored.dumps(lil_files.artifact("residual")),
+    "graph of integers": stored.dumps(integers()),
+    "graph of a cut network": stored.dumps(lil_files.artifact("edited")),
+    "graph with tied weights": stored.dumps(lil_files.artifact("tied")),
 }
+GRAPHS = [kind for kind in FILES if kind.startswith("graph")]
 TINY = {
     "float": "float",
     "masks, tables and grids": "slots",
@@ -172,6 +190,10 @@ TINY = {
     "tied": "tied",
     "contexts of floats": "residual",
     "LZMA of floats": "float",
+    "graph": "residual",
+    "graph of integers": "integer",
+    "graph of a cut network": "edited",
+    "graph with tied weights": "tied",
 }
 
 
@@ -284,6 +306,32 @@ def field_changed(header: Any, rng: np.random.Generator) -> None:
         parent[key] = EXTREMES[int(rng.integers(len(EXTREMES)))]
 
 
+def graph_changed(graph: Any, rng: np.random.Generator) -> None:
+    """Another operation, operand, place or attribute; a node gone, twice, or in another place."""
+    nodes = graph[0] if isinstance(graph, list) and graph and isinstance(graph[0], list) else []
+    how = int(rng.integers(6))
+    if not nodes or how == 0:
+        field_changed(graph, rng)
+        return
+    at = int(rng.integers(len(nodes)))
+    if how == 1:
+        nodes.insert(int(rng.integers(len(nodes) + 1)), nodes[at])
+    elif how == 2:
+        del nodes[at]
+    elif how == 3 and isinstance(nodes[at], int):
+        nodes[at] = int(rng.integers(60))
+    else:
+        node = nodes[at] = list(nodes[at]) if isinstance(nodes[at], list) else [nodes[at]]
+        node += [None] * int(rng.integers(1, 6))
+        values = [0, 1, 2, 3, 4, 7, -1, -2, 65536, True, 0.5, "x", [1, 1], [2, 1], [1, 2, 3], [0, "a", True], 1 << 31]
+        node[int(rng.integers(1, len(node)))] = values[int(rng.integers(len(values)))]
+        node[0] = node[0] if rng.integers(3) else int(rng.integers(60))
+        while len(node) > 1 and node[-1] is None:
+            node.pop()
+        if len(node) == 1:
+            nodes[at] = node[0]
+
+
 def mutant(seed: int, number: int) -> tuple[str, bytes, bool]:
     """(kind, bytes of the copy, whether its checksum belongs to it)."""
     rng = np.random.default_rng([seed, number])
@@ -291,6 +339,11 @@ def mutant(seed: int, number: int) -> tuple[str, bytes, bool]:
     data = FILES[kind]
     raw, payload = opened(data)
     how = int(rng.integers(12))
+    if kind in GRAPHS and rng.integers(2):  # the graph, and nothing else
+        header = wire.loads(raw)
+        for _ in range(int(rng.integers(1, 4))):
+            graph_changed(header[GRAPH], rng)
+        return kind, file_of(wire.dumps(header), payload), True
     if how == 0:
         return kind, bytes_changed(data, rng), False
     if how == 1:
@@ -349,11 +402,12 @@ def judge(kind: str, data: bytes, right_sum: bool, reader: Any = None) -> str:
         return "refused"
     if not right_sum and data != FILES[kind]:
         raise FaultError("a wrong checksum was taken for right")
+    known = contents.wiring is not None and runs(contents, reader is not None)
     try:
         net = contents.replay(fresh(kind))
     except ArtifactError as error:
         check_error(error, r"load|replay")
-        return "refused for this module"
+        return "a graph" if known else "refused for this module"
     net.check()
     written = container.dumps(net, trail=contents.trail)
     again = container.loads(written)
@@ -361,7 +415,35 @@ def judge(kind: str, data: bytes, right_sum: bool, reader: Any = None) -> str:
         raise FaultError("what is written again is another network")
     if reader is not None and sum(math.prod(e.shape) for e in contents.tensors.values()) <= LARGEST_REREAD:
         agrees(contents, reader(data)[1])
-    return "a network"
+    return "a graph" if known else "a network"
+
+
+def runs(contents: container.Contents, slowly: bool) -> bool:
+    """Is it a network by its own graph? Then it runs, as it says, and is written again as it is."""
+    try:
+        net = stored.stored_artifact(contents, "copy.lil")
+    except ArtifactError as error:
+        check_error(error, r"load copy\.lil")
+        return False
+    graph = graph_of(net)
+    net.check()
+    again = container.loads(container.dumps(net, trail=contents.trail, wiring=contents.wiring))
+    if again.wiring != contents.wiring or not all(again.tensors[n].same(e) for n, e in net.stored().items()):
+        raise FaultError("what is written again is another network")
+    if slowly and sum(math.prod(node.shape) for node in graph.nodes) <= LARGEST_RUN:
+        seen: dict[str, tuple[int, ...]] = {}
+        with torch.no_grad():
+            run(
+                graph,
+                net.module.state_dict(),
+                net.input.example(1),
+                visit=lambda n, v: seen.update({n.name: v.shape}) or v,
+            )
+        if any(tuple(seen[node.name]) != node.shape for node in graph.nodes if node.name in seen):
+            raise FaultError("a value has another shape than was said")
+        with suppress(LilliputError, ValueError):  # grids of values that are not there; NaN, which has no integer
+            runnable(net)(net.input.example(2))
+    return True
 
 
 def agrees(contents: container.Contents, others: Any) -> None:
@@ -446,7 +528,7 @@ def process_of(count: int, seed: int) -> dict[str, Any]:
             armed[0] = False
             signal.setitimer(signal.ITIMER_PROF, 0)
         results[result] += 1
-        if result == "a network":
+        if result in ("a network", "a graph"):
             try:
                 judge(kind, data, right_sum, reader)
             except Exception as error:  # noqa: BLE001 - see above

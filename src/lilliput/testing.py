@@ -30,6 +30,7 @@ from lilliput.core.guard import Evaluation, MaxDrop, Verdict
 from lilliput.core.method import Context, Pass, PassResult, apply_checked_, layers
 from lilliput.core.streams import size_bits
 from lilliput.core.task import Task
+from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import Graph, graph_of, trace
 from lilliput.methods.clustering.weight_clustering import WeightClustering
@@ -200,6 +201,15 @@ def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact", *, 
         for ours, read in ((net.module, fresh.module), (runnable(net, traced), runnable(fresh, known))):
             _require(torch.equal(ours(x), read(x)), where, "the file computes something else")
     _require(container.dumps(fresh) == data, where, "writing the file again gives other bytes")
+    with_graph = stored.dumps(net)
+    if with_graph != data:  # it has no graph where it has an operation without a word
+        alone = stored.stored_artifact(container.loads(with_graph))
+        with torch.no_grad():
+            same = torch.equal(runnable(alone)(x), runnable(net, traced)(x))
+        _require(same, where, "the file computes something else without the model's code")
+        _require(
+            stored.dumps(alone) == with_graph, where, "writing the file without the model's code gives other bytes"
+        )
     _exports(net, traced, x, where)
 
 

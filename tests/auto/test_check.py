@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from lilliput.auto.check import check
 from lilliput.core.artifact import Artifact, InputSpec
-from lilliput.core.errors import DataError, RecipeError, UnsupportedError, UsageError
+from lilliput.core.errors import DataError, ExportError, RecipeError, UnsupportedError, UsageError
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.graph.integer import IntegerNet
+from lilliput.graph.lower import lower
 from lilliput.graph.trace import trace
 from lilliput.measure.memory import plan_memory
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -164,10 +165,10 @@ def test_a_network_that_cannot_be_traced_is_an_error_of_its_own():
 
 def test_budgets_that_are_missed_are_named_with_both_numbers():
     model = tiny_model("linear")
-    found = check(model, SHAPE, Target("cortex-m4", flash="1kB", ram=5))
-    assert found.misses == (f"RAM: {found.plan.ram_bytes:,} bytes planned, at most 5 wanted",)
+    found = check(model, SHAPE, Target("cortex-m4", flash="4kB", ram=5))
+    assert found.misses == (f"RAM: {int(found.ram.value):,} bytes planned, at most 5 wanted",)
     assert f"OVER BUDGET: {found.misses[0]}" in str(found)
-    assert check(model, SHAPE, Target("cortex-m4", flash="1kB", ram="1kB")).misses == ()
+    assert check(model, SHAPE, Target("cortex-m4", flash="4kB", ram="1kB")).misses == ()
 
 
 def test_data_of_a_check_is_json():
@@ -226,3 +227,44 @@ def test_networks_without_multiplications_are_checked_too():
 
     found = check(Pool(), SHAPE)
     assert (found.macs, found.parameters, found.supported) == (0, 0, True)
+
+
+def test_what_has_no_integer_form_is_listed_with_its_line_and_what_to_do():
+    model = Code(
+        lambda m, x: m.c(F.softmax(m.b(m.n(m.a(x))), 1)), a=nn.Linear(16, 8), n=nn.LayerNorm(8), b=nn.Linear(8, 4),
+        c=nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    found = check(model, SHAPE)
+    assert [(r.node, r.do) for r in found.not_integer] == [
+        ("n", "use BatchNorm, which folds into the layer before it"),
+        ("softmax", "end the network before it, for the order of its outputs is the same; inside, use sigmoid"),
+    ]
+    assert all(r.source.startswith("test_check.py:") for r in found.not_integer)
+    text = str(found.not_integer[0])
+    assert f"not an integer program: {text}" in str(found)
+    assert json.loads(json.dumps(found.to_data()))["not_integer"][0]["found"] == found.not_integer[0].found
+    with pytest.raises(ExportError, match=r"lower 'n' to integers: .*layer_norm"):
+        lower(quantized(model))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_lowers_is_not_listed(name):
+    model = tiny_model(name)
+    assert check(model, SHAPE).not_integer == ()
+    lower(quantized(model))
+
+
+def test_a_recipe_of_more_bits_is_checked_with_more_bits():
+    model = tiny_model("linear")
+    found = check(model, SHAPE, recipe=Quantization(activation_bits=16))
+    assert (found.bits, found.not_integer) == (16, ())
+    assert "16-bit plan for" in str(found)
+    assert found.plan.ram_bytes > check(model, SHAPE).plan.ram_bytes
+    found = check(model, SHAPE, recipe=Quantization(activation_bits=16, weight_bits=16))
+    assert {r.found for r in found.not_integer} == {"its sums may need more than 32 bits"}
+    assert found.untouched["1"] == "its sums may need more than 32 bits"
+
+
+def test_a_layer_called_twice_is_no_obstacle():
+    found = check(tiny_model("shared"), SHAPE)
+    assert found.untouched == {}

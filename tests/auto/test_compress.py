@@ -21,6 +21,7 @@ from lilliput.core.progress import Progress
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
+from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -95,7 +96,7 @@ def test_the_folder_holds_the_network_its_recipe_and_its_numbers(result):
         *("net.lil", "recipe.yaml", "run.json", "result.json", "table.txt", "trail.jsonl"),
         *("step-00.lil", "step-01.lil", "step-02.lil", "float.onnx", "plain-int8.onnx", "ours.onnx"),
     }
-    assert (folder / "net.lil").read_bytes() == container.dumps(result.artifact)
+    assert (folder / "net.lil").read_bytes() == stored.dumps(result.artifact)
     assert (folder / "table.txt").read_text() == result.table() + "\n"
     assert as_recipe(folder / "recipe.yaml") == result.recipe
     assert result.columns[-1].measurements["file"].value == (folder / "net.lil").stat().st_size

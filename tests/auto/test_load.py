@@ -15,6 +15,7 @@ from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import ArtifactError, LilliputError
 from lilliput.core.method import Context, apply_checked_
+from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -79,6 +80,36 @@ def test_a_new_process_computes_the_same_bits(saved, tmp_path):
     subprocess.run([sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "y.pt")], check=True)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), runnable(net)(TASK.data("train").inputs))
+
+
+GRAPH_SCRIPT = """
+import sys, torch
+sys.modules["lilliput.testing"] = None  # where the class of the model is
+import lilliput as ll
+net = ll.load(sys.argv[1])
+with torch.no_grad():
+    torch.save(net(torch.load(sys.argv[2], weights_only=True)), sys.argv[3])
+"""
+
+
+def test_a_file_with_its_graph_runs_without_the_class_of_the_model(saved, tmp_path):
+    net, _ = saved
+    stored.save(net, tmp_path / "net.lil")
+    x = TASK.data("train").inputs
+    torch.save(x, tmp_path / "x.pt")
+    words = (tmp_path / "net.lil", tmp_path / "x.pt", tmp_path / "y.pt")
+    subprocess.run([sys.executable, "-c", GRAPH_SCRIPT, *map(str, words)], check=True)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), runnable(net)(x))
+        assert torch.equal(load(tmp_path / "net.lil", into=tiny_model("residual", seed=9))(x), runnable(net)(x))
+
+
+def test_a_file_without_graph_needs_a_module(saved):
+    text = "no graph in the file; give the module: ll.load(path, into=...) or --into"
+    for read in (load, load_artifact):
+        with pytest.raises(ArtifactError) as error:
+            read(saved[1])
+        assert str(error.value) == f"load {saved[1]}: {text}"
 
 
 @pytest.mark.parametrize("name", ["linear", "batch_norm", "grouped"])

@@ -14,6 +14,7 @@ from lilliput.auto import compress as front
 from lilliput.auto.load import load
 from lilliput.cli import main as cli
 from lilliput.core.errors import VerificationError
+from lilliput.graph import stored
 from lilliput.methods import BUILT_IN
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.pipeline.recipe import Recipe, Step
@@ -111,7 +112,7 @@ def test_the_command_and_python_give_the_same_bytes(finished, recipe):
 
     model, task = open_model("digits-cnn")
     result = lilliput.apply(model, task, str(recipe))
-    assert (finished / "net.lil").read_bytes() == lilliput.core.container.dumps(result.artifact)
+    assert (finished / "net.lil").read_bytes() == stored.dumps(result.artifact)
 
 
 def test_a_missed_budget_is_exit_code_one_and_everything_is_written(call, own, quick, tmp_path):

@@ -280,11 +280,62 @@ def test_a_file_of_another_network_is_refused(call, net, finished, samples, comm
     assert "diabetes" in answer.err or "load into TinyRegressor: its fingerprint is" in answer.err
 
 
-def test_files_need_to_know_their_network(call, net, samples):
-    for command in (("evaluate", net), ("predict", net, samples)):
+def test_files_run_from_their_own_graph(call, net, samples, finished, tmp_path):
+    """As they do in the module that they were made from."""
+    for command in (
+        ("predict", net, samples, "--json"),
+        ("export", net, "--out", tmp_path / "onnx", "--json"),
+        ("export", net, "--out", tmp_path / "c", "--to", "c", "--json"),
+        ("verify", net, "--onnx", finished / "ours.onnx", "--data", "digits", "--samples", 50),
+        ("evaluate", net, "--data", "digits", "--json", "-q"),
+    ):
+        plain, named = (
+            call(*command),
+            call(*(a for a in command if a not in ("--data", "digits")), "--into", "digits-cnn"),
+        )
+        assert (plain.code, plain.out) == (named.code, named.out) == (0, plain.out)
+    answer = call("verify", net, "--onnx", finished / "ours.onnx", "--samples", 50)
+    assert answer.code == 0
+    assert f"{finished / 'ours.onnx'} computes what {net} computes, on 50 random samples: " in answer.out
+    assert call("evaluate", finished / "ours.onnx", "--data", "digits", "-q").code == 0
+
+
+def test_evaluating_a_file_needs_data(call, net, finished):
+    for file in (net, finished / "ours.onnx"):
+        answer = call("evaluate", file)
+        assert answer.code == 2
+        text = "no data; name them, or the model with this task: --data digits or --into digits-cnn"
+        assert answer.err == f"error: evaluate {file}: {text}\n"
+    answer = call("evaluate", net, "--data", "none")
+    assert answer.code == 2
+    assert answer.err.startswith("error: --data none: not a data set; use one of digits, ")
+
+
+def test_a_file_without_graph_needs_its_model(call, samples, tmp_path):
+    model, task = open_model("digits-cnn")
+    path = tmp_path / "plain.lil"
+    container.save(Artifact.of(model, task.spec), path)
+    for command in (
+        ("predict", path, samples),
+        ("export", path, "--out", tmp_path),
+        ("verify", path, "--onnx", path),
+        ("evaluate", path, "--data", "digits"),
+    ):
         answer = call(*command)
         assert answer.code == 2
-        assert "no --into; name the model that the file was made from: --into digits-cnn" in answer.err
+        text = "no graph in the file; give the module: ll.load(path, into=...) or --into"
+        assert answer.err == f"error: load {path}: {text}\n"
+    assert call("predict", path, samples, "--into", "digits-cnn").code == 0
+    assert "no graph: it runs with the code of its model (--into)" in call("inspect", path).out
+
+
+def test_inspect_names_the_bytes_of_the_graph(call, net):
+    data = json.loads(call("inspect", net, "--json").out)
+    assert 0 < data["graph"] < 50
+    wiring = container.read(net).wiring
+    assert wiring is not None
+    text = f"graph of {len(wiring.nodes)} operations in {data['graph']} bytes: it runs as it is"
+    assert text in call("inspect", net).out
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello"])
@@ -309,9 +360,9 @@ def test_export_to_c_writes_a_folder_that_builds(call, net, tmp_path):
     assert answer.code == 0
     files = json.loads(answer.out)["files"]
     names = ["digits.h", "digits.c", "digits_io.c", "digits_golden.h", "digits_test.c", "Makefile"]
-    assert files == [
-        f"{folder}/{name}" for name in (*names, *(f"emulate/{n}" for n in ("start.c", "link.ld", "main.c")))
-    ]
+    emulated, bench = ("start.c", "link.ld", "main.c"), ("bench.h", "bench.c", "mps2.c", "README.md")
+    names += ["digits_example.c", "README.md", *(f"emulate/{n}" for n in emulated), *(f"bench/{n}" for n in bench)]
+    assert sorted(files) == sorted(f"{folder}/{name}" for name in names)
     if shutil.which("make") and shutil.which("cc"):
         done = subprocess.run(["make", "-C", folder, "test"], capture_output=True, text=True, check=False)
         assert "0 outputs differ" in done.stdout, done.stderr

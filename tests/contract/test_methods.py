@@ -40,6 +40,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
             weight_bits=4, weight_per="tensor", symmetric=False, weight_range="mse", activation_range="percentile"
         ),
         Quantization(weight_bits=2, activation_bits=0),
+        Quantization(weight_bits=10, activation_bits=16),
         Quantization(weight_bits=5, signed=True, activation_range="min_max", overrides={"[3-5h]*": {"weight_bits": 8}}),
         Quantization(weight_bits=3, weight_range="output", rounding="output", size_weight=0.01),
         Quantization(weight_bits=6, weight_range="output", weight_per="tensor", symmetric=False, activation_bits=0),

@@ -387,7 +387,9 @@ def set_(*path, to):
 
 ORIGIN, INPUT, TENSORS, COUNTERS, ACTIVATIONS, EDITS, RECIPE, TRAIL = range(8)
 WRONG = {
-    "eight fields": ("float", lambda h: h.append(1), "where 8 fields should be"),
+    "eight fields": ("float", lambda h: h.clear(), "where 8 fields should be"),
+    "graph": ("float", lambda h: h.append(1), "1 where a list should be"),
+    "ten fields": ("float", lambda h: h.extend([[[]], 1]), "where 8 fields should be"),
     "fingerprint": ("float", set_(ORIGIN, to=b"1234567"), "a fingerprint that is not 8 bytes"),
     "fingerprint as a number": ("float", set_(ORIGIN, to=1 << 40), "a fingerprint that is not 8 bytes"),
     "input of no entries": ("float", set_(INPUT, 0, to=[1, 0]), "shape [1, 0]"),

@@ -17,7 +17,7 @@ from lilliput.core.header import MAX_HEADER
 from lilliput.ops import context_coding, entropy
 
 Make = Callable[[], bytes]
-ORIGIN, INPUT, TENSORS, COUNTERS, ACTIVATIONS, EDITS, RECIPE, TRAIL = range(8)
+ORIGIN, INPUT, TENSORS, COUNTERS, ACTIVATIONS, EDITS, RECIPE, TRAIL, GRAPH = range(9)
 HALF = np.float32(0.5).tobytes()
 HUGE = np.float32(3e38).tobytes()
 
@@ -31,7 +31,7 @@ def lil(*tensors: list[Any], payload: bytes = b"", at: dict[int, Any] | None = N
     header = blank()
     header[TENSORS] = list(tensors)
     for place, value in (at or {}).items():
-        header[place] = value
+        header[place : place + 1] = [value]
     return file_of(wire.dumps(header), payload)
 
 
@@ -92,6 +92,16 @@ def half_of(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+CONV, LINEAR, RELU, ADD, MAX_POOL, CLAMP, CONCAT, SLICE, PAD, MEAN, GELU = 0, 1, 2, 3, 4, 8, 9, 10, 11, 13, 23
+
+
+def graph(*nodes: Any, then: list[Any] | None = None) -> bytes:
+    """A file with two layers of one linear weight each, a number and this graph."""
+    names = ["a.fc.weight", "a.fc.bias", "b.weight"]
+    at: dict[int, Any] = {COUNTERS: [["steps", 4, [1], b"\x00"]], GRAPH: [list(nodes), *(then or [])]}
+    return lil(*([name, [], [1]] for name in names), payload=bytes(12), at=at)
+
+
 ZEROS = bytes(64)
 MASK = b"\xaa" * 8
 DEFLATED, LZMA = entropy.encode(MASK, "zlib"), entropy.encode(MASK, "lzma")
@@ -113,7 +123,7 @@ DEFLATE = (
 SUBSET = "maps with text keys"
 SHORTEST = "Integers and lengths MUST be in their shortest form."
 SIMPLE = "Tags, other simple values, and bytes after the value MUST be refused."
-EIGHT = "The value is an array of eight:"
+EIGHT = "The value is an array of eight, or of nine where the file holds its graph:"
 SHAPE = "A *shape* is an array of at most 8 integers, each from 1 to 2^40."
 TWICE = "No name may stand twice in `tensors` and `counters`, nor in `activations`."
 TEXT = "A text of these has at most 1000 characters, and none of U+0000 to U+001F, U+007F to U+009F"
@@ -160,6 +170,24 @@ CLASS = (
     "The class MUST be one of `Identity`, `ReLU`, `ReLU6`, `Hardswish`, `Hardsigmoid`, `Hardtanh` of `torch.nn`; "
     "settings are numbers or booleans."
 )
+
+GRAPHS = "It is `[nodes]`, `[nodes, outputs]` or `[nodes, outputs, form]`, and MUST NOT end with null:"
+NODES = "in the order in which they run, at most 2^14."
+OUTPUTS = "for each, how many nodes before the last it is; null is the last one. At most 2^10."
+FORM = "null where the network gives its only output, 1 for a tuple of all outputs, 2 for a list."
+NODE = "The array MUST have at least two fields, and MUST NOT end with null."
+WORD = "The number MUST be one of these; later versions of Lilliput append."
+EXTENTS = "Numbers are from 1, of pads and output_padding from 0, up to 2^16."
+BOUND = "A bound of `clamp` is false where there is none. `approximate` is 1 for tanh."
+OTHERS = "Other numbers are integers or floats, at most 3.4e38 from 0."
+FIELDS = "Attributes stand in the order of the table."
+OPERAND = "An operand MUST be there, and there MUST be as many as the operation takes."
+ROLES = "The tensors MUST be there."
+FIRST_OF_LAYER = "The tensor there is the first of its layer: a name that ends in the word of a role"
+PLACES = "| k > 0 | that before with its last part, a number, raised by k | yes |"
+UP = "| `[u, text]`, `[u, text, code]` | the scope without its last u parts, then the text | unless `code` is true |"
+NAMES = "Names MUST differ from each other and from those of tensors and counters."
+NAME_TEXTS = "They are texts as in section 2."
 
 RULES: dict[str, tuple[str, Make, str]] = {
     # 1. The file
@@ -793,6 +821,151 @@ RULES: dict[str, tuple[str, Make, str]] = {
         lambda: lil(at={EDITS: [["replace", "a", "Hardtanh", {"min_val": [0]}]]}),
         "settings {'min_val': [0]} that are not numbers",
     ),
+    # 8. The graph
+    "ten fields": (
+        EIGHT,
+        lambda: file_of(wire.dumps([*blank(), [[]], 0])),
+        "[b'\\x00\\x00\\x0...0\\x00\\x00\\x00', [[2], 'C', [], [], []], ... where 8 fields should be",
+    ),
+    "graph that is null": (GRAPHS, lambda: lil(at={GRAPH: None}), "None where a list should be"),
+    "graph without fields": (GRAPHS, lambda: lil(at={GRAPH: []}), "a graph of [] behind its nodes"),
+    "graph of four fields": (
+        GRAPHS,
+        lambda: graph(RELU, then=[None, 1, 1]),
+        "a graph of [None, 1, 1] behind its nodes",
+    ),
+    "graph that ends with null": (GRAPHS, lambda: graph(RELU, then=[None]), "a graph of [None] behind its nodes"),
+    "nodes that are a number": (GRAPHS, lambda: lil(at={GRAPH: [1]}), "1 where a list should be"),
+    "2^14 + 1 nodes": (NODES, lambda: graph(*[RELU] * ((1 << 14) + 1)), "a graph of 16385 nodes"),
+    "output before the input": (OUTPUTS, lambda: graph(RELU, then=[[2]]), "2 where a whole number up to 1 should be"),
+    "no outputs": (OUTPUTS, lambda: graph(RELU, then=[[]]), "a graph of 0 outputs"),
+    "2^10 + 1 outputs": (OUTPUTS, lambda: graph(RELU, then=[[0] * 1025]), "a graph of 1025 outputs"),
+    "outputs that are a number": (OUTPUTS, lambda: graph(RELU, then=[0]), "0 where a list should be"),
+    "form 0": (FORM, lambda: graph(RELU, then=[None, 0]), "0 where a whole number from 1 to 2 should be"),
+    "form 3": (FORM, lambda: graph(RELU, then=[None, 3]), "3 where a whole number from 1 to 2 should be"),
+    "node of no field": (NODE, lambda: graph([]), "[] where a node should be"),
+    "node of one field": (NODE, lambda: graph([RELU]), "[2] where a node should be"),
+    "node that ends with null": (NODE, lambda: graph([RELU, 0, None]), "[2, 0, None] where a node should be"),
+    "node that is a text": (NODE, lambda: graph("relu"), "'relu' where a list should be"),
+    "node that is true": (NODE, lambda: graph(True), "True where a list should be"),
+    "operation 60": (WORD, lambda: graph(60), "60 where a whole number up to 59 should be"),
+    "operation -1": (WORD, lambda: graph(-1), "-1 where a whole number up to 59 should be"),
+    "operation that is a text": (WORD, lambda: graph(["relu", 0]), "'relu' where a whole number up to 59 should be"),
+    "attribute of none": (FIELDS, lambda: graph([RELU, 0, 1, 1]), "3 fields of a node of relu"),
+    "attribute too many": (FIELDS, lambda: graph([CLAMP, 0, 1, 1, 2, 3]), "5 fields of a node of clamp"),
+    "kernel of 0": (EXTENTS, lambda: graph([MAX_POOL, 0, 1, 0]), "0 where a whole number from 1 to 65536 should be"),
+    "kernel of 2^16 + 1": (
+        EXTENTS,
+        lambda: graph([MAX_POOL, 0, 1, 65537]),
+        "65537 where a whole number from 1 to 65536 should be",
+    ),
+    "kernel of a part": (
+        EXTENTS,
+        lambda: graph([MAX_POOL, 0, 1, [2, 0.5]]),
+        "0.5 where a whole number from 1 to 65536 should be",
+    ),
+    "kernel of 17 dimensions": (
+        EXTENTS,
+        lambda: graph([MAX_POOL, 0, 1, [1] * 17]),
+        "[1, 1, 1, 1, 1, 1, ...] as kernel",
+    ),
+    "pads below 0": (EXTENTS, lambda: graph([PAD, 0, 1, [0, -1]]), "-1 where a whole number up to 65536 should be"),
+    "start of 2^31 + 1": (
+        FIELDS,
+        lambda: graph([SLICE, 0, 1, 1, 1, (1 << 31) + 1]),
+        "2147483649 where a whole number up to 2147483648 should be",
+    ),
+    "dimension 9 of the mean": (
+        FIELDS,
+        lambda: graph([MEAN, 0, 1, [9]]),
+        "9 where a whole number from 1 to 8 should be",
+    ),
+    "the batch of the mean": (FIELDS, lambda: graph([MEAN, 0, 1, [0]]), "0 where a whole number from 1 to 8 should be"),
+    "ceil that is a number": (
+        FIELDS,
+        lambda: graph([MAX_POOL, 0, 1, None, None, None, None, 1]),
+        "1 where ceil is yes or no",
+    ),
+    "bound that is true": (BOUND, lambda: graph([CLAMP, 0, 1, True]), "True where low is a number"),
+    "bound that is NaN": (OTHERS, lambda: graph([CLAMP, 0, 1, math.nan]), "nan where low is a number"),
+    "bound that is infinite": (OTHERS, lambda: graph([CLAMP, 0, 1, -math.inf]), "-inf where low is a number"),
+    "form of gelu": (BOUND, lambda: graph([GELU, 0, 1, 2]), "2 where a whole number up to 1 should be"),
+    "form of gelu that is a text": (
+        BOUND,
+        lambda: graph([GELU, 0, 1, "tanh"]),
+        "'tanh' where a whole number up to 1 should be",
+    ),
+    "operand before the input": (OPERAND, lambda: graph([RELU, 0, 2]), "2 where a whole number from -4 to 1 should be"),
+    "operand that is the node": (OPERAND, lambda: graph([RELU, 0, 0]), "an operand that is the node itself"),
+    "operand that is no tensor": (
+        OPERAND,
+        lambda: graph([RELU, 0, -5]),
+        "-5 where a whole number from -4 to 1 should be",
+    ),
+    "operand that is a text": (
+        OPERAND,
+        lambda: graph([RELU, 0, "input"]),
+        "'input' where a whole number from -4 to 1 should be",
+    ),
+    "sum of one": (OPERAND, lambda: graph([ADD, 0, [1]]), "1 operands for add"),
+    "sum by default": (OPERAND, lambda: graph(ADD), "1 operands for add"),
+    "relu of two": (OPERAND, lambda: graph([RELU, 0, [1, 1]]), "2 operands for relu"),
+    "concat of none": (OPERAND, lambda: graph([CONCAT, 0, []]), "0 operands for concat"),
+    "concat of 2^10 + 1": (OPERAND, lambda: graph([CONCAT, 0, [1] * 1025]), "1025 operands for concat"),
+    "layer without a next tensor": (ROLES, lambda: graph(LINEAR, LINEAR, LINEAR), "linear with tensor 3 of 3"),
+    "layer of a counter": (ROLES, lambda: graph([LINEAR, 0, 1, 3]), "linear with tensor 3 of 3"),
+    "layer below 0": (
+        ROLES,
+        lambda: graph([LINEAR, 0, 1, -1]),
+        "-1 where a whole number up to 1099511627776 should be",
+    ),
+    "role of a counter": (ROLES, lambda: graph([LINEAR, 0, 1, [4]]), "4 where a whole number up to 3 should be"),
+    "roles that are too many": (ROLES, lambda: graph([LINEAR, 0, 1, [1, 2, 3]]), "3 tensors for linear"),
+    "layer of a tensor without a role": (
+        FIRST_OF_LAYER,
+        lambda: lil(["a.mean", [], [1]], payload=bytes(4), at={GRAPH: [[LINEAR]]}),
+        "'a.mean' as a tensor of linear",
+    ),
+    "number after no number": (PLACES, lambda: graph([RELU, 2]), "a node 2 numbers after ''"),
+    "number that is too far": (
+        PLACES,
+        lambda: graph([RELU, "1"], [RELU, 1 << 17]),
+        "131072 where a whole number up to 65536 should be",
+    ),
+    "place above the network": (UP, lambda: graph([RELU, -1]), "a node above the network"),
+    "place of one field": (UP, lambda: graph([RELU, [0]]), "[0] where a place should be"),
+    "place of five fields": (
+        UP,
+        lambda: graph([RELU, [0, "a", True, "b", 0]]),
+        "[0, 'a', True, 'b', 0] where a place should be",
+    ),
+    "place that is true": (UP, lambda: graph([RELU, True]), "True where a list should be"),
+    "code that is a number": (UP, lambda: graph([RELU, [0, "a", 1]]), "[0, 'a', 1] where a place should be"),
+    "leaf without a path": (UP, lambda: graph([RELU, ""]), "a leaf module without a path"),
+    "name of another node": (
+        NAMES,
+        lambda: graph([RELU, [0, "", True, "x"]], [RELU, [0, "", True, "x"]]),
+        "the name 'x' appears twice",
+    ),
+    "name of the input": (NAMES, lambda: graph([RELU, "input"]), "the name 'input' appears twice"),
+    "name of a tensor": (NAMES, lambda: graph([RELU, "b.weight"]), "'b.weight' is a node and a tensor"),
+    "name of a counter": (NAMES, lambda: graph([RELU, "steps"]), "'steps' is a node and a tensor"),
+    "escape sequence in a place": (NAME_TEXTS, lambda: graph([RELU, "\x1b[2J"]), "'\\x1b[2J' where a name should be"),
+    "escape sequence in a name": (
+        NAME_TEXTS,
+        lambda: graph([RELU, [0, "", True, "a\nb"]]),
+        "'a\\nb' where a name should be",
+    ),
+    "place of 1001 characters": (
+        NAME_TEXTS,
+        lambda: graph([RELU, "x" * 1001]),
+        "'xxxxxxxxxxxx...xxxxxxxxxxxxx' where a name should be",
+    ),
+    "path of 1001 characters": (
+        NAME_TEXTS,
+        lambda: graph([RELU, [0, "x" * 999, True]], [RELU, "y"]),
+        "'xxxxxxxxxxxx...xxxxxxxx/relu' where a name should be",
+    ),
 }
 REPLAY = (
     "A reader that puts the tensors into a module MUST compare `origin` with the fingerprint of that module before the "
@@ -802,6 +975,11 @@ ELSEWHERE = {
     "MUST, MUST NOT, SHOULD and MAY are meant as in": "what the words mean",
     "A reader MUST NOT unpack more than that length.": "test_bombs_are_refused_before_they_unfold",
     REPLAY: "test_another_architecture_is_refused_and_stays_as_it_was",
+    (
+        "A reader that runs the graph MUST compute the shape of every value itself, and refuse operations that do not "
+        "fit theirs, before it allocates."
+    ): "tests/graph/test_hostile_graphs.py",
+    "Tensors of roles MUST have the shapes that the operation needs.": "tests/graph/test_hostile_graphs.py",
 }
 
 
@@ -834,7 +1012,7 @@ def plain(text: str) -> str:
 
 
 def prose() -> str:
-    text = FORMAT.read_text(encoding="utf-8").partition("## 8. The dictionary")[0]
+    text = FORMAT.read_text(encoding="utf-8").partition("## 9. The dictionary")[0]
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 

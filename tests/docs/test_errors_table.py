@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,14 @@ from lilliput.core import container, errors
 from lilliput.core.errors import LilliputError
 from lilliput.core.guard import FullForward
 from lilliput.core.method import Context, apply_checked_
+from lilliput.core.program import Program
 from lilliput.core.score import parse_drop
 from lilliput.core.target import parse_bytes
 from lilliput.export import onnx, onnx_check
+from lilliput.export.c import board_log, golden, project
+from lilliput.export.c.interface import Interface
+from lilliput.graph import answers
+from lilliput.graph.lower import lower
 from lilliput.pipeline.folder import RunFolder
 from lilliput.pipeline.recipe import from_data
 from lilliput.pipeline.recipe import load as load_recipe
@@ -168,6 +174,13 @@ def inputs(thing: Any) -> None:
     using.read_inputs(Path("x.npy"), tiny_task().spec)
 
 
+def features(network: str, name: str, x: Any) -> None:
+    """The same arrays for every role, the second sample of label 1."""
+    for role in ("train", "validation", "test"):
+        np.savez(made(name) / f"{role}.npz", x=x, y=np.arange(2))
+    open_model(network, data_root=".", trained=False)
+
+
 def forged_file() -> None:
     data = container.dumps(of(tiny_model("batch_norm")))
     container.loads(sealed(data[:-4] + b"\x00"), source="net.lil")
@@ -176,6 +189,38 @@ def forged_file() -> None:
 def weights_of_another() -> None:
     torch.save(nn.Linear(3, 2).state_dict(), "other.pt")
     open_model("digits-cnn", weights="other.pt")
+
+
+def integers() -> Program:
+    net = of(tiny_model("linear"))
+    apply_checked_(ll.Quantization(signed=True), net, Context.of(tiny_task(), net.module))
+    return lower(net)
+
+
+def firmware(interface: Interface | None = None, **files: bytes) -> golden.Golden:
+    """A folder of C, fw, beside what was in it before."""
+    for name, data in files.items():
+        written(str(made("fw") / name), data)
+    project.write(integers(), made("fw"), interface=interface)
+    return golden.read(Path("fw"))
+
+
+def edited_vectors() -> None:
+    firmware()
+    path = Path("fw/net_golden.h")
+    path.write_text(path.read_text().replace("{-128", "{999", 1))
+    golden.read(Path("fw"))
+
+
+def sent(damage: Callable[[list[str]], list[str]], *, fingerprint: int | None = None, change: int = 0) -> None:
+    """The log of a board; `change` is in the outputs of the last vector."""
+    vectors = firmware()
+    head = f"net {vectors.fingerprint if fingerprint is None else fingerprint:08x}"
+    sums = [*vectors.sums[:-1], vectors.sums[-1] ^ change]
+    rows = [f"lilliput vector {head} {i} {s:08x} 0" for i, s in enumerate(sums)]
+    rows = [f"lilliput start {head} {len(rows)}", *rows, f"lilliput end {head} 0 400 1024"]
+    lines = damage([f"{row} *{zlib.crc32(row.encode()):08x}" for row in rows])
+    board_log.check_log(written("log.txt", "\n".join(lines).encode()), vectors)
 
 
 X, Y = torch.zeros(40, 1, 4, 4), torch.arange(40) % 3
@@ -198,11 +243,15 @@ PROVOKE: dict[str, Callable[[], Any]] = {
     "a model in half precision": lambda: of(tiny_model("linear").half()),
     "a parameter that is not there": lambda: of(tiny_model("linear")).parameter("bla"),
     "a role that does not exist": lambda: using.role_of("valid"),
-    "a `.lil` to predict with, and no network": lambda: using.predict_file(lil(), Path("x.npy"), None),
+    "a `.lil` without graph to predict with, and no network": lambda: using.predict_file(lil(), Path("x.npy"), None),
     "a folder that is not one of a run": lambda: RunFolder.open(made("runs/x/y").parent),
     "weights that are not there": lambda: open_model("digits-cnn", weights="none.pt"),
     "weights of another network": weights_of_another,
     "a place where no file can be": lambda: container.save(of(tiny_model("linear")), lil() / "x.lil"),
+    "a folder of C where a file of yours has a name of ours": lambda: firmware(Makefile=b"mine"),
+    "a folder of C where a file has the place of a folder": lambda: firmware(emulate=b""),
+    "a folder to verify that has no generated C": lambda: golden.read(made("fw")),
+    "a log of a board that is not there": lambda: board_log.check_log(Path("log.txt"), firmware()),
     # DataError
     "a folder of data that is not there": lambda: open_model("lenet5", data_root="data"),
     "a DataLoader": lambda: ll.Task.classification(train=torch.utils.data.DataLoader([(X[0], 1)]), test=(X, Y)),  # pyright: ignore[reportArgumentType]
@@ -214,6 +263,12 @@ PROVOKE: dict[str, Callable[[], Any]] = {
     "samples that are no numbers": lambda: inputs(np.array(["a"])),
     "an empty batch": lambda: inputs(np.zeros((0, 1, 4, 4))),
     "a file of samples that is not there": lambda: using.read_inputs(Path("none.npy"), None),
+    "a threshold for anomalies without normal samples": lambda: answers.anomaly_threshold(
+        integers(), ll.Task.anomaly(validation=(X, torch.ones(40)))
+    ),
+    "features that the user has to make": lambda: open_model("ds-cnn", data_root=".", trained=False),
+    "images with channels last": lambda: features("mobilenet-025", "visual-wake-words", np.zeros((2, 96, 96, 3))),
+    "an anomaly among the samples to train on": lambda: features("autoencoder-ad", "toyadmos", np.zeros((2, 640))),
     # RecipeError
     "a recipe that is not there": lambda: load_recipe("none.yaml"),
     "a recipe that is not YAML": lambda: recipe("passes: ["),
@@ -241,6 +296,10 @@ PROVOKE: dict[str, Callable[[], Any]] = {
     "a run folder that is damaged": damaged_run,
     "a run that is resumed with another recipe": changed_run,
     "an ONNX file that ONNX Runtime refuses": lambda: using.OnnxModule(written("net.onnx", b"no")),
+    "golden vectors that somebody has edited": edited_vectors,
+    "a log of a board that is cut off": lambda: sent(lambda rows: rows[:3]),
+    "a log of a board with a damaged line": lambda: sent(lambda rows: [rows[0], rows[1][:-1], *rows[2:]]),
+    "a log of a board with another firmware": lambda: sent(lambda rows: rows, fingerprint=0),
     # MissingExtraError
     "ONNX is asked for, and not installed": lambda: without("onnx", exported),
     "ONNX Runtime is needed, and not installed": lambda: without(
@@ -255,12 +314,14 @@ PROVOKE: dict[str, Callable[[], Any]] = {
     # UnsupportedError, ExportError, VerificationError
     "a network whose way depends on data": lambda: applied(ll.Quantization(), Branching()),
     "an operation without a form in ONNX": lambda: onnx.export(of(Sorting()), "net.onnx", target="onnx-x86"),
+    "a threshold for a network that is not for anomalies": lambda: firmware(interface=Interface(threshold=1.0)),
     "an ONNX file that computes something else": verified,
+    "a board that computes something else": lambda: sent(lambda rows: rows, change=1),
 }
 
 
 def made(path: str) -> Path:
-    Path(path).mkdir(parents=True)
+    Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 

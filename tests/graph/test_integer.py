@@ -380,6 +380,11 @@ def quantized(model, shape, *methods):
     return net
 
 
+def tied_biases(model):
+    model.b.bias = model.a.bias
+    return model
+
+
 FLOATS = {
     "layer norm": (
         lambda: Code(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(4, 4), n=nn.LayerNorm(4), b=nn.Linear(4, 2)),
@@ -391,10 +396,15 @@ FLOATS = {
         (4,),
         {"n": "BatchNorm is not folded"},
     ),
-    "shared bias": (
-        lambda: Code(lambda m, x: m.a(F.relu(m.a(x))), a=nn.Linear(4, 4)),
+    "one bias for two weights": (
+        lambda: tied_biases(Code(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4))),
         (4,),
-        dict.fromkeys(("a", "a#1"), "its weight or bias has no integer grid"),
+        dict.fromkeys(("a", "b"), "its weight or bias has no integer grid"),
+    ),
+    "argmax inside": (
+        lambda: Code(lambda m, x: m.b(m.a(x)) + m.a(x).argmax(1, keepdim=True), a=nn.Linear(4, 4), b=nn.Linear(4, 2)),
+        (4,),
+        {"argmax": "argmax is not the last operation", "add": "it feeds only the output"},
     ),
     "the end": (
         lambda: Code(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(4, 4), b=nn.Linear(4, 4)),
@@ -413,7 +423,7 @@ FLOATS = {
             b=nn.Linear(18, 2),
         ),
         (1, 4, 4),
-        {"avg_pool": "avg_pool has no integer rule here"},
+        {"avg_pool": "its windows count different numbers of values"},
     ),
 }
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from lilliput.core import container
 from lilliput.core.task import Task
+from lilliput.graph import stored
 from lilliput.measure.size import overhead
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.pipeline.recipe import Recipe, Step
@@ -18,8 +19,10 @@ def test_a_tiny_4_bit_network_costs_little_more_than_its_payload(activation_bits
     task = Task.classification(train=(x, y), validation=(x, y))
     recipe = Recipe(steps=(Step(passes=(Quantization(weight_bits=4, activation_bits=activation_bits),)),))
     outcome = run(model, task, recipe)
-    contents = container.loads(container.dumps(outcome.artifact))
+    contents = container.loads(stored.dumps(outcome.artifact))
     assert contents.recipe
+    assert contents.wiring
+    assert container.graph_bytes(contents) < 10
     assert overhead(contents) <= 150
     weights = 4 * (16 * 16 + 16 * 50) // 8
     assert sum(len(s.data) for s in contents.streams["0.weight"] + contents.streams["2.weight"]) <= weights + 4 * 66

@@ -248,6 +248,34 @@ def test_activation_grids_have_the_bits_that_were_asked_for(bits):
     assert {int(g.bit_width) for g in net.activations.values()} == {bits}
 
 
+@pytest.mark.parametrize("target", ["onnx-x86", "cortex-m4"])
+def test_wide_activations_are_signed_with_zero_point_0_unless_told(target):
+    net, result = applied(tiny_model("conv"), Quantization(activation_bits=16), target=Target(target))
+    assert {(g.signed, int(g.zero_point)) for g in net.activations.values()} == {(True, 0)}
+    assert "16-bit grids (signed)" in result.notes[0]
+    net, _ = applied(tiny_model("conv"), Quantization(activation_bits=16, signed=False), target=Target(target))
+    assert {g.signed for g in net.activations.values()} == {False}
+
+
+@pytest.mark.parametrize(("weights", "activations"), [(12, 8), (16, 8), (8, 16)])
+def test_wide_biases_cost_weights_no_bits(weights, activations):
+    """Steps of wide sums are small: biases are stored in more of them than an encoding holds, as powers of two."""
+    model = tiny_model("linear")
+    with torch.no_grad():
+        model.get_parameter("1.bias").copy_(torch.linspace(-9, 9, 12))
+        wanted, weight = (model.get_parameter(f"1.{name}").clone() for name in ("bias", "weight"))
+    net, _ = applied(model, Quantization(weight_bits=weights, activation_bits=activations))
+    assert float((net.encodings["1.bias"].decode() - wanted).abs().max()) < 9 / 2**21
+    error = (net.encodings["1.weight"].decode() - weight).abs().max()
+    assert float(error) < 0.51 * float(weight.abs().max()) / (2 ** (weights - 1) - 1)
+    assert IntegerNet(net).floats == {}
+
+
+def test_a_layer_whose_sums_may_not_fit_says_so():
+    _, result = applied(tiny_model("linear"), Quantization(weight_bits=16, activation_bits=16))
+    assert "1 stays in float: its sums may need more than 32 bits" in result.notes
+
+
 def test_min_max_activations_hold_every_calibration_value():
     model = tiny_model("linear")
     net, _ = applied(model, Quantization(activation_range="min_max"))
@@ -315,9 +343,10 @@ def test_calibration_reads_the_calibration_role_only():
     "settings_",
     [
         {"weight_bits": 1},
-        {"weight_bits": 9},
+        {"weight_bits": 17},
         {"activation_bits": 1},
-        {"activation_bits": 16},
+        {"activation_bits": 17},
+        {"weight_bits": 9, "weight_range": "output"},
         {"weight_per": "row"},
         {"weight_range": "max"},
         {"activation_range": "entropy"},

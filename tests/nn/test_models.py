@@ -3,6 +3,7 @@
 import gzip
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import UsageError
@@ -18,6 +20,7 @@ from lilliput.graph.trace import trace
 from lilliput.measure.macs import count_macs, uncounted
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
 from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
+from lilliput.nn.models.mlperf_tiny import DSCNN, DenseAutoencoder, MobileNetV1, TinyResNet8
 from lilliput.nn.models.plain import VGG, MojoCIFARCNN
 from lilliput.nn.models.resnet import BasicBlock, CifarResNet, PadShortcut
 
@@ -46,6 +49,10 @@ TABLE = [
     ),
     pytest.param(VGG, 9_228_362, (3, 32, 32), (10,), id="VGG"),
     pytest.param(MojoCIFARCNN, 403_850, (3, 32, 32), (10,), id="MojoCIFARCNN"),
+    pytest.param(DSCNN, 23_756, (1, 49, 10), (12,), id="DSCNN"),
+    pytest.param(TinyResNet8, 78_186, (3, 32, 32), (10,), id="TinyResNet8"),
+    pytest.param(MobileNetV1, 216_322, (3, 96, 96), (2,), id="MobileNetV1"),
+    pytest.param(DenseAutoencoder, 267_928, (640,), (640,), id="DenseAutoencoder"),
 ]
 every_model = pytest.mark.parametrize(("make", "n_parameters", "input_shape", "output_shape"), TABLE)
 
@@ -111,6 +118,10 @@ def test_every_parameter_receives_a_gradient(
         (VGG, {"n_classes": 3}, (3, 32, 32), (3,)),
         (MojoCIFARCNN, {"n_classes": 3}, (3, 32, 32), (3,)),
         (CifarResNet, {"depth": 8, "n_classes": 3}, (3, 32, 32), (3,)),
+        (DSCNN, {"n_classes": 3, "width": 8}, (1, 49, 10), (3,)),
+        (TinyResNet8, {"n_classes": 3}, (3, 32, 32), (3,)),
+        (MobileNetV1, {"n_classes": 3}, (3, 96, 96), (3,)),
+        (DenseAutoencoder, {"n_features": 64}, (64,), (64,)),
     ],
 )
 def test_settings_change_the_shape(
@@ -130,6 +141,10 @@ def test_settings_change_the_shape(
         (lambda: CifarResNet(depth=14, projections=True), 26_657_408, (3, 32, 32)),
         (VGG, 605_754_368, (3, 32, 32)),
         (MojoCIFARCNN, 332_324_900, (3, 32, 32)),
+        (DSCNN, 2_656_768, (1, 49, 10)),
+        (TinyResNet8, 12_501_632, (3, 32, 32)),
+        (MobileNetV1, 7_489_664, (3, 96, 96)),
+        (DenseAutoencoder, 264_192, (640,)),
     ],
 )
 def test_multiply_accumulates_are_the_documented_ones(make: Make, n_macs: int, input_shape: tuple[int, ...]) -> None:
@@ -137,6 +152,44 @@ def test_multiply_accumulates_are_the_documented_ones(make: Make, n_macs: int, i
     graph = trace(net.module, net.input.example(2))
     assert count_macs(graph, net).total("macs").value == n_macs
     assert uncounted(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "count"), [(DSCNN, 24_908), (TinyResNet8, 78_666), (MobileNetV1, 221_794), (DenseAutoencoder, 269_992)]
+)
+def test_networks_of_mlperf_tiny_have_the_count_that_keras_prints(make: Make, count: int) -> None:
+    """It adds the statistics of BatchNorm to the parameters."""
+    state = make().state_dict()
+    assert sum(t.numel() for name, t in state.items() if not name.endswith("num_batches_tracked")) == count
+
+
+def _keep(kept: list[tuple[nn.Module, Tensor, Tensor]], module: nn.Module, x: tuple[Tensor], y: Tensor) -> None:
+    kept.append((module, x[0], y))
+
+
+@pytest.mark.parametrize("make", [DSCNN, TinyResNet8, MobileNetV1])
+def test_convolutions_see_the_windows_of_tensorflow(make: Make) -> None:
+    """ "same": ceil(size / stride) windows; of the zeros that they need, the odd one is at the end."""
+    torch.manual_seed(0)
+    pictures: list[tuple[nn.Module, Tensor, Tensor]] = []
+    model = make().eval()
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and isinstance(getattr(module, "conv", None), nn.Conv2d):
+            module.register_forward_hook(partial(_keep, pictures))
+    model(torch.randn(1, *{DSCNN: (1, 49, 10), TinyResNet8: (3, 32, 32), MobileNetV1: (3, 96, 96)}[make]))
+    assert len(pictures) == {DSCNN: 9, TinyResNet8: 7, MobileNetV1: 27}[make]
+    for module, x, y in pictures:
+        conv = module.get_submodule("conv")
+        assert isinstance(conv, nn.Conv2d)
+        sizes = list(zip(x.shape[2:], conv.kernel_size, conv.stride, strict=True))
+        wanted = [-(-n // s) for n, _, s in sizes]
+        zeros = [max(0, (out - 1) * s + k - n) for out, (n, k, s) in zip(wanted, sizes, strict=True)]
+        (top, left), (bottom, right) = [z // 2 for z in zeros], [z - z // 2 for z in zeros]
+        padded = F.pad(x, (left, right, top, bottom))
+        summed = F.conv2d(padded, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+        summed = module.get_submodule("bn")(summed)
+        assert list(y.shape[2:]) == wanted
+        torch.testing.assert_close(y, summed.relu() if hasattr(module, "relu") else summed)
 
 
 def test_vgg_pools_after_every_second_convolution_and_has_the_published_figures() -> None:

@@ -42,10 +42,10 @@ PASSES = st.one_of(
     ),
     st.builds(
         Quantization,
-        weight_bits=st.integers(2, 8),
+        weight_bits=st.integers(2, 16),
         symmetric=st.booleans(),
         signed=st.none() | st.booleans(),
-        overrides=st.dictionaries(patterns, st.fixed_dictionaries({"weight_bits": st.integers(2, 8)}), max_size=2),
+        overrides=st.dictionaries(patterns, st.fixed_dictionaries({"weight_bits": st.integers(2, 16)}), max_size=2),
     ),
 )
 GUARDS = st.none() | st.builds(
@@ -215,8 +215,8 @@ REFUSED = {
         "quantization weight_bits: 'eight'; input should be a valid integer, unable to parse string as an integer",
     ),
     "wrong value": (
-        [{"quantization": {"weight_bits": 9}}],
-        "quantization weight_bits: 9; use a number from 2 to 8",
+        [{"quantization": {"weight_bits": 17}}],
+        "quantization weight_bits: 17; use a number from 2 to 16",
     ),
     "wrong choice": (
         [{"weight_clustering": {"per": "row"}}],
@@ -234,8 +234,8 @@ REFUSED = {
         ),
     ),
     "override value": (
-        [{"quantization": {"overrides": {"fc": {"weight_bits": 16}}}}],
-        "quantization weight_bits: 16; use a number from 2 to 8",
+        [{"quantization": {"overrides": {"fc": {"weight_bits": 18}}}}],
+        "quantization weight_bits: 18; use a number from 2 to 16",
     ),
     "override shape": (
         [{"quantization": {"overrides": {"fc": 4}}}],

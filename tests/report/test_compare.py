@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import ArtifactError, ExportError, UsageError, VerificationError
 from lilliput.core.guard import FullForward
@@ -16,6 +15,7 @@ from lilliput.core.method import Context, apply_checked_
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export.onnx_check import Report
+from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
@@ -66,7 +66,7 @@ def test_files_are_counted_in_bytes_and_onnx_files_are_there(result):
     _, artifacts, columns, _, folder = result
     for column in columns:
         m = column.measurements
-        assert m["file"].value == len(container.dumps(artifacts[column.name]))
+        assert m["file"].value == len(stored.dumps(artifacts[column.name]))
         assert column.onnx is not None
         assert m["ONNX file"].value == column.onnx.stat().st_size
     assert [p.name for p in sorted(folder.iterdir())] == ["float.onnx", "small-one.onnx"]

@@ -74,6 +74,16 @@ def test_batches_do_not_matter_and_the_network_is_left_alone(network):
     assert not any(m._forward_hooks for m in net.module.modules())
 
 
+def test_values_that_share_a_grid_are_seen_together(network):
+    net, task = network
+    apart = observe_ranges(net, task, ["input", "relu"])
+    seen = observe_ranges(net, task, ["input", "relu"], shared={"relu": "input"})
+    assert seen["relu"] is seen["input"]
+    assert seen["input"].low == min(o.low for o in apart.values())
+    assert seen["input"].high == max(o.high for o in apart.values())
+    assert seen["input"].total == sum(o.total for o in apart.values())
+
+
 def test_the_task_says_how_a_batch_meets_the_network(network):
     net, task = network
     doubled = replace(task, forward=lambda model, batch: model(2 * batch[0]))

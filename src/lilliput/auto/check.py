@@ -10,27 +10,31 @@ from torch import nn
 
 from lilliput.auto.compress import AnyRecipe, as_recipe, as_task, check_recipe, left_out
 from lilliput.core.artifact import Artifact, InputSpec
-from lilliput.core.cost import format_quantity
+from lilliput.core.cost import Measurement, format_quantity
 from lilliput.core.encoding import Grid
 from lilliput.core.method import WEIGHTED, Pass, layers
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
+from lilliput.export.c.plan import planned
 from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.integer import LAYERS, IntegerNet, grids_of, integer_bias, integer_values
 from lilliput.graph.layers import output_axis
+from lilliput.graph.lower import Refusal, refusals
+from lilliput.graph.shared_bias import bias_conflict
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.measure.macs import count_macs
 from lilliput.measure.memory import MemoryPlan, plan_memory
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
-from lilliput.methods.quantization.post_training import Quantization, weight_grid
+from lilliput.methods.quantization.post_training import NARROW, Quantization, weight_grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """What runs (`operators`), what 8-bit compression leaves in float and why (`untouched`), what cannot be exported.
 
-    `plan` is that of the 8-bit network.
+    `unsupported` has no form in ONNX; `not_integer` none in the integer program, and so none in C. `plan` is that of
+    the 8-bit network, `ram` and `flash` what the target would need for it; `bits` are more where a recipe wants more.
     """
 
     model: str
@@ -40,9 +44,13 @@ class Check:
     operators: dict[str, int]
     untouched: dict[str, str]
     unsupported: dict[str, str]
+    not_integer: tuple[Refusal, ...]
     plan: MemoryPlan
+    ram: Measurement
+    flash: Measurement
     float_plan: MemoryPlan
     misses: tuple[str, ...] = field(default=())
+    bits: int = 8
 
     @property
     def supported(self) -> bool:
@@ -57,23 +65,26 @@ class Check:
             "operators": self.operators,
             "untouched": self.untouched,
             "unsupported": self.unsupported,
-            "planned_ram_bytes": self.plan.ram_bytes,
-            "planned_flash_bytes": self.plan.flash_bytes,
+            "not_integer": [vars(refusal) for refusal in self.not_integer],
+            "planned_ram_bytes": int(self.ram.value),
+            "planned_flash_bytes": int(self.flash.value),
             "float_ram_bytes": self.float_plan.ram_bytes,
             "misses": list(self.misses),
             "supported": self.supported,
         }
 
     def __str__(self) -> str:
-        ram, flash = format_quantity(self.plan.ram_bytes, "B"), format_quantity(self.plan.flash_bytes, "B")
+        ram, flash = (format_quantity(m.value, "B") for m in (self.ram, self.flash))
+        plan = f"{self.bits}-bit plan for {self.target.name} (planned)"
         lines = [
             f"{self.model}: {format_quantity(self.parameters)} parameters, {format_quantity(self.macs)} MACs (counted)",
             "operators: " + ", ".join(f"{op} x{n}" for op, n in sorted(self.operators.items())),
-            f"8-bit plan for {self.target.name} (planned): RAM {ram}, peak at {self.plan.peak_step}; constants {flash}",
+            f"{plan}: RAM {ram} ({self.ram.note}), peak at {self.plan.peak_step}; flash {flash} ({self.flash.note})",
             f"float RAM (planned): {format_quantity(self.float_plan.ram_bytes, 'B')}",
         ]
         lines += [f"left in float: {name}: {reason}" for name, reason in self.untouched.items()]
         lines += [f"UNSUPPORTED: {name}: {reason}" for name, reason in self.unsupported.items()]
+        lines += [f"not an integer program: {refusal}" for refusal in self.not_integer]
         lines += [f"OVER BUDGET: {text}" for text in self.misses]
         lines.append("export: supported" if self.supported else "export: not supported as it is")
         return "\n".join(lines)
@@ -117,12 +128,14 @@ def check(
             refused[pair.norm] = left_out(folding, pair.norm)
     graph = graph_of(net)
     untouched = {f"{name} (BatchNorm)": reason for name, reason in refused.items()}
-    untouched |= _pretend_int8_(net, graph, chosen, quantizing)
+    bits = max([8, *(p.activation_bits for p in quantizing)])
+    untouched |= _pretend_integers_(net, graph, chosen, quantizing, bits)
     plan = plan_memory(graph, net)
+    ram, flash = planned(net, graph, chosen)
     misses = [
-        f"{name}: {found:,} bytes planned, at most {limit:,} wanted"
-        for name, found, limit in (("RAM", plan.ram_bytes, chosen.ram), ("flash", plan.flash_bytes, chosen.flash))
-        if isinstance(limit, int) and found > limit
+        f"{name}: {found.value:,.0f} bytes planned, at most {limit:,} wanted"
+        for name, found, limit in (("RAM", ram, chosen.ram), ("flash", flash, chosen.flash))
+        if isinstance(limit, int) and found.value > limit
     ]
     return Check(
         model=type(model).__name__,
@@ -132,9 +145,13 @@ def check(
         operators=dict(Counter(_word(n) for n in before.nodes if n.op not in ("input", "size"))),
         untouched=untouched,
         unsupported=unsupported,
+        not_integer=refusals(net, graph),
         plan=plan,
+        ram=ram,
+        flash=flash,
         float_plan=float_plan,
         misses=tuple(misses),
+        bits=bits,
     )
 
 
@@ -155,21 +172,32 @@ def _chosen(passes: Sequence[Pass], layer: str) -> bool:
     return not passes or any(p.selects(layer) for p in passes)
 
 
-def _pretend_int8_(net: Artifact, graph: Graph, target: Target, quantizing: Sequence[Pass]) -> dict[str, str]:
-    """Put what is chosen on 8-bit grids with made-up scales: enough to plan, and to see what stays in float."""
+def _pretend_integers_(
+    net: Artifact, graph: Graph, target: Target, quantizing: Sequence[Quantization], bits: int
+) -> dict[str, str]:
+    """Put what is chosen on grids with made-up scales: enough to plan, and to see what stays in float.
+
+    Weights get 8 bits, or as many more as their pass wants.
+    """
     for path, module in layers(net).items():
         if isinstance(module, WEIGHTED) and _chosen(quantizing, path):
             weight = net.encoding(f"{path}.weight" if path else "weight")
             axis = output_axis(module)
             values = weight.decode()
             rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).reshape(values.shape[axis], -1)
-            scale, zero = weight_grid(rows, 8, symmetric=True, choice="min_max", percentile=100)
+            width = max([8, *(p.for_layer(path).weight_bits for p in quantizing if p.selects(path))])
+            scale, zero = weight_grid(rows, width, symmetric=True, choice="min_max", percentile=100)
             grid = Grid(
-                scale=scale, zero_point=zero, bit_width=torch.full_like(zero, 8), signed=True, narrow=True, axis=axis
+                scale=scale,
+                zero_point=zero,
+                bit_width=torch.full_like(zero, width),
+                signed=True,
+                narrow=True,
+                axis=axis,
             )
             net.encode_(f"{path}.weight" if path else "weight", weight.with_grid(grid))
-    signed = target.preset.activations_signed
-    net.activations = {name: Grid.per_tensor(1.0, 0, 8, signed=signed) for name in integer_values(graph)}
+    signed = target.preset.activations_signed or bits > NARROW
+    net.activations = {name: Grid.per_tensor(1.0, 0, bits, signed=signed) for name in integer_values(graph)}
     grids = grids_of(graph, net.activations)
     for node in graph.nodes:
         weight = net.encodings.get(net.canonical(node.state["weight"])) if node.op in ("conv", "linear") else None
@@ -180,7 +208,7 @@ def _pretend_int8_(net: Artifact, graph: Graph, target: Target, quantizing: Sequ
             and source is not None
             and bias is not None
             and bias not in net.encodings
-            and len(graph.users_of(bias)) == 1  # as quantization does it
+            and not bias_conflict(graph, bias, net.canonical)
         ):
             net.encode_(bias, integer_bias(net.parameter(bias).detach(), source, weight.grid))
     left: dict[str, str] = {}

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import MaxDrop
@@ -21,6 +20,7 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.target import Target, parse_bytes
 from lilliput.core.task import Role, Task
+from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -124,7 +124,9 @@ def compress(
     with where.held() if where is not None else nullcontext():
         outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
         if where is not None:
-            where.write("net.lil", container.dumps(outcome.artifact))  # first: no later failure loses the network
+            where.write("net.lil", stored.dumps(outcome.artifact))  # first: no later failure loses the network
+            if reason := stored.why_no_graph(outcome.artifact):
+                progress.say(f"net.lil holds no graph, so that it needs the model's code: {reason}")
         result = measured(model, task, outcome, folder=where, progress=progress)
         result.violations += _violations(result, outcome, max_drop, most_bytes)
         result.uses = dict(outcome.context.evaluator.uses)

@@ -51,7 +51,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Seed = Annotated[int, typer.Option(min=0)]
 Device = Annotated[str, typer.Option(help="where torch computes", callback=known_device)]
 TargetName = Annotated[str | None, typer.Option(help="onnx-x86 (default), onnx-arm, c-host or cortex-m4")]
-Into = Annotated[str | None, typer.Option(help="the model that a .lil file was made from: a zoo name or file.py:make")]
+Into = Annotated[
+    str | None,
+    typer.Option(help="the model that a .lil file was made from, if it holds no graph: a zoo name or file.py:make"),
+]
 RoleName = Annotated[str, typer.Option(help="train, validation or test")]
 
 
@@ -274,7 +277,7 @@ def train(
 
 @app.command()
 def evaluate(
-    file: Annotated[str, typer.Argument(help="net.lil or net.onnx (with --into), or a model")],
+    file: Annotated[str, typer.Argument(help="net.lil or net.onnx (with --data or --into), or a model")],
     into: Into = None,
     role: RoleName = "test",
     weights: Weights = None,
@@ -305,7 +308,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    file: Annotated[Path, typer.Argument(help="net.onnx, or net.lil with --into")],
+    file: Annotated[Path, typer.Argument(help="net.lil or net.onnx")],
     inputs: Annotated[
         Path, typer.Argument(help=".npy of one sample or a batch, as the network expects it, or an image")
     ],
@@ -364,25 +367,31 @@ def diff(
 @app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="net.lil")],
-    into: Annotated[str, typer.Option(help="the model it was made from")],
+    into: Into = None,
     folder: Annotated[Path, typer.Option("--out")] = Path("export"),
     target: TargetName = None,
     static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None,
     to: Annotated[str, typer.Option(help="onnx, or c: C99 without floats that builds by itself")] = "onnx",
     name: Annotated[str | None, typer.Option(help="prefix of all names in C (default: net)")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="C: the score above which a sample is an anomaly (default: from validation)")
+    ] = None,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Write a deployable ONNX file and say which layers are in float; or integer-only C99 with golden vectors."""
-    from lilliput.cli.using import export_c, export_file
+    from lilliput.cli.generated import export_c
+    from lilliput.cli.using import export_file
 
     if to not in ("onnx", "c"):
         raise UsageError(f"export --to {to!r}", "not a format", "use onnx or c")
     if to == "c" and (target is not None or static_batch is not None):
         raise UsageError("export --to c", "--target or --static-batch", "leave them out: they count for ONNX files")
-    if to == "onnx" and name is not None:
-        raise UsageError("export --to onnx", "--name", "leave it out: it counts for C")
+    if to == "onnx" and (name is not None or threshold is not None):
+        found = "--threshold" if name is None else "--name"
+        raise UsageError("export --to onnx", found, "leave it out: it counts for C")
     found = (
-        export_c(file, into, folder, name or "net")
+        export_c(file, into, folder, name or "net", threshold=threshold, data_root=data_root)
         if to == "c"
         else export_file(file, into, folder, target, static_batch)
     )
@@ -394,23 +403,47 @@ def export(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="net.lil")],
-    onnx: Annotated[Path, typer.Option(help="the exported file")],
-    into: Annotated[str, typer.Option(help="the model it was made from")],
+    file: Annotated[Path, typer.Argument(help="a folder that export --to c has written, or net.lil with --onnx")],
+    onnx: Annotated[Path | None, typer.Option(help="the exported file")] = None,
+    into: Into = None,
     samples: Annotated[int, typer.Option(min=1)] = 1000,
     data: DataName = None,
     data_root: DataRoot = None,
+    uart: Annotated[Path | None, typer.Option(help="the log of a board that has run bench/ of the folder")] = None,
+    deadline: Annotated[float, typer.Option(min=1, help="seconds for each compiler or test")] = 600,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Run an exported file on real samples and compare it with the .lil; exit code 4 where they differ."""
-    from lilliput.auto.load import load_artifact
-    from lilliput.export.onnx_check import check_with_runtime
-    from lilliput.report.compare import agreement, samples_of
-    from lilliput.zoo.registry import open_model
+    """Run what was exported, and compare; exit code 4 where it differs.
 
-    net, task = open_model(into, trained=False, data=data, data_root=data_root)
-    artifact = load_artifact(file, net)
-    x = samples_of(task, "test" if task.has("test") else "validation", samples)
-    out(f"{onnx} computes what {file} computes: {agreement(check_with_runtime(onnx, artifact, x))}")
+    An ONNX file: with the .lil, on samples of --data or of the model --into, without either on random ones. A folder
+    of C: its golden vectors on this machine (as users build it, and with sanitizers) and on an emulated Cortex-M4.
+    That runs the code of the folder.
+    """
+    from lilliput.cli.generated import verify_folder
+    from lilliput.cli.using import verify_file
+
+    if onnx is not None:
+        if uart is not None:
+            raise UsageError("verify --onnx", "--uart", "leave it out: it counts for folders of C")
+        text = verify_file(file, onnx, into, samples, data=data, data_root=data_root)
+        if as_json:
+            out_json({"text": text})
+        else:
+            out(text)
+        return
+    if not file.is_dir():
+        do = "give a folder that lilliput export --to c has written, or a .lil with --onnx"
+        raise UsageError(f"verify {file}", "neither a folder nor --onnx", do)
+    if into is not None or data is not None:
+        raise UsageError(f"verify {file}", "--into or --data", "leave them out: a folder of C has its own vectors")
+    found, wrong = verify_folder(file, uart, deadline=deadline, progress=ConsoleProgress(quiet=quiet))
+    if as_json:
+        out_json(found)
+    else:
+        out(found["text"])
+    if wrong is not None:
+        raise wrong
 
 
 @app.command()

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from lilliput.auto.compress import threads_for
-from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError
 from lilliput.core.files import locked
 from lilliput.core.progress import Progress
+from lilliput.graph import stored
 from lilliput.pipeline.run import threads
 from lilliput.training.fit import fit
 from lilliput.training.settings import FitSettings
@@ -68,7 +68,7 @@ def train_model(
             device=device,
             checkpoint=checkpoint,
         )
-        size = container.save(artifact, path)
+        size = stored.save(artifact, path)
         checkpoint.unlink(missing_ok=True)
     best = settings.keep == "best"
     return {

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from lilliput.auto.load import load_artifact
 from lilliput.core import container
-from lilliput.core.artifact import InputSpec
+from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.cost import format_quantity
 from lilliput.core.errors import ArtifactError, DataError, UsageError, one_line
 from lilliput.core.guard import FullForward
-from lilliput.core.progress import Progress
-from lilliput.core.task import Role
+from lilliput.core.progress import SILENT, Progress
+from lilliput.core.task import Role, Task
 from lilliput.export import onnx as onnx_export
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import graph_of
 from lilliput.measure import runtime
 from lilliput.measure.size import file_sizes, overhead
 from lilliput.pipeline.folder import RunFolder
+from lilliput.report.compare import agreement, samples_of
 from lilliput.report.result import made
 from lilliput.report.text import render
 from lilliput.zoo.registry import open_model
@@ -64,26 +65,32 @@ def evaluate_file(
     progress: Progress,
 ) -> dict[str, Any]:
     is_file = file.endswith((".lil", ".onnx"))
-    if is_file and into is None:
+    if is_file and into is None and data is None:
         raise UsageError(
-            f"evaluate {file}", "no --into", "name the model that the file was made from: --into digits-cnn"
+            f"evaluate {file}",
+            "no data",
+            "name them, or the model with this task: --data digits or --into digits-cnn",
         )
-    source = into if is_file and into is not None else file
-    net, task = open_model(
-        source,
-        weights=weights,
-        data=data,
-        data_root=data_root,
-        download=download,
-        trained=not is_file,
-        progress=progress,
-    )
-    module, name = net, f"torch {torch.__version__}"
+    module, name = None, f"torch {torch.__version__}"
     if file.endswith(".lil"):
-        module = runnable(load_artifact(file, fresh(source)))
+        module = runnable(artifact_of(file, into))
         name += ", .lil"
     elif file.endswith(".onnx"):
         module, name = OnnxModule(Path(file)), "ONNX Runtime"
+    if is_file and into is None and data is not None:
+        task = task_of(data, data_root, download=download, progress=progress)
+    else:
+        net, task = open_model(
+            into if is_file and into is not None else file,
+            weights=weights,
+            data=data,
+            data_root=data_root,
+            download=download,
+            trained=not is_file,
+            progress=progress,
+        )
+        module = net if module is None else module
+    assert module is not None  # noqa: S101 - a file, or what was opened
     evaluation = FullForward(task, module, progress=progress)(module, role_of(role))
     score = task.score
     value, interval = score.value(evaluation.rows), score.interval(evaluation.rows)
@@ -106,12 +113,8 @@ def predict_file(file: Path, inputs: Path, into: str | None) -> list[dict[str, A
         module = OnnxModule(file)
         spec = module.spec
     else:
-        spec = container.read(file).input
-        if into is None:
-            raise UsageError(
-                f"predict {file}", "no --into", "name the model that the file was made from: --into digits-cnn"
-            )
-        module, labels = runnable(load_artifact(file, fresh(into))), spec.labels
+        artifact = artifact_of(file, into)
+        module, spec, labels = runnable(artifact), artifact.input, artifact.input.labels
     x = read_inputs(inputs, spec)
     with torch.no_grad():
         outputs = module(x)
@@ -195,6 +198,13 @@ def inspect_file(file: Path) -> dict[str, Any]:
         f"input {contents.input.shape} {contents.input.layout}, architecture {contents.origin}",
         render(rows),
     ]
+    graph = None if contents.wiring is None else container.graph_bytes(contents)
+    lines.insert(
+        1,
+        "no graph: it runs with the code of its model (--into)"
+        if graph is None or contents.wiring is None
+        else f"graph of {len(contents.wiring.nodes)} operations in {graph} bytes: it runs as it is",
+    )
     lines += [f"edit: {edit}" for edit in contents.edits]
     for name, g in contents.activations.items():
         kind = f"{int(g.bit_width)} bits {'signed' if g.signed else 'unsigned'}"
@@ -203,6 +213,7 @@ def inspect_file(file: Path) -> dict[str, Any]:
         "file": str(file),
         "bytes": contents.size,
         "overhead": rest,
+        "graph": graph,
         "tensors": tensors,
         "recipe": contents.recipe,
         "activations": list(contents.activations),
@@ -211,8 +222,10 @@ def inspect_file(file: Path) -> dict[str, Any]:
     }
 
 
-def export_file(file: Path, into: str, folder: Path, target: str | None, static_batch: int | None) -> dict[str, Any]:
-    artifact = load_artifact(file, fresh(into))
+def export_file(
+    file: Path, into: str | None, folder: Path, target: str | None, static_batch: int | None
+) -> dict[str, Any]:
+    artifact = artifact_of(file, into)
     graph = graph_of(artifact)
     path = made(folder) / f"{file.stem}.onnx"
     onnx_export.export(artifact, path, target=target or "onnx-x86", batch=static_batch, graph=graph)
@@ -227,15 +240,23 @@ def export_file(file: Path, into: str, folder: Path, target: str | None, static_
     return {"file": str(path), "bytes": size, "in_float": left, "text": "\n".join(lines)}
 
 
-def export_c(file: Path, into: str, folder: Path, name: str) -> dict[str, Any]:
-    from lilliput.export.c import project
-    from lilliput.graph.lower import lower
+def verify_file(
+    file: Path, onnx: Path, into: str | None, samples: int, *, data: str | None, data_root: Path | None
+) -> str:
+    from lilliput.export.onnx_check import check_with_runtime
 
-    artifact = load_artifact(file, fresh(into))
-    paths = project.write(lower(artifact), made(folder), name=name, labels=artifact.input.labels)
-    lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths]
-    lines.append(f"build it and run its golden vectors: make -C {folder} test")
-    return {"files": [str(path) for path in paths], "text": "\n".join(lines)}
+    net, task = None, None
+    if into is not None:
+        net, task = open_model(into, trained=False, data=data, data_root=data_root)
+    elif data is not None:
+        task = task_of(data, data_root)
+    artifact = load_artifact(file, net)
+    if task is None:
+        x = artifact.input.example(samples)
+    else:
+        x = samples_of(task, "test" if task.has("test") else "validation", samples)
+    on = f", on {len(x)} random samples" if task is None else ""
+    return f"{onnx} computes what {file} computes{on}: {agreement(check_with_runtime(onnx, artifact, x))}"
 
 
 def _trail_lines(entry: dict[str, Any]) -> list[str]:
@@ -270,6 +291,20 @@ def report_folder(folder: Path) -> str:
         else f"the run is not finished: go on with --resume {folder}"
     )
     return "\n".join(one_line(line) for text in lines for line in text.split("\n"))
+
+
+def artifact_of(file: str | Path, into: str | None) -> Artifact:
+    """The network of a `.lil`: from its own graph, or put into the untrained module `into`."""
+    return load_artifact(file, None if into is None else fresh(into))
+
+
+def task_of(data: str, data_root: Path | None, *, download: bool = False, progress: Progress = SILENT) -> Task:
+    """The task of a data set of the zoo."""
+    from lilliput.zoo.registry import DATA
+
+    if data not in DATA:
+        raise UsageError(f"--data {data}", "not a data set", f"use one of {', '.join(DATA)}, or --into a model")
+    return DATA[data](data_root, download=download, progress=progress)
 
 
 def fresh(source: str) -> nn.Module:

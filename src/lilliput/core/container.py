@@ -24,6 +24,7 @@ from lilliput.core.errors import ArtifactError, LilliputError, UsageError
 from lilliput.core.files import write_atomically
 from lilliput.core.header import ActivationEntry, Header, TensorEntry, pack, unpack
 from lilliput.core.streams import Reader, Stream, Writer, read_encoding, write_encoding
+from lilliput.core.wiring import Wiring
 
 MAGIC = b"LIL"
 VERSION = 1
@@ -45,6 +46,8 @@ class Contents:
     trail: list[dict[str, Any]]
     size: int
     streams: dict[str, list[Stream]]
+    header: bytes
+    wiring: Wiring | None = None
 
     def replay(self, fresh: nn.Module) -> Artifact:
         """An artifact around a fresh module of the same architecture. `fresh` becomes the network (it is changed).
@@ -102,8 +105,17 @@ class Contents:
                 raise ArtifactError(f"load tensor {name!r}", f"{kind} {shape} in the file, {wanted} in the module", do)
 
 
-def dumps(artifact: Artifact, *, trail: list[dict[str, Any]] | None = None, strip: bool = False) -> bytes:
-    """The bytes of the file. `strip` leaves out recipe, labels and trail."""
+def dumps(
+    artifact: Artifact,
+    *,
+    trail: list[dict[str, Any]] | None = None,
+    strip: bool = False,
+    wiring: Wiring | None = None,
+) -> bytes:
+    """The bytes of the file. `strip` leaves out recipe, labels, trail and graph.
+
+    With the `wiring` of the network (`graph.stored.wiring_of`) the file runs without the code of its model.
+    """
     asked = "write a .lil file"
     if any(grid.axis is not None for grid in artifact.activations.values()):
         raise UsageError(asked, "an activation grid per channel", "use per-tensor activation grids")
@@ -131,6 +143,7 @@ def dumps(artifact: Artifact, *, trail: list[dict[str, Any]] | None = None, stri
         edits=artifact.edits,
         recipe=[] if strip else artifact.recipe,
         trail=[] if strip or trail is None else trail,
+        wiring=None if strip else wiring,
     )
     try:
         packed = pack(header)
@@ -157,10 +170,15 @@ def loads(data: bytes, *, source: str = "the file") -> Contents:
 
 
 def save(
-    artifact: Artifact, path: str | os.PathLike[str], *, trail: list[dict[str, Any]] | None = None, strip: bool = False
+    artifact: Artifact,
+    path: str | os.PathLike[str],
+    *,
+    trail: list[dict[str, Any]] | None = None,
+    strip: bool = False,
+    wiring: Wiring | None = None,
 ) -> int:
     """Write the file (whole or not at all); returns its size in bytes."""
-    data = dumps(artifact, trail=trail, strip=strip)
+    data = dumps(artifact, trail=trail, strip=strip, wiring=wiring)
     write_atomically(path, data)
     return len(data)
 
@@ -187,6 +205,12 @@ def sizes(contents: Contents) -> dict[str, dict[str, int]]:
             row[stream.slot] = row.get(stream.slot, 0) + len(stream.data)
         table[name] = row
     return table
+
+
+def graph_bytes(contents: Contents) -> int:
+    """What the file would be shorter without its graph."""
+    header = unpack(contents.header, 0)[0]
+    return len(pack(header)) - len(pack(replace(header, wiring=None)))
 
 
 def _parse(data: bytes) -> Contents:
@@ -219,6 +243,8 @@ def _parse(data: bytes) -> Contents:
         trail=header.trail,
         size=len(data),
         streams=streams,
+        header=data[4:at],
+        wiring=header.wiring,
     )
 
 

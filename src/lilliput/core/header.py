@@ -1,24 +1,22 @@
 """The header of a `.lil` file: what it says, how it is packed, and the check of every field.
 
 One CBOR array (see `wire`), deflated with a preset dictionary, behind its two lengths:
-[origin, input, tensors, counters, activations, edits, recipe, trail], where
+[origin, input, tensors, counters, activations, edits, recipe, trail], and the graph after it where the file holds one:
 
 - origin is the 8 bytes of `edits.fingerprint`, and input is [shape, layout, mean, std, labels];
 - a tensor is [name, slots, shape] or [name, slots, shape, codes]: see `streams` for slots and codes;
 - a counter is [name, type (of `COUNTERS`), shape, little-endian bytes];
 - an activation is [name, bit width, 1 signed + 2 narrow, zero point]; the scales stand first in the payload;
 - an edit is ["fold", layer, norm], ["slice", path, dim, index] or ["replace", path, class, settings];
-- recipe and trail are arrays of maps.
+- recipe and trail are arrays of maps;
+- the graph is described in `wiring`.
 
 What can be left out is: trailing codes of raw streams, and all that follows from something else.
 """
 
 import math
-import reprlib
 import zlib
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +26,14 @@ from torch import Tensor
 from lilliput.core import wire
 from lilliput.core.artifact import InputSpec
 from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, Slice
-from lilliput.core.errors import UNSEEN
+from lilliput.core.fields import MAX_DIM, MAX_RANK, floats, items, mapping, number, numbers, shown, text, unique
+from lilliput.core.fields import shape as checked_shape
+from lilliput.core.wiring import Wiring, pack_wiring, unpack_wiring
 
 MAX_HEADER = 1 << 24
 HEADER_FLOOR, HEADER_PER_BYTE = 1 << 16, 100
 """Unpacked bytes: at most `MAX_HEADER`, and at most a floor and so many for each packed byte."""
-MAX_RANK, MAX_DIM, MAX_INPUT, MAX_NAME, MAX_TENSORS = 8, 1 << 40, 1 << 25, 1000, 1 << 14
+MAX_INPUT, MAX_TENSORS = 1 << 25, 1 << 14
 COUNTERS = (
     (torch.int64, "<i8"),
     (torch.int32, "<i4"),
@@ -86,6 +86,7 @@ class Header:
     edits: list[Edit]
     recipe: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    wiring: Wiring | None = None
 
 
 def pack(header: Header) -> bytes:
@@ -133,12 +134,14 @@ def _data(header: Header) -> list[Any]:
         [_edit_data(edit) for edit in header.edits],
         header.recipe,
         header.trail,
+        *([] if header.wiring is None else [pack_wiring(header.wiring, *_names(header))]),
     ]
 
 
 def _header(data: Any) -> Header:
-    origin, spec, tensors, counters, activations, edits, recipe, trail = _items(data, 8)
-    most = max(len(_items(part)) for part in (tensors, counters, activations, edits))
+    *fields, wiring = data if type(data) is list and len(data) == 9 else (*items(data, 8), None)
+    origin, spec, tensors, counters, activations, edits, recipe, trail = fields
+    most = max(len(items(part)) for part in (tensors, counters, activations, edits))
     if most > MAX_TENSORS:
         raise ValueError(f"{most} tensors, activations or edits")
     if type(origin) is not bytes or len(origin) != 8:
@@ -146,52 +149,56 @@ def _header(data: Any) -> Header:
     result = Header(
         origin=origin.hex(),
         input=_spec(spec),
-        tensors=[_tensor(t) for t in _items(tensors)],
-        counters=dict(_unique(_counter(c) for c in _items(counters))),
-        activations=[_activation(a) for a in _items(activations)],
-        edits=[_edit(e) for e in _items(edits)],
-        recipe=[_map(step) for step in _items(recipe)],
-        trail=[_map(line) for line in _items(trail)],
+        tensors=[_tensor(t) for t in items(tensors)],
+        counters=dict(unique(_counter(c) for c in items(counters))),
+        activations=[_activation(a) for a in items(activations)],
+        edits=[_edit(e) for e in items(edits)],
+        recipe=[mapping(step) for step in items(recipe)],
+        trail=[mapping(line) for line in items(trail)],
     )
-    _unique([*((t.name, t) for t in result.tensors), *result.counters.items()])
-    _unique((a.name, a) for a in result.activations)
-    return result
+    unique([*((t.name, t) for t in result.tensors), *result.counters.items()])
+    unique((a.name, a) for a in result.activations)
+    return result if len(data) == 8 else replace(result, wiring=unpack_wiring(wiring, *_names(result)))
+
+
+def _names(header: Header) -> tuple[list[str], list[str]]:
+    return [t.name for t in header.tensors], list(header.counters)
 
 
 def _tensor(data: Any) -> TensorEntry:
-    fields = _items(data)
+    fields = items(data)
     if not 3 <= len(fields) <= 4:
         raise ValueError(f"a tensor of {len(fields)} fields")
     name, slots, shape, *codes = fields
-    lengths = _numbers(codes[0]) if codes else []
+    lengths = numbers(codes[0]) if codes else []
     if codes and not (lengths and lengths[-1]):
         raise ValueError("codes that end with a raw stream")
-    return TensorEntry(name=_text(name), slots=_numbers(slots), shape=_shape(shape), codes=lengths)
+    return TensorEntry(name=text(name), slots=numbers(slots), shape=checked_shape(shape), codes=lengths)
 
 
 def _activation(data: Any) -> ActivationEntry:
-    name, bits, kind, zero = _items(data, 4)
-    kind = _number(kind, 3)
+    name, bits, kind, zero = items(data, 4)
+    kind = number(kind, 3)
     if type(zero) is not int or abs(zero) >= MAX_DIM:
-        raise ValueError(f"zero point {_shown(zero)}")
+        raise ValueError(f"zero point {shown(zero)}")
     return ActivationEntry(
-        name=_text(name), bit_width=_number(bits), signed=bool(kind & 1), narrow=bool(kind & 2), zero_point=zero
+        name=text(name), bit_width=number(bits), signed=bool(kind & 1), narrow=bool(kind & 2), zero_point=zero
     )
 
 
 def _spec(data: Any) -> InputSpec:
-    shape, layout, mean, std, labels = _items(data, 5)
+    shape, layout, mean, std, labels = items(data, 5)
     result = InputSpec(
-        shape=_shape(shape),
-        layout=_text(layout),
-        mean=_floats(mean),
-        std=_floats(std),
-        labels=tuple(_text(label) for label in _items(labels)),
+        shape=checked_shape(shape),
+        layout=text(layout),
+        mean=floats(mean),
+        std=floats(std),
+        labels=tuple(text(label) for label in items(labels)),
     )
     if math.prod(result.shape) > MAX_INPUT:
         raise ValueError(f"an input of {math.prod(result.shape)} entries")
     if len(result.mean) != len(result.std) or 0.0 in result.std:
-        raise ValueError(f"mean {_shown(mean)} with std {_shown(std)}")
+        raise ValueError(f"mean {shown(mean)} with std {shown(std)}")
     return result
 
 
@@ -204,14 +211,14 @@ def _counter_data(name: str, tensor: Tensor) -> list[Any]:
 
 
 def _counter(data: Any) -> tuple[str, Tensor]:
-    name, kind, shape, raw = _items(data, 4)
-    dtype, code = COUNTERS[_number(kind, len(COUNTERS) - 1)]
-    shape = _shape(shape)
+    name, kind, shape, raw = items(data, 4)
+    dtype, code = COUNTERS[number(kind, len(COUNTERS) - 1)]
+    shape = checked_shape(shape)
     if type(raw) is not bytes or len(raw) != math.prod(shape) * np.dtype(code).itemsize:
-        raise ValueError(f"a counter of shape {shape} in {_shown(raw)}")
+        raise ValueError(f"a counter of shape {shape} in {shown(raw)}")
     if dtype == torch.bool and max(raw) > 1:
         raise ValueError("a boolean that is not 0 or 1")
-    return _text(name), torch.from_numpy(np.frombuffer(raw, code).copy()).reshape(shape)
+    return text(name), torch.from_numpy(np.frombuffer(raw, code).copy()).reshape(shape)
 
 
 def _edit_data(edit: Edit) -> list[Any]:
@@ -223,86 +230,21 @@ def _edit_data(edit: Edit) -> list[Any]:
 
 
 def _edit(data: Any) -> Edit:
-    kind, *fields = _items(data) or [None]
+    kind, *fields = items(data) or [None]
     if kind == "fold":
-        layer, norm = _items(fields, 2)
-        return Fold(layer=_text(layer), norm=_text(norm))
+        layer, norm = items(fields, 2)
+        return Fold(layer=text(layer), norm=text(norm))
     if kind == "slice":
-        path, dim, index = _items(fields, 3)
-        return Slice(path=_text(path), dim=_number(dim, MAX_RANK), index=tuple(_numbers(index)))
+        path, dim, index = items(fields, 3)
+        return Slice(path=text(path), dim=number(dim, MAX_RANK), index=tuple(numbers(index)))
     if kind == "replace":
-        path, cls, settings = _items(fields, 3)
+        path, cls, settings = items(fields, 3)
         if type(cls) is not str or cls not in REPLACEMENTS:
-            raise ValueError(f"unknown class {_shown(cls)}; known are {', '.join(REPLACEMENTS)}")
-        if any(type(v) not in (bool, int, float) for v in _map(settings).values()):
-            raise ValueError(f"settings {_shown(settings)} that are not numbers")
-        return Replace(path=_text(path), cls=cls, settings=settings)
-    raise ValueError(f"unknown edit {_shown(kind)}")
-
-
-def _unique(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    result = list(pairs)
-    names = [name for name, _ in result]
-    if len(set(names)) != len(names):
-        twice = Counter(names).most_common(1)[0][0]
-        raise ValueError(f"the name {_shown(twice)} appears twice")
-    return result
-
-
-def _shown(value: Any) -> str:
-    text = reprlib.repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _items(value: Any, count: int | None = None) -> list[Any]:
-    if type(value) is not list or (count is not None and len(value) != count):
-        raise ValueError(f"{_shown(value)} where {'a list' if count is None else f'{count} fields'} should be")
-    return value
-
-
-def _map(value: Any) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise ValueError(f"{_shown(value)} where a map should be")
-    _check_plain(value)
-    return value
-
-
-def _check_plain(value: Any) -> None:
-    """No byte strings inside: recipes, trails and settings are also written as JSON and YAML."""
-    if type(value) is bytes:
-        raise ValueError(f"{_shown(value)} in a map")
-    for item in value.values() if type(value) is dict else value if type(value) is list else ():
-        _check_plain(item)
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str or len(value) > MAX_NAME or UNSEEN.search(value):
-        raise ValueError(f"{_shown(value)} where a name should be")
-    return value
-
-
-def _number(value: Any, highest: int = MAX_DIM) -> int:
-    if type(value) is not int or not 0 <= value <= highest:
-        raise ValueError(f"{_shown(value)} where a whole number up to {highest} should be")
-    return value
-
-
-def _numbers(value: Any) -> list[int]:
-    return [_number(n) for n in _items(value)]
-
-
-def _floats(value: Any) -> tuple[float, ...]:
-    values = _items(value)
-    if not all(type(v) is float and math.isfinite(v) for v in values):
-        raise ValueError(f"{_shown(value)} where finite numbers should be")
-    return tuple(values)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    shape = _numbers(value)
-    if len(shape) > MAX_RANK or 0 in shape:
-        raise ValueError(f"shape {_shown(shape)}")
-    return tuple(shape)
+            raise ValueError(f"unknown class {shown(cls)}; known are {', '.join(REPLACEMENTS)}")
+        if any(type(v) not in (bool, int, float) for v in mapping(settings).values()):
+            raise ValueError(f"settings {shown(settings)} that are not numbers")
+        return Replace(path=text(path), cls=cls, settings=settings)
+    raise ValueError(f"unknown edit {shown(kind)}")
 
 
 def _varint(n: int) -> bytes:

@@ -7,6 +7,7 @@ artifact: an operation names them, and `Program.tensors` holds each once.
 `docs/program.md` has the rules of every operation.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,8 @@ LARGEST_SUM = (1 << 31) - 1
 class Value:
     """Integers q of `shape` (of one sample), `low <= q <= high`, worth (q - zero_point) x scale.
 
-    `scale` has one entry, or one for each channel (`channel` is their dimension): those of accumulators.
+    `scale` has one entry; that of accumulators may have one for each channel (`channel` is their dimension), or one for
+    each element.
     """
 
     name: str
@@ -45,6 +47,14 @@ class Value:
     @property
     def signed(self) -> bool:
         return self.low < 0
+
+    def scales(self) -> npt.NDArray[np.float64]:
+        """The scale of each element, of the shape of the value."""
+        scale = np.array(self.scale)
+        if len(scale) == math.prod(self.shape):
+            return scale.reshape(self.shape)
+        wide = [-1 if d == self.channel else 1 for d in range(len(self.shape))]
+        return np.broadcast_to(scale.reshape(wide), self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +84,17 @@ class Rescale:
         """What sums from `low` to `high` (one each, or one for each channel) become: rounding is monotonous."""
         ends = [self(np.atleast_1d(end), 0) for end in (low, high)]
         return int(ends[0].min()), int(ends[1].max())
+
+
+def sum_bounds(rows: Ints, low: int, high: int, bias: Ints | None = None) -> tuple[Ints, Ints]:
+    """For each of `rows` [outputs, terms]: between which bounds its sums with inputs in low..high lie.
+
+    That holds at every step, in every order and where terms are missing; the bias comes first.
+    """
+    low, high = min(low, 0), max(high, 0)
+    positive, negative = np.clip(rows, 0, None).sum(1), np.clip(rows, None, 0).sum(1)
+    least, most = positive * low + negative * high, positive * high + negative * low
+    return (least, most) if bias is None else (least + bias, most + bias)
 
 
 def _spread(values: Ints, rank: int, channel: int | None) -> Ints:

@@ -118,7 +118,7 @@ class Builder:
         parameters = {
             role: self._as_stored(node, role, e) if integer else self._as_folded(e) for role, e in encodings.items()
         }
-        if node.op in LAYERS and not integer and self._held(node.inputs[0])[1] and self._own(self._owner(node)):
+        if node.op in LAYERS and not integer and self._own(self._owner(node)):
             operands = [self.writer.op("Max", operands)]  # the maximum of one value: see the docstring of the file
         return Place(writer=self.writer, node=node, operands=operands, shape=self._shape(node), parameters=parameters)
 

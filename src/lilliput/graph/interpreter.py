@@ -27,12 +27,7 @@ def quantize_input(program: Program, x: npt.NDArray[np.floating[Any]]) -> Ints:
 
 def decode(value: Value, q: Ints) -> npt.NDArray[np.float32]:
     """What integers [n, ...] of a value are worth."""
-    scale = np.array(value.scale)
-    if len(scale) > 1:
-        wide = [1] * q.ndim
-        wide[value.channel + 1] = -1
-        scale = scale.reshape(wide)
-    return ((q - value.zero_point) * scale).astype(np.float32)
+    return ((q - value.zero_point) * value.scales()).astype(np.float32)
 
 
 def run(
@@ -81,13 +76,51 @@ def _compute(program: Program, o: Operation, values: Mapping[str, Ints], *, fast
         return _finish(o, sums.reshape((len(x), *program.values[o.output].shape)), None)
     if o.kind == "sum_pool":
         windows = _windows(x - value.zero_point, a["kernel"], a["stride"], (1,) * len(a["kernel"]), a["pads"], 0)
-        return _finish(o, windows.sum(axis=tuple(range(-len(a["kernel"]), 0))), None)
+        return _finish(o, _over_taps(np.add, windows, a["kernel"]), None)
     if o.kind == "max_pool":
         windows = _windows(x, a["kernel"], a["stride"], a["dilation"], a["pads"], value.low)
-        return windows.max(axis=tuple(range(-len(a["kernel"]), 0)))
-    if o.kind == "table" and o.table is not None:
-        return o.table[x - a["first"]]
+        return _over_taps(np.maximum, windows, a["kernel"])
+    if o.kind == "max":
+        most = x.max(axis=tuple(d + 1 for d in a["dims"]))
+        return most.reshape((len(x), *program.values[o.output].shape))
+    if o.kind == "rescale":
+        return o.rescale[0](x - value.zero_point, None)
+    if o.kind in ("table", "interpolate") and o.table is not None:
+        return _function(o, o.table, x - a["first"])
+    if o.kind == "argmax":
+        by = np.array(a.get("multipliers", (1,)))
+        wide = [1] * x.ndim
+        wide[a["dim"] + 1] = -1
+        best = np.argmax(x * by.reshape(wide), axis=a["dim"] + 1, keepdims=True)  # of equal ones the first
+        return best.reshape((len(x), *program.values[o.output].shape))
     return _move(program, o, x)
+
+
+def _function(o: Operation, table: Ints, index: Ints) -> Ints:
+    """A table, or points 2^shift apart with lines between them; one for all, or one for each channel."""
+
+    def entry(at: Ints) -> Ints:
+        if "channel" not in o.attributes:
+            return table[at]
+        wide = [1] * at.ndim
+        wide[o.attributes["channel"] + 1] = -1
+        return table[np.arange(len(table)).reshape(wide), at]
+
+    if o.kind == "table":
+        return entry(index)
+    shift = o.attributes["shift"]
+    place, rest = index >> shift, index % (1 << shift)
+    left, right = entry(place), entry(place + 1)
+    return left + (((right - left) * rest + (1 << shift >> 1)) >> shift)
+
+
+def _over_taps(function: np.ufunc, windows: Ints, kernel: tuple[int, ...]) -> Ints:
+    """`function` over the last dimensions, one place of the kernel after the other: long runs instead of short ones."""
+    taps = [windows[(..., *at)] for at in np.ndindex(*kernel)]
+    result = taps[0].copy()
+    for tap in taps[1:]:
+        function(result, tap, out=result)
+    return result
 
 
 def _move(program: Program, o: Operation, x: Ints) -> Ints:
@@ -143,23 +176,35 @@ def _convolution(o: Operation, x: Ints, weight: Ints, reach: int, *, fast: bool)
         span = [d * (k - 1) for k, d in zip(a["kernel"], a["dilation"], strict=True)]
         pads = tuple((r - p[0], r - p[1] + more) for r, p, more in zip(span, pads, a["output_padding"], strict=True))
         x, stride = spread, (1,) * rank
-    windows = _windows(x, a["kernel"], stride, a["dilation"], pads, 0)  # [n, c, *out, *kernel]
-    n, channels, out = len(x), x.shape[1], windows.shape[2 : 2 + rank]
-    parts: list[Ints] = []
-    for g in range(groups):
-        own = windows[:, g * channels // groups : (g + 1) * channels // groups]
-        columns = np.moveaxis(own, 1, 1 + rank).reshape(n * math.prod(out), -1)  # [n * out, c * kernel]
-        rows = weight[g * len(weight) // groups : (g + 1) * len(weight) // groups]
-        sums = _product(columns, rows.reshape(len(rows), -1).T, reach, fast=fast)
-        parts.append(np.moveaxis(sums.reshape(n, *out, len(rows)), -1, 1))
-    return np.concatenate(parts, axis=1)
+    kind = _kind(reach, weight.reshape(len(weight), -1).T, fast=fast)
+    picture: Any = np.moveaxis(x, 1, -1).astype(kind, order="C")  # channels last: windows are long runs to copy
+    weights: Any = np.moveaxis(weight, 1, -1).astype(kind)  # [out channels, *kernel, channels / groups]
+    windows: Any = _windows(np.moveaxis(picture, -1, 1), a["kernel"], stride, a["dilation"], pads, 0)
+    windows = np.moveaxis(windows, 1, -1)  # [n, *out, *kernel, channels]
+    n, channels, out = len(x), x.shape[1], windows.shape[1 : 1 + rank]
+    if groups == channels == len(weight) > 1:  # depthwise: no products of matrices
+        sums: Any = np.zeros((n, *out, channels), kind)
+        for at in np.ndindex(*a["kernel"]):
+            sums += windows[(slice(None),) * (1 + rank) + at] * weights[(slice(None), *at, 0)]
+    else:
+        parts: list[Any] = []
+        for g, rows in enumerate(np.split(weights, groups)):
+            own = windows[..., g * channels // groups : (g + 1) * channels // groups]
+            columns = own.reshape(n * math.prod(out), -1)
+            parts.append((columns @ rows.reshape(len(rows), -1).T).reshape(n, *out, -1))
+        sums = np.concatenate(parts, axis=-1)
+    return np.moveaxis(sums.astype(np.int64), -1, 1)
+
+
+def _kind(reach: int, w: Ints, *, fast: bool) -> type[np.int64 | np.float32 | np.float64]:
+    """In which x @ w is exact for |x| <= reach. No partial sum is larger than all products together without signs."""
+    if not fast:
+        return np.int64
+    return np.float32 if reach * int(np.abs(w).sum(axis=0).max()) < EXACT_FLOAT32 else np.float64
 
 
 def _product(x: Ints, w: Ints, reach: int, *, fast: bool) -> Ints:
-    """x @ w, for |x| <= reach. No partial sum is larger than all products together without their signs."""
-    if not fast:
-        return x @ w
-    kind = np.float32 if reach * int(np.abs(w).sum(axis=0).max()) < EXACT_FLOAT32 else np.float64
+    kind = _kind(reach, w, fast=fast)
     return (x.astype(kind) @ w.astype(kind)).astype(np.int64)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,23 @@ from torch import Tensor
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Grid
 from lilliput.core.errors import ExportError
-from lilliput.core.program import LARGEST_SUM, Ints, Operation, Program, Rescale, Value
+from lilliput.core.program import LARGEST_SUM, Ints, Operation, Program, Rescale, Value, sum_bounds
+from lilliput.graph.bounds import output_rows
+from lilliput.graph.functions import CLIPS, TABLES, clip_codes, function, is_wide
 from lilliput.graph.integer import (
     LAYERS,
     SUMS,
-    TABLES,
     IntegerNet,
     accumulator_scale,
+    argmax_multipliers,
+    bias_integers,
     fusions,
     grids_of,
     multiplier_of,
 )
-from lilliput.graph.trace import Graph, Node, evaluate, graph_of
+from lilliput.graph.operators import MOVES
+from lilliput.graph.support import remedy
+from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.ops.fixed_point import add_multipliers
 
 TAILS = ("softmax", "log_softmax")
@@ -37,6 +42,34 @@ def lower(artifact: Artifact, graph: Graph | None = None) -> Program:
     if not artifact.activations:
         raise ExportError("lower to integers", "activations have no grids", "quantize with activation_bits: 8 first")
     return _Lowering(artifact, graph or graph_of(artifact)).program()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A node that has no integer form: why, where it stands in the user's code (file:line or ""), what to do."""
+
+    node: str
+    layer: str
+    source: str
+    found: str
+    do: str
+
+    def error(self) -> ExportError:
+        line = f" ({self.source})" if self.source else ""
+        return ExportError(f"lower {self.layer!r} to integers", f"{self.found}{line}", self.do)
+
+    def __str__(self) -> str:
+        return f"{self.node}{f' ({self.source})' if self.source else ''}: {self.found}; {self.do}"
+
+
+def refusals(artifact: Artifact, graph: Graph | None = None) -> tuple[Refusal, ...]:
+    """All that `lower` would refuse in an artifact whose activations have grids; not what only follows from it."""
+    return _Lowering(artifact, graph or graph_of(artifact)).refusals()
+
+
+class _RefusedError(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
 
 
 class _Lowering:
@@ -55,7 +88,11 @@ class _Lowering:
         if len(self.graph.inputs) != 1:
             raise ExportError("lower to integers", f"{len(self.graph.inputs)} inputs", "give the network one input")
         for node in self.graph.nodes:
-            self._lower(node)
+            try:
+                self._lower(node)
+            except _RefusedError as refused:
+                found = _Lowering(self.artifact, self.graph).refusals()  # leaves out what only follows from others
+                raise (found or (refused.refusal,))[0].error() from None
         read = {name for o in self.operations for name in o.inputs}
         outputs = tuple(self.names[name] for name in self.graph.outputs)
         kept = tuple(o for o in self.operations if o.output in read or o.output in outputs)
@@ -69,13 +106,40 @@ class _Lowering:
             tail=self.tail,
         )
 
-    def _refuse(self, node: Node, found: str, do: str) -> ExportError:
-        line = f" ({node.source})" if node.source else ""
-        return ExportError(f"lower {node.layer!r} to integers", f"{found}{line}", do)
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Of a node whose inputs are unknown, only that it never has a rule. A grid makes a value known again."""
+        found: list[Refusal] = []
+        unknown: set[str] = set()
+        for node in self.graph.nodes:
+            follows = bool(unknown.intersection(node.inputs))
+            if not follows or not (node.op in (*RULES, "getitem") or self._is_tail(node)):
+                try:
+                    self._lower(node)
+                except _RefusedError as refused:
+                    if node.op not in MOVES or self._is_last(node):  # else who reads the sums is refused
+                        found.append(refused.refusal)
+                    follows = True
+            if follows and node.name in self.grids:
+                low, high = self.grids[node.name].range()
+                self._put(node, self.grids[node.name], int(low), int(high))
+            elif follows:
+                unknown.add(node.name)
+        return tuple(found)
+
+    def _is_last(self, node: Node) -> bool:
+        """Do only moves follow, if anything?"""
+        readers = self.graph.consumers()[node.name]
+        return all(r.op in MOVES and self._is_last(r) for r in readers)
+
+    def _refuse(self, node: Node, found: str, do: str) -> _RefusedError:
+        return _RefusedError(Refusal(node=node.name, layer=node.layer, source=node.source, found=found, do=do))
 
     def _lower(self, node: Node) -> None:
-        if node.op == "size":
+        if node.op in ("size", "scalar"):
             return
+        constant = node.op == "other" and all(self.graph[name].op == "size" for name in node.inputs)
+        if constant and node.name not in self.graph.outputs:
+            return  # who reads it is refused
         grid = self.grids.get(node.name)
         if node.op == "input":
             if grid is None:
@@ -85,28 +149,24 @@ class _Lowering:
         if any(owner == node.name for owner in self.fused.values()) and node.inputs[0] in self.fused:
             self.names[node.name] = self.names[node.inputs[0]]  # the operation before has clipped already
             return
-        if node.op in TAILS and node.name in self.graph.outputs:
+        if self._is_tail(node):
             self.tail, self.names[node.name] = node.op, self.names[node.inputs[0]]
             return
-        rules: dict[str, Callable[[Node], None]] = {
-            **dict.fromkeys(LAYERS, self._layer),
-            **dict.fromkeys(SUMS, self._average),
-            **dict.fromkeys(TABLES, self._table),
-            **dict.fromkeys(("add", "sub"), self._add),
-            **dict.fromkeys(("flatten", "reshape", "identity", "permute", "slice", "select", "pad"), self._move),
-            "mul": self._multiply,
-            "concat": self._concat,
-            "max_pool": self._max_pool,
-            "upsample_nearest": self._move,
-        }
-        rule = rules.get(node.op)
+        rule = RULES.get(node.op)
         if node.name in self.floats or rule is None:
             reason = self.floats.get(node.name, f"{node.target} has no integer rule")
-            raise self._refuse(node, reason, "quantize its layer and inputs, or replace it by a supported operation")
-        rule(node)
+            raise self._refuse(node, reason, remedy(node, reason))
+        rule(self, node)
+
+    def _is_tail(self, node: Node) -> bool:
+        return node.op in TAILS and node.name in self.graph.outputs
 
     def _value(self, node: Node, index: int = 0) -> Value:
-        return self.values[self.names[node.inputs[index]]]
+        name = node.inputs[index]
+        if name not in self.names:
+            found = f"it reads {self.graph[name].target}, which is no integer"
+            raise self._refuse(node, found, remedy(self.graph[name]))
+        return self.values[self.names[name]]
 
     def _put(self, node: Node, grid: Grid, low: int, high: int) -> Value:
         """A value on a grid."""
@@ -123,15 +183,11 @@ class _Lowering:
 
     def _clip(self, node: Node, grid: Grid) -> tuple[int, int]:
         """The codes that this node and the relu or clamp after it may give."""
+        after = self.graph[self.fused.get(node.name, node.name)]
+        if after.op in CLIPS:
+            return clip_codes(after, grid)
         low, high = (int(bound) for bound in grid.range())
-        after = self.fused.get(node.name)
-        if after is None:
-            return low, high
-        clamp = self.graph[after]
-        bounds = (0.0, None) if clamp.op == "relu" else (clamp.attributes["low"], clamp.attributes["high"])
-        codes = [None if b is None else int(grid.quantize(torch.tensor([b]))) for b in bounds]
-        low = low if codes[0] is None else min(max(low, codes[0]), high)
-        return low, high if codes[1] is None else max(min(high, codes[1]), low)
+        return low, high
 
     def _rescale(self, node: Node, scale: Tensor, grid: Grid) -> Rescale:
         multiplier, shift = multiplier_of(scale, grid)
@@ -172,28 +228,39 @@ class _Lowering:
         self._put(node, grid, *rescale.bounds(low, high))
         self._emit(node, kind, sums=sums, rescale=(rescale,), **parts)
 
+    def _zeros_before(self, node: Node) -> Node | None:
+        """The padding with zeros around the picture that this convolution alone reads: it pads by itself."""
+        before = self.graph[node.inputs[0]]
+        alone = len(self.graph.consumers()[before.name]) == 1 and before.name not in self.graph.outputs
+        if node.op != "conv" or node.attributes.get("transposed") or before.op != "pad" or not alone:
+            return None
+        pads = before.attributes["pads"]
+        inside = all(tuple(p) == (0, 0) for p in pads[:2]) and all(min(p) >= 0 for p in pads)
+        return before if inside and not before.attributes["value"] else None
+
     def _layer(self, node: Node) -> None:
-        x = self._value(node)
+        zeros = self._zeros_before(node)
+        x = self.values[self.names[(zeros or node).inputs[0]]]
         names = {role: self.artifact.canonical(name) for role, name in node.state.items()}
         weight = self.artifact.encodings[names["weight"]]
         assert weight.grid is not None  # noqa: S101 - IntegerNet has taken it
         self._tensor(names["weight"])
-        transposed = bool(node.attributes.get("transposed"))
-        q = self.tensors[names["weight"]]
-        if transposed:  # [in, out / groups, ...] -> [out, in / groups, ...]
-            groups = node.attributes["groups"]
-            q = np.concatenate([part.swapaxes(0, 1) for part in np.split(q, groups)])
-        rows = q.reshape(len(q), -1)
-        reach = x.low - x.zero_point, x.high - x.zero_point
-        ends = np.stack([rows * reach[0], rows * reach[1], np.zeros_like(rows)])  # 0: padding
-        least, most = ends.min(0).sum(1), ends.max(0).sum(1)
+        rows = output_rows(self.tensors[names["weight"]], node)
+        bias = None
         if "bias" in names:
-            self._tensor(names["bias"])
-            bias = self.tensors[names["bias"]]
-            least, most = np.minimum(least, 0) + bias, np.maximum(most, 0) + bias
+            scale = accumulator_scale(self.grids[node.inputs[0]], weight.grid)
+            found = bias_integers(self.artifact.encodings[names["bias"]], scale)
+            assert found is not None  # noqa: S101 - IntegerNet has taken it
+            bias = self.tensors[names["bias"]] = found.cpu().numpy()
+        least, most = sum_bounds(rows, x.low - x.zero_point, x.high - x.zero_point, bias)
+        transposed = bool(node.attributes.get("transposed"))
         source = self.grids[node.inputs[0]]
         kept = ("stride", "dilation", "pads", "kernel", "groups", "output_padding")
         attributes = {key: v for key, v in node.attributes.items() if key in kept}
+        if zeros is not None:
+            more = zeros.attributes["pads"][2:]
+            own = attributes["pads"]
+            attributes["pads"] = tuple((p + a, q + b) for (p, q), (a, b) in zip(own, more, strict=True))
         kind = "linear" if node.op == "linear" else "conv_transposed" if transposed else "conv"
         self._finish(
             node,
@@ -203,6 +270,7 @@ class _Lowering:
             most,
             channel=0 if node.op == "conv" else len(node.shape) - 2,
             attributes=attributes,
+            inputs=(x.name,),
             weight=names["weight"],
             bias=names.get("bias"),
         )
@@ -274,19 +342,40 @@ class _Lowering:
         kind = "sum_pool" if node.op == "avg_pool" else "sum"
         self._finish(node, kind, scale, np.array(ends[:1]), np.array(ends[1:]), attributes=attributes)
 
-    def _table(self, node: Node) -> None:
-        """All codes of the input through the function, once."""
-        x, source = self._value(node), self.grids[node.inputs[0]]
+    def _function(self, node: Node) -> None:
+        """A table of all codes of the input, points with lines between them, or an exact relu or clamp."""
+        x, source = self._value(node), self.grids.get(node.inputs[0])
         grid = self.grids.get(node.name)
-        if grid is None:
+        if grid is None or source is None:
             raise self._refuse(node, "a function that feeds only the output", "apply it after the network")
-        low, high = (int(bound) for bound in source.range())
-        codes = torch.arange(low, high + 1)
-        result = evaluate(node, {node.inputs[0]: source.dequantize(codes.double())}, {})
-        table = grid.quantize(result).cpu().numpy()
-        used = table[x.low - low : x.high - low + 1]
-        self._put(node, grid, int(used.min()), int(used.max()))
-        self._emit(node, "table", attributes={"first": low}, table=table)
+        if node.op in CLIPS and is_wide(source):
+            rescale = self._rescale(node, source.scale, grid)
+            self._put(node, grid, *rescale.bounds(*(np.array([end - x.zero_point]) for end in (x.low, x.high))))
+            self._emit(node, "rescale", rescale=(rescale,))
+            return
+        found = function(node, source, grid, self.artifact.module.state_dict())
+        self._put(node, grid, *found.bounds(x.low, x.high))
+        attributes: dict[str, Any] = {"first": found.low}
+        if found.table.dim() > 1:
+            attributes["channel"] = 0
+        if found.shift is not None:
+            attributes["shift"] = found.shift
+        kind = "table" if found.shift is None else "interpolate"
+        self._emit(node, kind, attributes=attributes, table=found.table.numpy())
+
+    def _argmax(self, node: Node) -> None:
+        x, dim = self._value(node), node.attributes["dim"]
+        scale = torch.tensor(x.scale, dtype=torch.float32)
+        wide = scale.reshape([-1 if d == x.channel + 1 and len(scale) > 1 else 1 for d in range(len(x.shape) + 1)])
+        multipliers = argmax_multipliers(wide, len(x.shape) + 1, dim).reshape(-1)
+        attributes: dict[str, Any] = {"dim": dim - 1}
+        if len(multipliers) > 1:
+            attributes["multipliers"] = tuple(multipliers.tolist())
+        self.values[node.name] = Value(
+            name=node.name, shape=tuple(node.shape[1:]), low=0, high=x.shape[dim - 1] - 1, scale=(1.0,)
+        )
+        self.names[node.name] = node.name
+        self._emit(node, "argmax", attributes=attributes)
 
     def _max_pool(self, node: Node) -> None:
         x = self._value(node)
@@ -304,6 +393,17 @@ class _Lowering:
             return
         raise self._refuse(node, "max pooling of sums with several scales", "put it before the last layer")
 
+    def _reshape(self, node: Node, x: Value) -> None:
+        if len(x.scale) > 1:  # sums keep the scale of each element
+            x = replace(x, scale=tuple(x.scales().reshape(-1).tolist()), channel=len(node.shape) - 2)
+        self._moved(node, x, x.low, x.high, "reshape", {})
+
+    def _maximum(self, node: Node) -> None:
+        x = self._value(node)
+        if len(x.scale) > 1:
+            raise self._refuse(node, "a maximum of sums with several scales", "put it before the last layer")
+        self._moved(node, x, x.low, x.high, "max", {"dims": tuple(d - 1 for d in node.attributes["dims"])})
+
     def _moved(self, node: Node, x: Value, low: int, high: int, kind: str, attributes: Mapping[str, Any]) -> None:
         value = replace(x, name=node.name, shape=tuple(node.shape[1:]), low=low, high=high)
         self.values[node.name], self.names[node.name] = value, node.name
@@ -314,10 +414,10 @@ class _Lowering:
         if node.op == "identity" or (node.op in ("reshape", "flatten") and tuple(node.shape[1:]) == x.shape):
             self.names[node.name] = x.name
             return
-        if len(x.scale) > 1:
-            raise self._refuse(node, f"{node.op} of sums with a scale for each channel", "put a layer after it")
         if node.op in ("reshape", "flatten"):
-            self._moved(node, x, x.low, x.high, "reshape", {})
+            self._reshape(node, x)
+        elif len(x.scale) > 1:
+            raise self._refuse(node, f"{node.op} of sums with a scale for each channel", "put a layer after it")
         elif node.op == "permute":
             self._moved(node, x, x.low, x.high, "transpose", {"order": tuple(d - 1 for d in a["order"][1:])})
         elif node.op == "slice":
@@ -332,3 +432,20 @@ class _Lowering:
             self._moved(node, x, min(x.low, code), max(x.high, code), "pad", {"pads": a["pads"][1:], "code": code})
         else:
             self._moved(node, x, x.low, x.high, "upsample", {"factors": a["factors"]})
+
+
+RULES: dict[str, Callable[[_Lowering, Node], None]] = {
+    **dict.fromkeys(LAYERS, _Lowering._layer),
+    **dict.fromkeys(SUMS, _Lowering._average),
+    **dict.fromkeys(TABLES, _Lowering._function),
+    **dict.fromkeys(("add", "sub"), _Lowering._add),
+    **dict.fromkeys(
+        ("flatten", "reshape", "identity", "permute", "slice", "select", "pad", "upsample_nearest"), _Lowering._move
+    ),
+    "mul": _Lowering._multiply,
+    "concat": _Lowering._concat,
+    "max_pool": _Lowering._max_pool,
+    "amax": _Lowering._maximum,
+    "argmax": _Lowering._argmax,
+}
+"""{word: what emits its operations}."""

@@ -13,10 +13,15 @@ import torch
 Reading = tuple[str, dict[str, Any], dict[str, Any]]
 Reader = Callable[[Any, tuple[Any, ...], dict[str, Any]], Reading]
 
-POINTWISE = ("relu", "clamp", "sigmoid", "tanh", "elu", "gelu", "silu", "hard_swish", "hard_sigmoid", "leaky_relu")
-"""Functions of one value that an integer back-end can hold as a table of 256 entries."""
+POINTWISE = (
+    "relu", "clamp", "sigmoid", "tanh", "elu", "gelu", "silu", "hard_swish", "hard_sigmoid", "leaky_relu", "prelu",
+    "selu", "celu", "softplus", "mish", "log_sigmoid", "hard_shrink", "soft_shrink", "threshold",
+    "abs", "neg", "square", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p", "sin", "cos", "erf",
+    "pow_scalar", "div_scalar", "rsub_scalar",
+)  # fmt: skip
+"""Functions of one value that an integer back-end can hold as a table, or as points with lines between them."""
 
-MOVES = ("flatten", "reshape", "permute", "slice", "select", "pad", "identity", "max_pool", "upsample_nearest")
+MOVES = ("flatten", "reshape", "permute", "slice", "select", "pad", "identity", "max_pool", "upsample_nearest", "amax")
 """Operations that move or choose values without computing new ones: the grid goes through unchanged."""
 
 
@@ -97,11 +102,13 @@ def _linear(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
 
 def _batch_norm(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
     roles = {"weight": _arg(a, k, 1, "weight"), "bias": _arg(a, k, 2, "bias"), "mean": a[3], "variance": a[4]}
+    if _arg(a, k, 5, "training") and roles["mean"] is not None:
+        return "other", {}, {}  # statistics of the batch, kept for later
     return "batch_norm", roles, {"eps": _arg(a, k, 7, "eps", 1e-5)}
 
 
 def _pool(word: str, spatial: int) -> Reader:
-    def read(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
+    def read(n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
         kernel = _pair(a[1], spatial)
         stride = _arg(a, k, 2, "stride") or kernel
         attributes: dict[str, Any] = {
@@ -115,29 +122,56 @@ def _pool(word: str, spatial: int) -> Reader:
         else:
             if _arg(a, k, 6, "divisor_override") is not None:
                 return "other", {}, {}
-            attributes["ceil"] = bool(_arg(a, k, 4, "ceil_mode", False))
+            ceil = bool(_arg(a, k, 4, "ceil_mode", False))
+            attributes["ceil"] = ceil and _overhangs(
+                n.args[0].meta["val"].shape[2:], n.meta["val"].shape[2:], attributes
+            )
             attributes["count_pad"] = bool(_arg(a, k, 5, "count_include_pad", True))
         return word, {}, attributes
 
     return read
 
 
-def _adaptive(n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
-    size = tuple(n.args[0].meta["val"].shape[2:])
-    out = _pair(a[1], len(size))
-    if any(s % o for s, o in zip(size, out, strict=True)):
-        return "other", {}, {}
-    kernel = tuple(s // o for s, o in zip(size, out, strict=True))
-    pads = ((0, 0),) * len(size)
-    return "avg_pool", {}, {"kernel": kernel, "stride": kernel, "pads": pads, "ceil": False, "count_pad": True}
+def _overhangs(size: Any, out: Any, a: dict[str, Any]) -> bool:
+    """Does a window reach over the padding at the end? Only then does `ceil_mode` change what an average is."""
+    windows = zip(size, out, a["kernel"], a["stride"], a["pads"], strict=True)
+    return any((o - 1) * stride + kernel > s + before + after for s, o, kernel, stride, (before, after) in windows)
 
 
-def _mean(n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
-    rank = _rank(n)
-    dims = sorted(d % rank for d in _pair(_arg(a, k, 1, "dim") or (), 1))
-    if not dims or 0 in dims:
+def _adaptive(word: str) -> Reader:
+    def read(n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
+        shape = n.args[0].meta["val"].shape
+        out: tuple[int | None, ...] = (a[1],) if isinstance(a[1], int) else tuple(a[1])
+        size = tuple(shape[len(shape) - len(out) :])
+        if len(out) == 1 and len(shape) == 4:  # of a square
+            size, out = tuple(shape[2:]), out * 2
+        whole = tuple(s if o is None else o for s, o in zip(size, out, strict=True))
+        if any(s % o for s, o in zip(size, whole, strict=True)):
+            return "other", {}, {}
+        kernel = tuple(s // o for s, o in zip(size, whole, strict=True))
+        attributes: dict[str, Any] = {"kernel": kernel, "stride": kernel, "pads": ((0, 0),) * len(size), "ceil": False}
+        more = {"count_pad": True, "adaptive": True} if word == "avg_pool" else {"dilation": (1,) * len(size)}
+        return word, {}, attributes | more
+
+    return read
+
+
+def _reduction(word: str) -> Reader:
+    def read(n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
+        rank, dim = _rank(n), _arg(a, k, 1, "dim")
+        dims = sorted(d % rank for d in _pair(() if dim is None else dim, 1))
+        if not dims or 0 in dims or k.get("dtype") is not None:
+            return "other", {}, {}
+        return word, {}, {"dims": tuple(dims), "keepdim": bool(_arg(a, k, 2, "keepdim", False))}
+
+    return read
+
+
+def _argmax(n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
+    dim = _arg(a, k, 1, "dim")
+    if dim is None or dim % _rank(n) == 0:
         return "other", {}, {}
-    return "mean", {}, {"dims": tuple(dims), "keepdim": bool(_arg(a, k, 2, "keepdim", False))}
+    return "argmax", {}, {"dim": dim % _rank(n), "keepdim": bool(_arg(a, k, 2, "keepdim", False))}
 
 
 def _binary(word: str) -> Reader:
@@ -148,6 +182,16 @@ def _binary(word: str) -> Reader:
         if isinstance(other, (int, float)):
             return word + "_scalar", {}, {"value": float(other)}
         return word, {}, {}
+
+    return read
+
+
+def _with_number(word: str) -> Reader:
+    """A tensor and a number; of two tensors, or with a factor, "other"."""
+
+    def read(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
+        plain = isinstance(a[1], (int, float)) and k.get("rounding_mode") is None and _arg(a, k, 2, "alpha", 1) == 1
+        return (word, {}, {"value": float(a[1])}) if plain else ("other", {}, {})
 
     return read
 
@@ -230,7 +274,9 @@ def _elu(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
 
 
 def _softmax(word: str) -> Reader:
-    def read(n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
+    def read(n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
+        if _arg(a, k, 2, "dtype") is not None:
+            return "other", {}, {}
         return word, {}, {"dim": a[1] % _rank(n)}
 
     return read
@@ -239,6 +285,27 @@ def _softmax(word: str) -> Reader:
 def _layer_norm(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
     roles = {"weight": _arg(a, k, 2, "weight"), "bias": _arg(a, k, 3, "bias")}
     return "layer_norm", roles, {"dims": len(a[1]), "eps": float(_arg(a, k, 4, "eps", 1e-5))}
+
+
+def _bound(low: bool) -> Reader:  # noqa: FBT001 - which of the two
+    def read(_n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
+        return "clamp", {}, {"low": float(a[1]) if low else None, "high": None if low else float(a[1])}
+
+    return read
+
+
+def _settings(word: str, **defaults: float) -> Reader:
+    """A function of one value with numbers, in the order of the call."""
+
+    def read(_n: Any, a: tuple[Any, ...], k: dict[str, Any]) -> Reading:
+        values = {name: _arg(a, k, i, name, default) for i, (name, default) in enumerate(defaults.items(), 1)}
+        return word, {}, {name: float(value) for name, value in values.items()}
+
+    return read
+
+
+def _prelu(_n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
+    return "prelu", {"weight": a[1]}, {}
 
 
 def _plain(word: str, **fixed: Any) -> Reader:
@@ -266,16 +333,22 @@ OPERATORS: dict[str, Reader] = {
     "aten.max_pool2d.default": _pool("max_pool", 2),
     "aten.avg_pool1d.default": _pool("avg_pool", 1),
     "aten.avg_pool2d.default": _pool("avg_pool", 2),
-    "aten.adaptive_avg_pool1d.default": _adaptive,
-    "aten.adaptive_avg_pool2d.default": _adaptive,
-    "aten.mean.dim": _mean,
+    "aten.adaptive_avg_pool1d.default": _adaptive("avg_pool"),
+    "aten.adaptive_avg_pool2d.default": _adaptive("avg_pool"),
+    "aten.mean.dim": _reduction("mean"),
+    "aten.amax.default": _reduction("amax"),
+    "aten.argmax.default": _argmax,
     "aten.add.Tensor": _binary("add"),
     "aten.mul.Tensor": _binary("mul"),
     "aten.sub.Tensor": _binary("sub"),
+    "aten.div.Tensor": _with_number("div_scalar"),
+    "aten.rsub.Scalar": _with_number("rsub_scalar"),
+    "aten.pow.Tensor_Scalar": _with_number("pow_scalar"),
     "aten.cat.default": _cat,
     "aten.slice.Tensor": _slice,
     "aten.select.int": _select,
     "aten.pad.default": _pad,
+    "aten.constant_pad_nd.default": lambda n, a, k: _pad(n, (a[0], a[1], "constant", _arg(a, k, 2, "value", 0.0)), {}),
     "aten.flatten.using_ints": _reshape,
     "aten.view.default": _reshape,
     "aten.reshape.default": _reshape,
@@ -293,6 +366,8 @@ OPERATORS: dict[str, Reader] = {
     "aten.relu6.default": _plain("clamp", low=0.0, high=6.0),
     "aten.hardtanh.default": _hardtanh,
     "aten.clamp.default": _clamp,
+    "aten.clamp_min.default": _bound(low=True),
+    "aten.clamp_max.default": _bound(low=False),
     "aten.sigmoid.default": _plain("sigmoid"),
     "aten.tanh.default": _plain("tanh"),
     "aten.elu.default": _elu,
@@ -305,12 +380,46 @@ OPERATORS: dict[str, Reader] = {
         {},
         {"slope": float(_arg(a, k, 1, "negative_slope", 0.01))},
     ),
+    "aten.prelu.default": _prelu,
+    "aten.selu.default": _plain("selu"),
+    "aten.celu.default": _settings("celu", alpha=1.0),
+    "aten.softplus.default": _settings("softplus", beta=1.0, threshold=20.0),
+    "aten.mish.default": _plain("mish"),
+    "aten.log_sigmoid.default": _plain("log_sigmoid"),
+    "aten.hardshrink.default": _settings("hard_shrink", lambd=0.5),
+    "aten.softshrink.default": _settings("soft_shrink", lambd=0.5),
+    "aten.threshold.default": _settings("threshold", threshold=0.0, value=0.0),
+    **{
+        f"aten.{name}.default": _plain(name)
+        for name in (
+            "abs",
+            "neg",
+            "square",
+            "sqrt",
+            "rsqrt",
+            "reciprocal",
+            "exp",
+            "expm1",
+            "log",
+            "log1p",
+            "sin",
+            "cos",
+            "erf",
+        )
+    },
     "aten.softmax.int": _softmax("softmax"),
     "aten.log_softmax.int": _softmax("log_softmax"),
     "aten.dropout.default": _dropout,
     "aten.clone.default": _plain("identity"),
-    "aten.contiguous.default": _plain("identity"),
+    "aten.contiguous.default": _plain("identity", contiguous=True),
     "aten.alias.default": _plain("identity"),
     "aten.detach.default": _plain("identity"),
     "aten.sym_size.int": lambda _n, a, k: ("size", {}, {"dim": a[1]}),
 }
+
+FIRST: dict[str, Reader] = {
+    "aten.adaptive_max_pool1d.default": _adaptive("max_pool"),
+    "aten.adaptive_max_pool2d.default": _adaptive("max_pool"),
+    "aten.max.dim": _reduction("amax"),
+}
+"""Overloads with several results, of which the first is a value that Lilliput knows: the maximum, not its place."""

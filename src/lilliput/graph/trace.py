@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lilliput.core.artifact import Artifact
 from lilliput.core.edits import fingerprint
 from lilliput.core.errors import UnsupportedError, UsageError
-from lilliput.graph.operators import OPERATORS, functional_form, is_view
+from lilliput.graph.operators import FIRST, OPERATORS, functional_form, is_view
+from lilliput.graph.semantics import RULES
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,29 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     return _Reader(model, program).graph()
 
 
+class StoredNetwork(nn.Module):
+    """A network that is its graph: plain nested modules hold its tensors, under the names that they have in the file.
+
+    Nothing else is known of the model: its classes, and second names of tied tensors, are in its code alone.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._graph = graph
+
+    @property
+    def graph(self) -> Graph:
+        return self._graph
+
+    def forward(self, x: Tensor) -> Any:
+        return run(self._graph, self.state_dict(keep_vars=True), x)
+
+
 def graph_of(artifact: Artifact) -> Graph:
     """The graph of the artifact's module as it is now; traced once for each structure and device."""
     module = artifact.module
+    if isinstance(module, StoredNetwork):
+        return module.graph
     place = next((str(t.device) for t in module.state_dict().values()), "cpu")
     key = ("graph", fingerprint(module), repr(artifact.edits), artifact.input.shape, place)
     if key not in artifact.memo:
@@ -237,24 +258,25 @@ class _Reader:
         return result if self.form.num_leaves == len(leaves) else _bare
 
     def _node(self, n: Any) -> Node:
-        target = "getitem" if n.target is operator.getitem else str(n.target)
-        overload = functional_form(n.target)
-        word = OPERATORS.get(str(overload))
-        arguments = tuple(self._argument(a) for a in n.args)
-        keywords = {k: self._argument(v) for k, v in n.kwargs.items()}
-        op, roles, attributes = word(n, arguments, keywords) if word else ("other", {}, {})
+        of = _first_of(n)  # the call: where only the first of several results counts, the one that gives them
+        target = "getitem" if of.target is operator.getitem else str(of.target)
+        overload = functional_form(of.target)
+        word = OPERATORS.get(str(overload)) if of is n else FIRST[target]
+        arguments = tuple(self._argument(a) for a in of.args)
+        keywords = {k: self._argument(v) for k, v in of.kwargs.items()}
+        op, roles, attributes = word(of, arguments, keywords) if word else ("other", {}, {})
         own = {role: a for role, a in roles.items() if a is not None}
         names = set(self.state.values())
         if any(not isinstance(a, Ref) or a.name not in names for a in own.values()) or _has_tensor(
             (arguments, keywords)
         ):
             op, roles, own = "other", {}, {}  # a weight that is computed, or a constant that is no parameter
-        if n.target is operator.getitem:
+        if of.target is operator.getitem:
             op = "getitem"
         name, path = self._name(n, op if op != "other" else target.split(".")[1] if "." in target else target)
-        inputs = tuple(self.names[v] for v in _flat((n.args, n.kwargs)) if v in self.names)
+        inputs = tuple(self.names[v] for v in _flat((of.args, of.kwargs)) if v in self.names)
         self.names[n] = name
-        if overload is not n.target:
+        if overload is not of.target:
             self._written(n, name)
         return Node(
             name=name,
@@ -262,13 +284,13 @@ class _Reader:
             inputs=inputs,
             state={role: a.name for role, a in own.items()}
             if roles
-            else {self.state[v]: self.state[v] for v in _flat((n.args, n.kwargs)) if v in self.state},
+            else {self.state[v]: self.state[v] for v in _flat((of.args, of.kwargs)) if v in self.state},
             attributes=attributes,
             shape=_shape(n),
             module=path,
             target=target,
-            source=_source(n),
-            call=overload,
+            source=_source(of),
+            call=overload if of is n else _First(overload),
             arguments=arguments,
             keywords=keywords,
         )
@@ -327,7 +349,10 @@ def run(
 
 
 def evaluate(node: Node, values: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
-    """The float value of one node, given those of its inputs."""
+    """The float value of one node, given those of its inputs.
+
+    A word means the same everywhere (`graph.semantics`); calls without one, and those on integers, run as recorded.
+    """
 
     def resolve(a: Any) -> Any:
         if isinstance(a, Ref):
@@ -336,9 +361,21 @@ def evaluate(node: Node, values: Mapping[str, Any], state: Mapping[str, Tensor])
             return type(a)(resolve(v) for v in a)
         return a
 
+    rule = RULES.get(node.op)
+    if rule is not None:
+        found = [resolve(ref) for ref in operands(node)]
+        if node.call is None or all(x.is_floating_point() for x in found):
+            return rule(found, {role: state[name] for role, name in node.state.items()}, node.attributes)
     if node.call is None:
         raise UsageError(f"run of node {node.name!r}", "it has no recorded call", "trace the model again")
     return node.call(*(resolve(a) for a in node.arguments), **{k: resolve(v) for k, v in node.keywords.items()})
+
+
+def operands(node: Node) -> list[Ref]:
+    """What a word computes with, in order, without the tensors that have roles."""
+    if node.op == "concat":
+        return list(node.arguments[0])
+    return list(node.arguments[: 2 if node.op in ("add", "sub", "mul") else 1])
 
 
 def _without_unread(graph: Graph) -> Graph:
@@ -364,6 +401,25 @@ def _flat(value: Any) -> Iterable[Any]:
 
 def _is_tensor(n: Any) -> bool:
     return isinstance(n.meta.get("val"), Tensor)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first result of a call."""
+
+    call: Callable[..., Any]
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.call(*args, **keywords)[0]
+
+    def __str__(self) -> str:
+        return str(self.call)
+
+
+def _first_of(n: Any) -> Any:
+    """The call whose first result `n` takes, if `FIRST` knows it; else `n`."""
+    takes = n.target is operator.getitem and n.args[1] == 0 and isinstance(n.args[0], torch.fx.Node)
+    return n.args[0] if takes and str(n.args[0].target) in FIRST else n
 
 
 def _root(n: Any) -> Any:

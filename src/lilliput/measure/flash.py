@@ -13,15 +13,20 @@ Tensors that no operation reads are not there, tied tensors are there once. Code
 import math
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import CostTable, Measurement
 from lilliput.core.encoding import Encoding, Grid
+from lilliput.graph.functions import CLIPS, is_wide
 from lilliput.graph.integer import LAYERS, SUMS, TABLES, fusions
 from lilliput.graph.trace import Graph, Node
+from lilliput.ops.interpolation import POINT_BITS
 
 WIDTHS = (0, 1, 2, 4, 8, 16, 32)
 FLOAT_BITS = 32
 MULTIPLIER_BYTES = 5
+POINTS = 2**POINT_BITS + 1
 
 
 def packed_bits(bit_width: int) -> int:
@@ -59,8 +64,10 @@ def count_flash(graph: Graph, artifact: Artifact, grids: Mapping[str, Grid]) -> 
         read = {role: tensors[name] for role, name in node.state.items() if name in tensors}
         new = {role: tensor for role, tensor in read.items() if id(tensor) not in seen}
         seen.update(id(tensor) for tensor in new.values())
-        size = 0 if node.name in clips else _arithmetic_bytes(node, grids)
-        if node.op == "batch_norm":
+        size = 0 if node.name in clips else _arithmetic_bytes(node, grids, read)
+        if node.op == "prelu" and _on_grids(node, grids):
+            pass  # a table holds what it does
+        elif node.op == "batch_norm":
             size += 8 * node.shape[1] if new else 0
         else:
             for role, tensor in new.items():
@@ -83,10 +90,10 @@ def _on_grids(node: Node, grids: Mapping[str, Grid]) -> bool:
 
 def _scale_bytes(weight: Grid, *, requantized: bool) -> int:
     zero_points = weight.scale.numel() if bool(weight.zero_point.any()) else 0
-    return weight.scale.numel() * (MULTIPLIER_BYTES if requantized else 4) + zero_points
+    return weight.scale.numel() * 4 + int(requantized) + zero_points  # one shift for all channels
 
 
-def _arithmetic_bytes(node: Node, grids: Mapping[str, Grid]) -> int:
+def _arithmetic_bytes(node: Node, grids: Mapping[str, Grid], read: Mapping[str, Tensor]) -> int:
     """Constants of an operation that is not a layer."""
     if not _on_grids(node, grids):
         return 0
@@ -97,6 +104,9 @@ def _arithmetic_bytes(node: Node, grids: Mapping[str, Grid]) -> int:
     if node.op == "concat":
         return sum(MULTIPLIER_BYTES for name in node.inputs if not grids[name].same(grids[node.name]))
     if node.op in TABLES:
-        entries = 2 ** min(int(grids[node.inputs[0]].bit_width.max()), 8)
-        return entries * element_bytes(grids[node.name])
+        if is_wide(grids[node.inputs[0]]) and node.op in CLIPS:
+            return MULTIPLIER_BYTES
+        entries = POINTS if is_wide(grids[node.inputs[0]]) else 2 ** int(grids[node.inputs[0]].bit_width.max())
+        channels = read["weight"].numel() if node.op == "prelu" else 1
+        return entries * channels * element_bytes(grids[node.name])
     return 0

@@ -52,6 +52,18 @@ def quantize_multiplier(real: Tensor | float) -> tuple[Tensor, Tensor]:
     return torch.where(dead, 0, multiplier), torch.where(dead, DEAD_SHIFT, shift)
 
 
+def shared_shift(reals: Tensor) -> tuple[Tensor, Tensor]:
+    """`(multipliers, shift)` like `quantize_multiplier` for the largest of `reals`, the others to its precision.
+
+    One shift [1] serves all channels of an operation. An accumulator's product is off by at most 2^-32 of what the
+    largest multiplier would make of it.
+    """
+    value = _float64(reals)
+    largest, shift = quantize_multiplier(value.max())
+    multipliers = torch.floor(torch.ldexp(value, shift) + 0.5).to(torch.int64)
+    return torch.where(largest == 0, 0, multipliers.clamp(max=(1 << MULTIPLIER_BITS) - 1)), shift.reshape(1)
+
+
 def rounding_shift(x: Tensor, shift: Tensor | int) -> Tensor:
     """`floor(x / 2^shift + 1/2)` for int64 `x` and `shift` in 0..62; `x + 2^(shift - 1)` must fit into int64."""
     amount = torch.as_tensor(shift, dtype=torch.int64, device=x.device)

@@ -21,12 +21,13 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.target import Target
 from lilliput.core.task import Role, Task
 from lilliput.export import onnx as onnx_export
+from lilliput.export.c.plan import planned
 from lilliput.export.onnx_check import Report, check_with_runtime
+from lilliput.graph import stored
 from lilliput.graph.integer import LAYERS, runnable
 from lilliput.graph.trace import Graph, graph_of
 from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
 from lilliput.measure.macs import count_macs
-from lilliput.measure.memory import plan_memory
 from lilliput.measure.peak import peak_tensor_bytes
 from lilliput.measure.runtime import session as open_session
 
@@ -76,7 +77,7 @@ def compare(
     for name, artifact in artifacts.items():
         progress.say(f"measure {name} ...")
         column = Column(name=name, artifact=artifact)
-        data = container.dumps(artifact)
+        data = stored.dumps(artifact)
         fresh = container.loads(data).replay(copy.deepcopy(model).cpu())
         fresh.input = artifact.input
         fresh.memo = artifact.memo
@@ -86,7 +87,7 @@ def compare(
         column.evaluation = evaluator.reference(role) if unchanged else evaluator(runnable(fresh, graph), role)
         _score(column, task, columns[0].evaluation if columns else None)
         column.add(Measurement("file", len(data), "B", "counted", note=".lil"))
-        _plan(column, fresh, graph)
+        _plan(column, fresh, graph, target)
         _onnx(column, fresh, graph, task, target, folder / f"{name.replace(' ', '-')}.onnx", role)
         _in_float(column, fresh, graph, left_out.get(name))
         columns.append(column)
@@ -130,18 +131,9 @@ def _score(column: Column, task: Task, reference: Evaluation | None) -> None:
         )
 
 
-def _plan(column: Column, artifact: Artifact, graph: Graph) -> None:
-    plan = plan_memory(graph, artifact)
-    column.add(
-        Measurement(
-            "planned RAM",
-            plan.ram_bytes,
-            "B",
-            "planned",
-            note="static arena of activations; kernel scratch not included",
-        )
-    )
-    column.add(Measurement("planned flash", plan.flash_bytes, "B", "planned", note="constants; code not included"))
+def _plan(column: Column, artifact: Artifact, graph: Graph, target: Target) -> None:
+    for measurement in planned(artifact, graph, target):
+        column.add(measurement)
     table = count_macs(graph, artifact)
     peak = peak_tensor_bytes(artifact.module, artifact.input.example(1))
     column.add(

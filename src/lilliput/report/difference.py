@@ -11,7 +11,7 @@ from lilliput.core.device import device_of
 from lilliput.core.edits import Fold
 from lilliput.core.guard import FullForward
 from lilliput.core.task import Role, Task
-from lilliput.graph.integer import IntegerNet, Quantized, Value, fusions, runnable
+from lilliput.graph.integer import IntegerNet, Value, fusions, runnable
 from lilliput.graph.trace import Node, run, trace
 from lilliput.report.text import render
 
@@ -76,7 +76,7 @@ def difference(
         layer = layer_of.get(node.name, node.name)
         wanted = reference.get(node.name if node.name in layer_of else folded.get(node.name, node.name))
         if node.name not in fused and net.graph[layer].op in COMPARED and wanted is not None:
-            found = (value.decode() if isinstance(value, Quantized) else value).double().cpu()
+            found = (value if isinstance(value, Tensor) else value.decode()).double().cpu()
             if found.shape == wanted.shape:
                 sqnr[layer] = _decibels(wanted, found)
 

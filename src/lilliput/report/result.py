@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import format_quantity
 from lilliput.core.errors import UsageError
@@ -18,6 +17,7 @@ from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
 from lilliput.export.onnx_check import check_with_runtime
+from lilliput.graph import stored
 from lilliput.pipeline.recipe import Recipe
 from lilliput.report.compare import Column, agreement, onnx_target, samples_of
 from lilliput.report.text import comparison
@@ -76,8 +76,8 @@ class Result:
         return text + "".join(f"\nMISSED {v.text}" for v in self.violations)
 
     def save(self, path: str | os.PathLike[str], *, strip: bool = False) -> int:
-        """Write the `.lil` file; returns its bytes. `strip` leaves recipe and labels out."""
-        return container.save(self.artifact, path, strip=strip)
+        """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
+        return stored.save(self.artifact, path, strip=strip)
 
     def export(self, folder: str | os.PathLike[str], to: Sequence[str] = FORMATS, *, name: str = "net") -> "Export":
         """Write deployable files into `folder`."""

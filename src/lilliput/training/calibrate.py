@@ -5,7 +5,7 @@ chosen from the histogram, so memory does not grow with the data. Zero is always
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,11 @@ def observe_ranges(
     device: str | torch.device = "cpu",
     progress: Progress = SILENT,
     graph: Graph | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> dict[str, Observation]:
     """What the float network computes at these nodes of its graph, over the calibration role. `net` is not changed.
 
+    Nodes that `shared` maps to another one are observed together with it: both get what all of them compute.
     Raises `DataError` if a value is NaN or infinite, `UsageError` for a node that the graph does not have.
     """
     place = as_device(device)
@@ -77,10 +79,11 @@ def observe_ranges(
             )
     tensors = [*net.module.named_parameters(remove_duplicate=False), *net.module.named_buffers(remove_duplicate=False)]
     state = {name: t.detach().to(place) for name, t in tensors}
-    data, wanted = task.data("calibration"), set(nodes)
+    data, wanted = task.data("calibration"), {name: (shared or {}).get(name, name) for name in nodes}
+    leaders = dict.fromkeys(wanted.values())
     ends: dict[str, tuple[float, float]] = {}
-    counts = {name: torch.zeros(BINS, dtype=torch.int64, device=place) for name in nodes}
-    sums = {name: torch.zeros(BINS, dtype=torch.float64, device=place) for name in nodes}
+    counts = {name: torch.zeros(BINS, dtype=torch.int64, device=place) for name in leaders}
+    sums = {name: torch.zeros(BINS, dtype=torch.float64, device=place) for name in leaders}
 
     def widen(name: str, x: Tensor) -> None:
         low, high = (float(end) for end in torch.aminmax(x))
@@ -103,25 +106,26 @@ def observe_ranges(
             for x, y in data.batches(batch_size):
                 task.forward(watched, moved((x, y), place))
                 advance(len(x))
-    missing = [name for name in nodes if name not in ends]
+    missing = [name for name in leaders if name not in ends]
     if missing:
         raise DataError(f"calibrate {missing[0]!r}", "no values", "give calibration data with at least one sample")
-    return {
+    found = {
         name: Observation(
             low=ends[name][0],
             high=ends[name][1],
             counts=counts[name].cpu(),
             means=(sums[name] / counts[name].clamp(min=1)).cpu(),
         )
-        for name in nodes
+        for name in leaders
     }
+    return {name: found[leader] for name, leader in wanted.items()}
 
 
 class _Watched(nn.Module):
-    """Stands in for the network: runs its graph and shows the wanted values."""
+    """Stands in for the network: runs its graph and shows the wanted values, each under the name it is observed as."""
 
     def __init__(
-        self, graph: Graph, state: dict[str, Tensor], wanted: set[str], look: Callable[[str, Tensor], None]
+        self, graph: Graph, state: dict[str, Tensor], wanted: Mapping[str, str], look: Callable[[str, Tensor], None]
     ) -> None:
         super().__init__()
         self.graph, self.state, self.wanted, self.look = graph, state, wanted, look
@@ -131,7 +135,7 @@ class _Watched(nn.Module):
 
     def _visit(self, node: Node, value: Any) -> Any:
         if node.name in self.wanted and value.numel():
-            self.look(node.name, value)
+            self.look(self.wanted[node.name], value)
         return value
 
 

@@ -16,8 +16,10 @@ from lilliput.core import container
 from lilliput.core.errors import UsageError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Task
+from lilliput.data.arrays import Features
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
 from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
+from lilliput.nn.models.mlperf_tiny import DSCNN, DenseAutoencoder, MobileNetV1, TinyResNet8
 from lilliput.nn.models.plain import VGG, MojoCIFARCNN
 from lilliput.nn.models.resnet import CifarResNet
 from lilliput.training.settings import FitSettings
@@ -28,6 +30,15 @@ CIFAR_PIXELS = tasks.image_classification("cifar10", augment=tasks.flip_and_crop
 SVHN, SVHN_EXTRA = (
     tasks.image_classification(name, mean=tasks.SVHN_MEAN, std=tasks.SVHN_STD, augment=tasks.crop)
     for name in ("svhn", "svhn-extra")
+)
+KEYWORDS = tasks.own_features(
+    Features(name="speech-commands", shape=(1, 49, 10), n_labels=len(tasks.KEYWORDS)), labels=tasks.KEYWORDS
+)
+SOUNDS = tasks.own_features(Features(name="toyadmos", shape=(640,), n_labels=2, anomaly=True))
+PERSONS = tasks.own_features(
+    Features(name="visual-wake-words", shape=(3, 96, 96), n_labels=2),
+    labels=("no person", "person"),
+    augment=tasks.flip_and_crop,
 )
 DIGITS = tasks.image_classification("digits", highest=16.0, augment=tasks.small_shifts)
 
@@ -60,6 +71,7 @@ _CIFAR = FitSettings(
     keep="last",
 )
 _SVHN = replace(_CIFAR, epochs=40)  # as many steps as 60 epochs of CIFAR-10
+_TINY = FitSettings(epochs=36, batch_size=100, optimizer="adamw", learning_rate=2e-3, schedule="one_cycle", keep="last")
 _MOJO = replace(_CIFAR, epochs=60, optimizer="adamw", learning_rate=1e-3)  # no BatchNorm: 0.1 is too much
 
 
@@ -199,6 +211,38 @@ ZOO: dict[str, Entry] = {
         data="cifar10",
         training=_MOJO,
         summary="SIC's MojoCIFARCNN, five convolutions without pooling (404k)",
+    ),
+    "ds-cnn": Entry(
+        shape=(1, 49, 10),
+        model=DSCNN,
+        task=KEYWORDS,
+        data="your features, speech-commands/*.npy",
+        training=_TINY,
+        summary="MLPerf Tiny's keyword spotting, depthwise separable CNN (23.8k)",
+    ),
+    "mobilenet-025": Entry(
+        shape=(3, 96, 96),
+        model=MobileNetV1,
+        task=PERSONS,
+        data="your images, visual-wake-words/*.npy",
+        training=_TINY,
+        summary="MLPerf Tiny's person detection, MobileNetV1 with a quarter of the channels (216k)",
+    ),
+    "resnet8-mlperf": Entry(
+        shape=(3, 32, 32),
+        model=TinyResNet8,
+        task=CIFAR,
+        data="cifar10",
+        training=_CIFAR,
+        summary="MLPerf Tiny's ResNet-8, with biases and plain projections (78.2k)",
+    ),
+    "autoencoder-ad": Entry(
+        shape=(640,),
+        model=DenseAutoencoder,
+        task=SOUNDS,
+        data="your features, toyadmos/*.npy",
+        training=replace(_TINY, epochs=100, batch_size=512),
+        summary="MLPerf Tiny's machine sounds, autoencoder 640-128-8-128-640 (268k)",
     ),
 }
 

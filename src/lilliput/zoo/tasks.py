@@ -10,6 +10,7 @@ from torch import Tensor
 from lilliput.core.artifact import InputSpec
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
+from lilliput.data.arrays import Features, read_features
 from lilliput.data.augment import affine, horizontal_flip, random_crop
 from lilliput.data.load import load
 from lilliput.data.roles import by_role
@@ -19,6 +20,8 @@ SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 NORMAL_DIGIT = 3
 INK = 8
 """A pixel of the digits (0..16) belongs to the mask from this grey level up."""
+KEYWORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "silence", "unknown")
+"""In the order of MLPerf Tiny."""
 
 
 def scaled(highest: float, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> Callable[[Tensor], Tensor]:
@@ -112,3 +115,25 @@ def speech(data_root: str | Path | None = None, **_where: Any) -> Task:
     spec = InputSpec(shape=tuple(raw.train[0].shape[1:]), layout="CL", labels=raw.labels)
     roles = {role: Data(x, y) for role, (x, y) in by_role(raw).items()}
     return Task.classification(**roles, labels=raw.labels, input=spec)
+
+
+def own_features(
+    features: Features,
+    *,
+    labels: tuple[str, ...] = (),
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> Callable[..., Task]:
+    """A task factory for arrays that the user gives: classes, or normal samples and anomalies.
+
+    uint8 is taken for pixels and divided by 255; other numbers are taken as they are. Of an anomaly's recording every
+    row is judged by itself.
+    """
+
+    def make(data_root: str | Path | None = None, **_where: Any) -> Task:
+        splits = read_features(features, data_root)
+        roles = {role: Data(x, y, scaled(255.0 if x.dtype == torch.uint8 else 1.0)) for role, (x, y) in splits.items()}
+        spec = InputSpec(shape=features.shape, layout="CHW" if len(features.shape) == 3 else "C", labels=labels)
+        more: dict[str, Any] = {**roles, "input": spec, "augment": augment}
+        return Task.anomaly(**more) if features.anomaly else Task.classification(**more, labels=labels)
+
+    return make

@@ -5,7 +5,10 @@ and SysTick ticks every 40 ns, so instructions = 40 x ticks: exact to 40, and th
 instructions, not cycles: flash wait states and pipelines are not there.
 """
 
-START = """/* Made by Lilliput: start-up and semihosting for a Cortex-M4. */
+from lilliput.export.c.text import filled
+
+START = """/* @NOTE
+   Start-up and semihosting for a Cortex-M4. */
 #include <stdint.h>
 
 extern uint32_t m4_stack[], m4_data[], m4_data_end[], m4_load[], m4_bss[], m4_bss_end[];
@@ -63,7 +66,7 @@ void m4_reset(void) {
 }
 """
 
-LINK = """/* Made by Lilliput. */
+LINK = """/* @NOTE */
 MEMORY {
   FLASH (rx) : ORIGIN = 0x00000000, LENGTH = @FLASH
   RAM (rwx) : ORIGIN = 0x20000000, LENGTH = @RAM
@@ -78,7 +81,8 @@ SECTIONS {
 }
 """
 
-MAIN = """/* Made by Lilliput: golden vectors, executed instructions and stack on an emulated Cortex-M4. */
+MAIN = """/* @NOTE
+   Golden vectors, executed instructions and stack on an emulated Cortex-M4. */
 #include "../@N.h"
 #include "../@N_golden.h"
 
@@ -129,21 +133,36 @@ int main(void) {
 }
 """
 
+FLAGS = "-mcpu=cortex-m4 -mthumb -std=gnu99 -O2 -Wall -Wextra -ffreestanding -ffunction-sections -fdata-sections"
+LINKED = "-nostdlib -Wl,--gc-sections"
+MACHINE = "-M mps2-an386 -display none -monitor none -semihosting-config enable=on,target=native"
+
 MAKE = """
-# The same on an emulated Cortex-M4: needs gcc-arm-none-eabi and qemu-system-arm.
+# The same on an emulated Cortex-M4: needs gcc-arm-none-eabi and qemu-system-arm. PLAIN=1: without DSP instructions.
 ARM ?= arm-none-eabi-
-M4 = -mcpu=cortex-m4 -mthumb -std=gnu99 -O2 -Wall -Wextra -Werror -ffreestanding -ffunction-sections -fdata-sections
+PLAIN ?=
+M4 = @FLAGS -Werror $(if $(PLAIN),-D@U_PLAIN)
+ELF = emulate/@N$(if $(PLAIN),-plain).elf
+BENCH = bench/@N$(if $(PLAIN),-plain).elf
+QEMU = qemu-system-arm @MACHINE
 
-emulate/@N.elf: @N.c emulate/start.c emulate/main.c emulate/link.ld @N.h @N_golden.h
-	$(ARM)gcc $(M4) @N.c emulate/start.c emulate/main.c -nostdlib -Wl,--gc-sections -T emulate/link.ld -lgcc -o $@
+$(ELF): @N.c emulate/start.c emulate/main.c emulate/link.ld @N.h @N_golden.h
+	$(ARM)gcc $(M4) @N.c emulate/start.c emulate/main.c @LINKED -T emulate/link.ld -lgcc -o $@
 
-.PHONY: emulate size
-emulate: emulate/@N.elf
-	qemu-system-arm -M mps2-an386 -nographic -monitor none -serial null \\
-	-semihosting-config enable=on,target=native -icount shift=0 -kernel $<
+.PHONY: emulate size bench
+emulate: $(ELF)
+	$(QEMU) -serial null -icount shift=0 -kernel $<
 
-size: emulate/@N.elf
+size: $(ELF)
 	$(ARM)size $<
+
+# bench/ as a board would run it: its lines come out of the serial port into bench/uart.log.
+$(BENCH): @N.c bench/bench.c bench/bench.h bench/mps2.c emulate/start.c emulate/link.ld @N.h @N_golden.h
+	$(ARM)gcc $(M4) @N.c bench/bench.c bench/mps2.c emulate/start.c @LINKED -T emulate/link.ld -lgcc -o $@
+
+bench: $(BENCH)
+	$(QEMU) -serial file:bench/uart.log -kernel $<
+	cat bench/uart.log
 """
 
 
@@ -152,9 +171,3 @@ def files(name: str, *, flash: int = 4 << 20, ram: int = 4 << 20) -> dict[str, s
     marks = {"@FLASH": str(flash), "@RAM": str(ram), "@U": name.upper(), "@N": name}
     parts = {"emulate/start.c": START, "emulate/link.ld": LINK, "emulate/main.c": MAIN}
     return {path: filled(text, marks) for path, text in parts.items()}
-
-
-def filled(text: str, marks: dict[str, str]) -> str:
-    for mark, value in marks.items():
-        text = text.replace(mark, value)
-    return text

@@ -5,36 +5,29 @@ allocates, calls a library, or computes in floating point; integers wider than 3
 """
 
 HELPERS = """
-typedef struct {
-  int32_t planes, rows, columns;           /* of the input */
-  int32_t channels, out_rows, out_columns; /* of the output */
-  int32_t kernel_rows, kernel_columns, stride_rows, stride_columns, step_rows, step_columns;
-  int32_t top, left, groups;
-  int32_t zero;                            /* of the input */
-} @N_window_t;
-
-typedef struct {
-  const int32_t *multiplier;
-  const uint8_t *shift;
-  const int32_t *offset; /* for each channel, or 0 */
-  int32_t per_channel, zero, low, high;
-} @N_rescale_t;
-
-static int32_t @N_rescale(int64_t sum, const @N_rescale_t *r, int32_t channel) {
-  const int32_t i = r->per_channel ? channel : 0;
-  const uint8_t shift = r->shift[i];
-  int64_t v = sum * r->multiplier[i];
+/* floor(v / 2^shift + 1/2) + zero, within low..high */
+static inline int32_t @N_shifted(int64_t v, int32_t shift, int32_t zero, int32_t low, int32_t high) {
   if (shift > 0) v = (v + ((int64_t)1 << (shift - 1))) >> shift;
-  v += r->zero;
-  if (r->offset) v += r->offset[channel];
-  return (int32_t)(v < r->low ? r->low : v > r->high ? r->high : v);
+  v += zero;
+  return (int32_t)(v < low ? low : v > high ? high : v);
+}
+
+/* Sums of 32 bits; shifts above 32 need the upper half of the product only. */
+static inline int32_t @N_rescale(int32_t sum, const @N_rescale_t *r, int32_t channel) {
+  const int64_t product = (int64_t)sum * r->multiplier[r->per_channel ? channel : 0];
+  const int32_t zero = r->zero@OFFSET, low = r->low, high = r->high;
+  int32_t v;
+  if (r->shift <= 32) return @N_shifted(product, r->shift, zero, low, high);
+  v = (((int32_t)(product >> 32) + ((int32_t)1 << (r->shift - 33))) >> (r->shift - 32)) + zero;
+  return v < low ? low : v > high ? high : v;
 }
 """
+OFFSET_OF, NO_OFFSET = " + (r->offset ? r->offset[channel] : 0)", ""
 
 CONV = """
 /* `whole` is the bias less the weights times the input's zero point, for windows that lie inside; or 0. */
-static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p,
-               const int32_t *whole) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r,
+                  const @N_window_t *p, const int32_t *whole) {
   const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups, zero = p->zero;
   const int32_t size = p->rows * p->columns, kernel = p->kernel_rows * p->kernel_columns;
   const int32_t step = p->step_columns, pitch = p->step_rows * p->columns;
@@ -83,7 +76,8 @@ static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const 
 """
 
 CONV_TRANSPOSED = """
-static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, const @N_window_t *p) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r,
+                  const @N_window_t *p) {
   const int32_t planes = p->planes / p->groups, channels = p->channels / p->groups;
   for (int32_t o = 0; o < p->channels; o++) {
     const int32_t first = (o / channels) * planes;
@@ -112,7 +106,7 @@ static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const 
 """
 
 LINEAR = """
-static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, int32_t rows,
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const @N_rescale_t *r, int32_t rows,
                int32_t inputs, int32_t outputs, int32_t zero) {
   for (int32_t n = 0; n < rows; n++, x += inputs) {
     const @W *w = weight;
@@ -126,7 +120,7 @@ static void @F(const @X *x, @Y *y, const @W *weight, const int32_t *bias, const 
 """
 
 SUM_POOL = """
-static void @F(const @X *x, @Y *y, const @N_rescale_t *r, const @N_window_t *p) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @N_rescale_t *r, const @N_window_t *p) {
   for (int32_t c = 0; c < p->planes; c++, x += p->rows * p->columns) {
     for (int32_t h = 0; h < p->out_rows; h++) {
       for (int32_t v = 0; v < p->out_columns; v++) {
@@ -148,7 +142,7 @@ static void @F(const @X *x, @Y *y, const @N_rescale_t *r, const @N_window_t *p) 
 """
 
 MAX_POOL = """
-static void @F(const @X *x, @Y *y, const @N_window_t *p, int32_t least) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @N_window_t *p, int32_t least) {
   for (int32_t c = 0; c < p->planes; c++, x += p->rows * p->columns) {
     for (int32_t h = 0; h < p->out_rows; h++) {
       for (int32_t v = 0; v < p->out_columns; v++) {
@@ -170,15 +164,16 @@ static void @F(const @X *x, @Y *y, const @N_window_t *p, int32_t least) {
 """
 
 ADD = """
-static void @F(const @X *a, const @W *b, @Y *y, const @N_rescale_t *r, int64_t by_a, int64_t by_b, int32_t zero_a,
-               int32_t zero_b, int32_t count) {
+@U_KERNEL void @F(const @X *a, const @W *b, @Y *y, int32_t shift, int32_t zero, int32_t low, int32_t high, int64_t by_a,
+               int64_t by_b, int32_t zero_a, int32_t zero_b, int32_t count) {
   for (int32_t i = 0; i < count; i++)
-    y[i] = (@Y)@N_rescale(((int32_t)a[i] - zero_a) * by_a + ((int32_t)b[i] - zero_b) * by_b, r, 0);
+    y[i] = (@Y)@N_shifted(((int32_t)a[i] - zero_a) * by_a + ((int32_t)b[i] - zero_b) * by_b, shift, zero, low, high);
 }
 """
 
 MULTIPLY = """
-static void @F(const @X *a, const @W *b, @Y *y, const @N_rescale_t *r, int32_t zero_a, int32_t zero_b, int32_t count) {
+@U_KERNEL void @F(const @X *a, const @W *b, @Y *y, const @N_rescale_t *r, int32_t zero_a, int32_t zero_b,
+                  int32_t count) {
   const int32_t o = 0;
   for (int32_t i = 0; i < count; i++) {
     const int32_t sum = ((int32_t)a[i] - zero_a) * ((int32_t)b[i] - zero_b);
@@ -188,25 +183,68 @@ static void @F(const @X *a, const @W *b, @Y *y, const @N_rescale_t *r, int32_t z
 """
 
 TABLE = """
-static void @F(const @X *x, @Y *y, const @W *table, int32_t first, int32_t count) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *table, int32_t first, int32_t count) {
   for (int32_t i = 0; i < count; i++) y[i] = (@Y)table[(int32_t)x[i] - first];
+}
+"""
+
+TABLE_PER_CHANNEL = """
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *table, int32_t first, int32_t entries, int32_t blocks, int32_t channels,
+               int32_t count) {
+  for (int32_t b = 0; b < blocks; b++) {
+    const @W *row = table;
+    for (int32_t c = 0; c < channels; c++, row += entries)
+      for (int32_t i = 0; i < count; i++) *y++ = (@Y)row[(int32_t)*x++ - first];
+  }
+}
+"""
+
+INTERPOLATE = """
+/* Lines between points 2^shift codes apart; points have 16 bits, so every product has at most 31. */
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *points, int32_t first, int32_t shift, int32_t entries, int32_t blocks,
+               int32_t channels, int32_t count) {
+  const int32_t mask = ((int32_t)1 << shift) - 1, half = (int32_t)1 << shift >> 1;
+  for (int32_t b = 0; b < blocks; b++) {
+    const @W *row = points;
+    for (int32_t c = 0; c < channels; c++, row += entries)
+      for (int32_t i = 0; i < count; i++) {
+        const int32_t at = (int32_t)*x++ - first;
+        const int32_t left = row[at >> shift], right = row[(at >> shift) + 1];
+        *y++ = (@Y)(left + (((right - left) * (at & mask) + half) >> shift));
+      }
+  }
+}
+"""
+
+ARGMAX = """
+/* The lowest index of the largest; `by` makes the numbers of one row comparable, or is 0. */
+@U_KERNEL void @F(const @X *x, @Y *y, const int32_t *by, int32_t blocks, int32_t count, int32_t pitch) {
+  for (int32_t b = 0; b < blocks; b++, x += count * pitch)
+    for (int32_t v = 0; v < pitch; v++) {
+      int32_t best = 0;
+      int64_t most = 0;
+      for (int32_t i = 0; i < count; i++) {
+        const int64_t here = (int64_t)x[i * pitch + v] * (by ? by[i] : 1);
+        if (i == 0 || here > most) most = here, best = i;
+      }
+      *y++ = (@Y)best;
+    }
 }
 """
 
 COPY = """
 /* Each output from the input at a sum of steps along four dimensions; outside of it, `code`. */
-static void @F(const @X *x, @Y *y, const int32_t *size, const int32_t *from, const int32_t *step, const int32_t *limit,
-               const int32_t *stride, const int32_t *divide, int32_t code) {
-  for (int32_t a = 0; a < size[0]; a++)
-    for (int32_t b = 0; b < size[1]; b++)
-      for (int32_t c = 0; c < size[2]; c++)
-        for (int32_t d = 0; d < size[3]; d++) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @N_walk_t *p, int32_t code) {
+  for (int32_t a = 0; a < p->size[0]; a++)
+    for (int32_t b = 0; b < p->size[1]; b++)
+      for (int32_t c = 0; c < p->size[2]; c++)
+        for (int32_t d = 0; d < p->size[3]; d++) {
           const int32_t at[4] = {a, b, c, d};
           int32_t place = 0, inside = 1;
           for (int32_t k = 0; k < 4; k++) {
-            const int32_t i = from[k] + at[k] * step[k] / divide[k];
-            if (i < 0 || i >= limit[k]) inside = 0;
-            place += i * stride[k];
+            const int32_t i = p->from[k] + at[k] * p->step[k] / p->divide[k];
+            if (i < 0 || i >= p->limit[k]) inside = 0;
+            place += i * p->stride[k];
           }
           *y++ = (@Y)(inside ? (int32_t)x[place] : code);
         }
@@ -214,21 +252,25 @@ static void @F(const @X *x, @Y *y, const int32_t *size, const int32_t *from, con
 """
 
 JOIN = """
-static void @F(const @X *x, @Y *y, const @N_rescale_t *r, int32_t zero, int32_t blocks, int32_t count, int32_t pitch) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @N_rescale_t *r, int32_t zero, int32_t blocks, int32_t count,
+                  int32_t pitch) {
   for (int32_t n = 0; n < blocks; n++, y += pitch)
     for (int32_t i = 0; i < count; i++) y[i] = (@Y)@N_rescale((int32_t)*x++ - zero, r, 0);
 }
 """
 
 KERNELS = {
-    "conv": CONV,
+    "direct_conv": CONV,
     "conv_transposed": CONV_TRANSPOSED,
-    "linear": LINEAR,
+    "direct_linear": LINEAR,
     "sum_pool": SUM_POOL,
     "max_pool": MAX_POOL,
     "add": ADD,
     "mul": MULTIPLY,
     "table": TABLE,
+    "table_per_channel": TABLE_PER_CHANNEL,
+    "interpolate": INTERPOLATE,
+    "argmax": ARGMAX,
     "copy": COPY,
     "join": JOIN,
 }

@@ -1,32 +1,19 @@
-"""A folder of C99 that builds by itself: the network, a Makefile, and a test against golden vectors."""
+"""A folder of C99 that builds by itself: the network, a Makefile, tests, an example and a bench for boards."""
 
-from collections.abc import Iterable
+import os
 from pathlib import Path
 
-import numpy as np
-
-from lilliput.core.files import write_atomically
+from lilliput.core.errors import UsageError
+from lilliput.core.files import explained, write_atomically
 from lilliput.core.program import Program
-from lilliput.export.c import emulate
-from lilliput.export.c.writer import PER_LINE, Writer
-from lilliput.graph.interpreter import run
+from lilliput.export.c import bench, emulate, guide
+from lilliput.export.c.golden import Golden
+from lilliput.export.c.interface import Interface
+from lilliput.export.c.text import MARK, filled
+from lilliput.export.c.writer import Writer
 
-RANDOM_VECTORS = 8
-
-GOLDEN = """/* Made by Lilliput: inputs, and what the network makes of them. */
-#ifndef @U_GOLDEN_H
-#define @U_GOLDEN_H
-#include "@N.h"
-
-#define @N_golden_count @COUNT
-static const @N_in_t @N_golden_inputs[@COUNT][@U_INPUTS] = {
-@INPUTS};
-static const @N_out_t @N_golden_outputs[@COUNT][@U_OUTPUTS] = {
-@OUTPUTS};
-#endif
-"""
-
-TEST = """/* Made by Lilliput: the network on golden vectors; exit code 0 if every output is equal. */
+TEST = """/* @NOTE
+   The network on golden vectors; exit code 0 if every output is equal. */
 #include "@N_golden.h"
 #include <stdio.h>
 
@@ -42,29 +29,26 @@ int main(void) {
 }
 """
 
-MAKE = """# Made by Lilliput. `make test` builds the network for this machine and runs it on golden vectors.
+MAKE = """# @NOTE
+# `make test` builds the network for this machine and runs it on golden vectors.
 CC ?= cc
 CFLAGS ?= -std=c99 -O2 -Wall -Wextra -Werror
 
 @N_test: @N.c @N_test.c @N.h @N_golden.h
 	$(CC) $(CFLAGS) @N.c @N_test.c -o $@
 
-.PHONY: test clean
+@N_example: @N.c @N_io.c @N_example.c @N.h
+	$(CC) $(CFLAGS) @N.c @N_io.c @N_example.c -lm -o $@
+
+.PHONY: test example clean
 test: @N_test
 	./@N_test
 
+example: @N_example
+
 clean:
-	rm -f @N_test emulate/@N.elf
+	rm -f @N_test @N_example emulate/@N.elf emulate/@N-plain.elf bench/@N.elf bench/@N-plain.elf bench/uart.log
 """
-
-
-def golden(program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """Input codes and what the interpreter makes of them: both ends of the range, zero, and seeded noise."""
-    value = program.values[program.input]
-    ends = [np.full(value.shape, end) for end in (value.low, value.high, value.zero_point)]
-    noise = np.random.default_rng(0).integers(value.low, value.high + 1, (RANDOM_VECTORS, *value.shape))
-    codes = np.concatenate([np.stack(ends), noise])
-    return codes, run(program, codes)[0]
 
 
 def write(
@@ -72,37 +56,52 @@ def write(
     folder: Path,
     *,
     name: str = "net",
-    labels: Iterable[str] = (),
+    interface: Interface | None = None,
     flash: int | None = None,
     ram: int | None = None,
 ) -> list[Path]:
     """Write the files into `folder`, which exists; gives their paths. Raises `ExportError` and `UsageError`.
 
-    The emulated image is linked for `flash` and `ram` bytes, those of the emulated board if not given.
+    The emulated image is linked for `flash` and `ram` bytes, those of the emulated board if not given. Nothing is
+    written where a file of one of the names was made by somebody else.
     """
     limits = {key: value for key, value in (("flash", flash), ("ram", ram)) if value is not None}
-    files = dict(Writer(program, name).files(labels))
-    codes, results = golden(program)
+    interface = interface or Interface()
+    writer = Writer(program, name)
     marks = {
-        "@COUNT": str(len(codes)),
-        "@INPUTS": _rows(codes),
-        "@OUTPUTS": _rows(results),
+        "@FLAGS": emulate.FLAGS,
+        "@LINKED": emulate.LINKED,
+        "@MACHINE": emulate.MACHINE,
         "@U": name.upper(),
         "@N": name,
     }
-    files[f"{name}_golden.h"] = emulate.filled(GOLDEN, marks)
-    files[f"{name}_test.c"] = emulate.filled(TEST, marks)
-    files["Makefile"] = emulate.filled(MAKE + emulate.MAKE, marks)
-    files |= emulate.files(name, **limits)
-    (folder / "emulate").mkdir(exist_ok=True)
+    files = {
+        **writer.files(interface),
+        f"{name}_golden.h": Golden.of(program, name).header(),
+        f"{name}_test.c": filled(TEST, marks),
+        **guide.files(program, name, writer.arena, interface),
+        "Makefile": filled(MAKE + emulate.MAKE, marks),
+        **emulate.files(name, **limits),
+        **bench.files(name),
+    }
+    for file in files:
+        _check_free(folder, file)
     for file, text in files.items():
         write_atomically(folder / file, text.encode())
     return [folder / file for file in files]
 
 
-def _rows(values: np.ndarray) -> str:
-    lines: list[str] = []
-    for row in values.reshape(len(values), -1).tolist():
-        parts = [", ".join(map(str, row[i : i + PER_LINE])) for i in range(0, len(row), PER_LINE)]
-        lines.append("  {" + ",\n   ".join(parts) + "},\n")
-    return "".join(lines)
+def _check_free(folder: Path, file: str) -> None:
+    """Raises `UsageError` if what stands at this place is not an earlier export."""
+    path, do = folder / file, "move it away, or choose another folder; nothing was changed"
+    if path.parent != folder and path.parent.exists() and not path.parent.is_dir():
+        raise UsageError(f"write {path.parent}", "a file has this name", do)
+    with explained(f"write {path}", do):
+        if not os.path.lexists(path):
+            return
+        if not path.is_file():
+            raise UsageError(f"write {path}", "something that is no file has this name", do)
+        with path.open("rb") as old:
+            ours = MARK.encode() in old.read(100_000)
+    if not ours:
+        raise UsageError(f"write {path}", "a file of this name is there that Lilliput has not made", do)

@@ -1,29 +1,41 @@
 """An integer program as C99: `net.h`, `net.c` (no float, no library, no allocation) and `net_io.c` (floats in and out).
 
-The arena is packed by liveness (`measure.memory.place`); input and output belong to the caller. All names begin with
-a prefix, so that several networks link into one firmware.
+The arena is packed by liveness (`measure.memory.place`); input and output have a place in it, or are
+the caller's. All names begin with a prefix, so that several networks link into one firmware.
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lilliput.core.errors import ExportError, UsageError
-from lilliput.core.program import LARGEST_SUM, Ints, Operation, Program, Rescale, Value
-from lilliput.export.c.kernels import HELPERS, KERNELS
+from lilliput.core.program import LARGEST_SUM, Ints, Operation, Program, Value
+from lilliput.export.c import products as product_kernels
+from lilliput.export.c.emulate import filled
+from lilliput.export.c.interface import Interface, c_type
+from lilliput.export.c.interface import files as interface_files
+from lilliput.export.c.kernels import HELPERS, KERNELS, NO_OFFSET, OFFSET_OF
+from lilliput.export.c.products import (
+    CONV,
+    EXPAND,
+    GATHER,
+    LINEAR,
+    WORD,
+    Rows,
+    pack,
+    products,
+    scratch_bytes,
+    with_form,
+)
+from lilliput.export.c.tables import MOST_DIMENSIONS, Tables
+from lilliput.export.c.text import NOTE
 from lilliput.measure.memory import Buffer, place
 
 LAYERS = ("conv", "conv_transposed", "linear")
 SHARED = ("reshape",)
-PER_LINE = 20
-MOST_DIMENSIONS = 4
-
-
-def c_type(value: Value) -> str:
-    return f"{'' if value.signed else 'u'}int{value.bits}_t" if value.bits < 32 else "int32_t"
 
 
 def word(values: Ints) -> str:
@@ -41,36 +53,57 @@ class Writer:
         if len(program.outputs) != 1:
             raise ExportError("export to C", f"{len(program.outputs)} outputs", "give the network one output")
         self.program, self.name = program, name
-        self.tables: list[str] = []
-        self.kernels: dict[tuple[str, ...], str] = {}
-        self.bodies: list[str] = []
+        self.tables = Tables(name, program)
+        self.bodies: dict[str, str] = {}
+        self.keys: dict[str, str] = {}  # what each kernel is, whatever its types: see `kernel_sizes`
         self.calls: list[str] = []
-        self.known: dict[str, str] = {}
         self.home = {v: v for v in program.values}
         for operation in program:
             if operation.kind in SHARED:
                 self.home[operation.output] = self.home[operation.inputs[0]]
+        self.rows = {i: rows for i, o in enumerate(program) if (rows := self._packed(o)) is not None}
         self.offsets, self.arena = self._arena()
         for i, operation in enumerate(program):
             self._call(i, operation)
 
+    def _packed(self, o: Operation) -> Rows | None:
+        """The rows of a layer for the kernels of `products`; None for other operations and for depthwise layers."""
+        if o.kind not in ("conv", "linear") or o.weight is None:
+            return None
+        x, weight = self.program.values[o.inputs[0]], self.program.tensors[o.weight]
+        if o.kind == "conv" and o.attributes["groups"] == len(weight):
+            return None
+        groups = o.attributes["groups"] if o.kind == "conv" else 1
+        return pack(weight.reshape(len(weight), -1), groups, x.low - x.zero_point, x.high - x.zero_point)
+
+    def _scratch(self, o: Operation, rows: Rows) -> int:
+        """Bytes of the patches of a layer."""
+        y = self.program.values[o.output]
+        return scratch_bytes(rows.form, math.prod(self.program.tensors[o.weight or ""].shape[1:]), _pixels(o, y))
+
     def _arena(self) -> tuple[dict[str, int], int]:
-        """Offsets of the values that are neither input nor output."""
+        """Offsets of all values and patches. Input and output have their place too, for callers without their own."""
         program = self.program
-        ends = {self.home[program.input], self.home[program.outputs[0]]}
-        first: dict[str, int] = {}
+        first: dict[str, int] = {self.home[program.input]: 0}
         last: dict[str, int] = {}
         for step, o in enumerate(program.operations):
             for name in (*o.inputs, o.output):
                 first.setdefault(self.home[name], step)
                 last[self.home[name]] = step
+        last[self.home[program.outputs[0]]] = len(program.operations)
         buffers: list[Buffer] = []
         for name, begin in first.items():
-            if name not in ends:
-                size = -(-math.prod(program.values[name].shape) * program.values[name].bits // 8 // 4) * 4
-                buffers.append(Buffer(values=(name,), size=size, first=begin, last=last[name]))
+            size = _words(math.prod(program.values[name].shape) * program.values[name].bits // 8)
+            buffers.append(Buffer(values=(name,), size=size, first=begin, last=last.get(name, begin)))
+        for step, rows in self.rows.items():
+            size = _words(self._scratch(program.operations[step], rows))
+            buffers.append(Buffer(values=(_patch(step),), size=size, first=step, last=step))
         placed = place(buffers)
         return {b.values[0]: b.offset for b in placed}, max((b.end for b in placed), default=0)
+
+    def _home(self, name: str) -> int:
+        """Where a value begins in the arena, in words."""
+        return self.offsets[self.home[name]] // 4
 
     def _place(self, name: str, *, output: bool = False) -> str:
         home, value = self.home[name], self.program.values[name]
@@ -79,31 +112,7 @@ class Writer:
         if home == self.home[self.program.input]:
             return "in"
         kind = c_type(value)
-        return f"({'' if output else 'const '}{kind} *)(arena + {self.offsets[home] // 4})"
-
-    def _table(self, values: Ints, kind: str, role: str, key: str = "") -> str:
-        """A constant array; the same key gives the same array."""
-        if key in self.known:
-            return self.known[key]
-        name = f"{self.name}_{role}{len(self.tables)}"
-        flat = [str(v) for v in np.asarray(values).reshape(-1).tolist()]
-        lines = [", ".join(flat[i : i + PER_LINE]) for i in range(0, len(flat), PER_LINE)]
-        self.tables.append(f"static const {kind} {name}[{len(flat)}] = {{\n  " + ",\n  ".join(lines) + "};\n")
-        if key:
-            self.known[key] = name
-        return name
-
-    def _rescale(self, r: Rescale) -> str:
-        multiplier = self._table(r.multiplier, "int32_t", "m")
-        shift = self._table(r.shift, "uint8_t", "s")
-        name = f"{self.name}_r{len(self.tables)}"
-        several = int(len(r.multiplier) > 1)
-        offset = "0" if r.offset is None else self._table(r.offset, "int32_t", "o")
-        self.tables.append(
-            f"static const {self.name}_rescale_t {name} = "
-            f"{{{multiplier}, {shift}, {offset}, {several}, {r.zero_point}, {r.low}, {r.high}}};\n"
-        )
-        return f"&{name}"
+        return f"({'' if output else 'const '}{kind} *)(arena + {self._home(name)})"
 
     def _window(self, o: Operation) -> str:
         x, y, a = self.program.values[o.inputs[0]], self.program.values[o.output], o.attributes
@@ -116,23 +125,18 @@ class Writer:
             x.shape[0], rows, columns, y.shape[0], out_rows, out_columns, *kernel, *stride, *dilation,
             top, left, a.get("groups", 1), x.zero_point,
         )  # fmt: skip
-        return self._window_of(fields)
+        return self.tables.window(fields)
 
     def _kernel(self, kind: str, x: str, y: str, w: str = "int8_t", *, rescaled: bool = True) -> str:
-        key = (kind, x, y, w, str(rescaled))
-        if key not in self.kernels:
-            short = "_".join(t.removesuffix("_t") for t in (x, y, w))
-            self.kernels[key] = function = f"{self.name}_{kind}_{short}{'' if rescaled else '_sums'}"
-            finish = f"{self.name}_rescale(sum, r, o)" if rescaled else "sum"
-            text = KERNELS[kind]
-            if kind == "sum_pool":
-                finish = finish.replace("r, o", "r, 0")
-            for mark, value in (("@F", function), ("@X", x), ("@Y", y), ("@W", w), ("@N", self.name)):
-                text = text.replace("@FINISH", finish).replace(mark, value)
-            if not rescaled:
-                text = text.replace("{\n", "{\n  (void)r;\n", 1)
-            self.bodies.append(text)
-        return self.kernels[key]
+        """The name of the kernel of an operation for these types."""
+        short = "_".join(t.removesuffix("_t") for t in (kind, x, y, w))
+        function = f"{self.name}_{short}{'' if rescaled else '_sums'}"
+        channel = "0" if kind == "sum_pool" else "o"
+        text = KERNELS[kind].replace("@FINISH", f"{self.name}_rescale(sum, r, {channel})" if rescaled else "sum")
+        if not rescaled:
+            text = text.replace("{\n", "{\n  (void)r;\n", 1)
+        self._body(function, text, {"@X": x, "@Y": y, "@W": w}, kind if rescaled else f"{kind} sums")
+        return function
 
     def _call(self, index: int, o: Operation) -> None:
         x, y = self.program.values[o.inputs[0]], self.program.values[o.output]
@@ -142,27 +146,78 @@ class Writer:
             if self.home[self.program.input] == self.home[self.program.outputs[0]]:
                 raise ExportError("export to C", "an output that is the input", "give the network a layer")
         elif o.kind in LAYERS:
-            self._layer(o, x, y, source, target)
-        elif o.kind in ("sum_pool", "max_pool", "sum"):
+            self._layer(index, o, x, y, source, target)
+        elif o.kind in ("sum_pool", "max_pool", "sum", "max"):
             self._pool(o, x, y, source, target)
         elif o.kind in ("add", "mul"):
             self._pointwise(o, x, y, source, target)
-        elif o.kind == "table" and o.table is not None:
-            kind = "int8_t" if word(o.table) == "int8_t" else "int16_t"
-            function = self._kernel("table", c_type(x), c_type(y), kind)
-            numbers = f"{o.attributes['first']}, {math.prod(y.shape)}"
-            self.calls.append(f"  {function}({source}, {target}, {self._table(o.table, kind, 't')}, {numbers});")
+        elif o.kind in ("table", "interpolate") and o.table is not None:
+            self._function(o, o.table, x, y, source, target)
+        elif o.kind == "rescale":
+            function = self._kernel("join", c_type(x), c_type(y))
+            numbers = f"{x.zero_point}, 1, {math.prod(y.shape)}, 0"
+            self.calls.append(f"  {function}({source}, {target}, {self.tables.rescale(o.rescale[0])}, {numbers});")
+        elif o.kind == "argmax":
+            by, dim = o.attributes.get("multipliers"), o.attributes["dim"]
+            factors = "0" if by is None else self.tables.array(np.array(by), "int32_t", "m")
+            sizes = f"{math.prod(x.shape[:dim])}, {x.shape[dim]}, {math.prod(x.shape[dim + 1 :])}"
+            self.calls.append(
+                f"  {self._kernel('argmax', c_type(x), c_type(y))}({source}, {target}, {factors}, {sizes});"
+            )
         elif o.kind == "concat":
             self._concat(o, y, target)
         else:
             self._copy(o, x, y, source, target)
 
-    def _layer(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
+    def _layer(self, index: int, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
+        rows = self.rows.get(index)
+        if rows is None:
+            self._direct(o, x, y, source, target)
+            return
+        bias = self.tables.bias(None if o.bias is None else self.program.tensors[o.bias])
+        rescale = self.tables.rescale(o.rescale[0]) if o.rescale else "0"
+        weight = self.tables.array(rows.data, WORD[rows.form], "w", aligned=True)
+        function = self._products(o.kind, c_type(x), c_type(y), rows.form, _pixels(o, y), rescaled=bool(o.rescale))
+        last = f"{math.prod(x.shape[:-1])}, {x.shape[-1]}, {y.shape[-1]}, {x.zero_point}"
+        if o.kind == "conv":
+            last = self._window(o)
+        patch = f"(int16_t *)(arena + {self.offsets[_patch(index)] // 4})"
+        book = "" if rows.book is None else ", " + self.tables.array(rows.book, "int16_t", "c")
+        self.calls.append(f"  {function}({source}, {target}, {weight}, {bias}, {rescale}, {last}, {patch}{book});")
+
+    def _products(self, kind: str, x: str, y: str, form: str, pixels: int, *, rescaled: bool) -> str:
+        """The name of the kernel of a layer, which calls one that gathers its inputs and one that multiplies."""
+        few = min(pixels, 2)
+        short = (kind, x.removesuffix("_t"), y.removesuffix("_t"), form, *([] if few > 1 else ["one"]))
+        end = "" if rescaled else "_sums"
+        function = f"{self.name}_{'_'.join(short)}{end}"
+        gather = f"{self.name}_{'gather' if kind == 'conv' else 'expand'}_{short[1]}"
+        multiply = f"{self.name}_products_{'_'.join(short[2:])}{end}"
+        form_of = " ".join((*short[3:], *([] if rescaled else ["sums"])))
+        self._body(gather, GATHER if kind == "conv" else EXPAND, {"@X": x}, "gather" if kind == "conv" else "expand")
+        finish = f"{self.name}_rescale(\\1, r, \\2)" if rescaled else "\\1"
+        text = re.sub(r"@FINISH\((\w+), r, (\w+)\)", finish, products(form, few))
+        self._body(
+            multiply, text if rescaled else text.replace("{\n", "{\n  (void)r;\n", 1), {"@Y": y}, f"products {form_of}"
+        )
+        text = with_form(CONV if kind == "conv" else LINEAR, form)
+        self._body(function, text, {"@G": gather, "@P": multiply, "@X": x, "@Y": y}, f"{kind} {form_of}")
+        return function
+
+    def _body(self, function: str, text: str, marks: Mapping[str, str], key: str) -> None:
+        """Adds a kernel, once."""
+        self.keys[function] = key
+        marks = {"@F": function, **marks, "@U": self.name.upper(), "@N": self.name}
+        self.bodies.setdefault(function, filled(text, marks))
+
+    def _direct(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
+        """Without patches: transposed and depthwise layers, and numbers that do not fit into 16 bits."""
         w = self.program.tensors[o.weight or ""]
-        weight = self._table(w, word(w), "w", key=f"w {o.weight}")
-        bias = "0" if o.bias is None else self._table(self.program.tensors[o.bias], "int32_t", "b", key=f"b {o.bias}")
-        rescale = self._rescale(o.rescale[0]) if o.rescale else "0"
-        function = self._kernel(o.kind, c_type(x), c_type(y), word(w), rescaled=bool(o.rescale))
+        weight = self.tables.array(w, word(w), "w")
+        bias = "0" if o.bias is None else self.tables.array(self.program.tensors[o.bias], "int32_t", "b")
+        rescale = self.tables.rescale(o.rescale[0]) if o.rescale else "0"
+        kind = o.kind if o.kind == "conv_transposed" else f"direct_{o.kind}"
+        function = self._kernel(kind, c_type(x), c_type(y), word(w), rescaled=bool(o.rescale))
         last = f"{math.prod(x.shape[:-1])}, {x.shape[-1]}, {y.shape[-1]}, {x.zero_point}"
         if o.kind != "linear":
             last = self._window(o)
@@ -176,29 +231,46 @@ class Writer:
         bias = self.program.tensors[o.bias] if o.bias else np.zeros(len(w), np.int64)
         whole = bias - x.zero_point * rows.sum(1)
         reach = max(abs(x.low), abs(x.high)) * np.abs(rows).sum(1) + np.abs(whole)
-        return self._table(whole, "int32_t", "z") if reach.max() <= LARGEST_SUM else "0"
+        return self.tables.array(whole, "int32_t", "z") if reach.max() <= LARGEST_SUM else "0"
+
+    def _function(self, o: Operation, entries: Ints, x: Value, y: Value, source: str, target: str) -> None:
+        """A table or points, one for all or one for each channel."""
+        kind, channel = _code_word(entries), o.attributes.get("channel")
+        values = [o.attributes["first"]]
+        if channel is None:
+            outer, rest = (1, 1), math.prod(y.shape)
+        else:
+            outer, rest = (math.prod(y.shape[:channel]), y.shape[channel]), math.prod(y.shape[channel + 1 :])
+        if o.kind == "interpolate":
+            values += [o.attributes["shift"], entries.shape[-1], *outer]
+        elif channel is not None:
+            values += [entries.shape[-1], *outer]
+        name = "table_per_channel" if o.kind == "table" and channel is not None else o.kind
+        function = self._kernel(name, c_type(x), c_type(y), kind)
+        numbers = ", ".join(map(str, (*values, rest)))
+        self.calls.append(f"  {function}({source}, {target}, {self.tables.array(entries, kind, 't')}, {numbers});")
 
     def _pool(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
-        if o.kind == "max_pool":
+        window = self._window(o) if o.kind in ("sum_pool", "max_pool") else self._whole(o, x)
+        if o.kind in ("max_pool", "max"):
             function = self._kernel("max_pool", c_type(x), c_type(y))
-            self.calls.append(f"  {function}({source}, {target}, {self._window(o)}, {x.low});")
+            self.calls.append(f"  {function}({source}, {target}, {window}, {x.low});")
             return
-        window = self._window(o) if o.kind == "sum_pool" else self._whole(o, x)
         function = self._kernel("sum_pool", c_type(x), c_type(y))
-        self.calls.append(f"  {function}({source}, {target}, {self._rescale(o.rescale[0])}, {window});")
+        self.calls.append(f"  {function}({source}, {target}, {self.tables.rescale(o.rescale[0])}, {window});")
 
     def _whole(self, o: Operation, x: Value) -> str:
-        """Sums over the last dimensions are pools of whole planes; others are refused."""
+        """A sum or maximum over neighbouring dimensions is a pool of columns; over others it is refused."""
         dims = sorted(o.attributes["dims"])
-        if dims != list(range(dims[0], len(x.shape))):
-            raise ExportError("export to C", f"a sum over dimensions {tuple(dims)}", "average over the last dimensions")
-        planes, size = math.prod(x.shape[: dims[0]]), math.prod(x.shape[dims[0] :])
-        return self._window_of((planes, 1, size, planes, 1, 1, 1, size, 1, 1, 1, 1, 0, 0, 1, x.zero_point))
-
-    def _window_of(self, fields: tuple[int, ...]) -> str:
-        name = f"{self.name}_p{len(self.tables)}"
-        self.tables.append(f"static const {self.name}_window_t {name} = {{{', '.join(map(str, fields))}}};\n")
-        return f"&{name}"
+        if dims != list(range(dims[0], dims[-1] + 1)):
+            found = f"a {o.kind} over dimensions {tuple(dims)}"
+            raise ExportError(f"export {o.output!r} to C", found, "reduce neighbouring dimensions at once")
+        planes, size, columns = (
+            math.prod(x.shape[a:b]) for a, b in ((0, dims[0]), (dims[0], dims[-1] + 1), (dims[-1] + 1, None))
+        )
+        return self.tables.window(
+            (planes, size, columns, planes, 1, columns, size, 1, 1, 1, 1, 1, 0, 0, 1, x.zero_point)
+        )
 
     def _pointwise(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
         other = self.program.values[o.inputs[1]]
@@ -206,7 +278,11 @@ class Writer:
             raise ExportError(f"export {o.output!r} to C", f"shapes {x.shape} and {other.shape}", "give both one shape")
         second = self._place(o.inputs[1])
         function = self._kernel(o.kind, c_type(x), c_type(y), c_type(other), rescaled=bool(o.rescale))
-        rescale = self._rescale(o.rescale[0]) if o.rescale else "0"
+        if o.kind == "add":
+            (r,) = o.rescale
+            rescale = f"{r.shift[0]}, {r.zero_point}, {r.low}, {r.high}"
+        else:
+            rescale = self.tables.rescale(o.rescale[0]) if o.rescale else "0"
         factors = "".join(f"{m}, " for m in o.attributes["multipliers"]) if o.kind == "add" else ""
         numbers = f"{factors}{x.zero_point}, {other.zero_point}, {math.prod(y.shape)}"
         self.calls.append(f"  {function}({source}, {second}, {target}, {rescale}, {numbers});")
@@ -220,7 +296,7 @@ class Writer:
             function = self._kernel("join", c_type(part), c_type(y))
             numbers = f"{part.zero_point}, {blocks}, {size}, {pitch}"
             self.calls.append(
-                f"  {function}({self._place(name)}, {target} + {at}, {self._rescale(rescale)}, {numbers});"
+                f"  {function}({self._place(name)}, {target} + {at}, {self.tables.rescale(rescale)}, {numbers});"
             )
             at += size
 
@@ -247,73 +323,52 @@ class Writer:
         extra = MOST_DIMENSIONS - rank
         filled = ((size, 1), (start, 0), (step, 1), (limit, 1), (strides, 0), (divide, 1))
         rows = [[fill] * extra + row for row, fill in filled]
-        names = [self._table(np.array(row), "int32_t", "d") for row in rows]
+        size, start, step, limit, strides, divide = rows
+        walk = self.tables.walk(strides, (size, start, step, limit, divide))
         function = self._kernel("copy", c_type(x), c_type(y))
-        self.calls.append(f"  {function}({source}, {target}, {', '.join(names)}, {code});")
+        self.calls.append(f"  {function}({source}, {target}, {walk}, {code});")
 
-    def files(self, labels: Iterable[str] = ()) -> Mapping[str, str]:
+    def files(self, interface: Interface | None = None) -> Mapping[str, str]:
         """{file name: text}."""
-        n, program = self.name, self.program
-        x, y = program.values[program.input], program.values[program.outputs[0]]
-        upper = n.upper()
-        scales = [repr(float(np.float32(s))) + "f" for s in y.scale]
-        header = f"""/* Made by Lilliput. The code is yours: no licence of Lilliput applies to it. */
-#ifndef {upper}_H
-#define {upper}_H
-#include <stdint.h>
-
-typedef {c_type(x)} {n}_in_t;
-typedef {c_type(y)} {n}_out_t;
-
-#define {upper}_INPUTS {math.prod(x.shape)} /* {" x ".join(map(str, x.shape))} */
-#define {upper}_OUTPUTS {math.prod(y.shape)} /* {" x ".join(map(str, y.shape))} */
-#define {upper}_ARENA_BYTES {self.arena}
-
-/* One sample. Integers only; the arena is static: not for two threads at once. */
-void {n}_run(const {n}_in_t *in, {n}_out_t *out);
-
-/* {n}_io.c, for those who have floats. */
-void {n}_quantize_input(const float *x, {n}_in_t *in);
-void {n}_dequantize_output(const {n}_out_t *out, float *y);
-extern const char *const {n}_labels[];
-extern const int {n}_label_count;
-#endif
-"""
-        used = "\n".join(self.bodies)
-        helpers = HELPERS.replace("@N", n)
+        n, upper = self.name, self.name.upper()
+        used = "\n".join(self.bodies.values())
+        channel = OFFSET_OF if self.tables.offsets else NO_OFFSET
+        helpers = product_kernels.HELPERS + self.tables.types + HELPERS.replace("@OFFSET", channel)
+        helpers = filled(helpers, {"@U": upper, "@N": n})
         body = "\n".join(self.calls)
-        arena = f"static int32_t arena[{max(1, self.arena // 4)}];\n" if self.arena else ""
+        arena = f"static int32_t arena[{max(1, self.arena // 4)}];\n"
+        for role, name in (("in", "input"), ("out", "output")):
+            home = self._home(self.program.input if role == "in" else self.program.outputs[0])
+            arena += f"{n}_{role}_t *{n}_{name}(void) {{ return ({n}_{role}_t *)(arena + {home}); }}\n"
         code = (
-            f'/* Made by Lilliput. */\n#include "{n}.h"\n{helpers}\n{used}\n' + "".join(self.tables) + f"\n{arena}\n"
+            f'/* {NOTE} */\n#include "{n}.h"\n{helpers}\n{used}\n' + "".join(self.tables.texts) + f"\n{arena}\n"
             f"void {n}_run(const {n}_in_t *in, {n}_out_t *out) {{\n{body}\n}}\n"
         )
-        per = math.prod(y.shape[y.channel + 1 :]) if len(scales) > 1 else 1
-        at = f"i / {per} % {len(scales)}" if len(scales) > 1 else "0"
-        words = [_string(label) for label in labels]
-        low, high = x.low, x.high
-        io = f"""/* Made by Lilliput. */
-#include "{n}.h"
+        texts = interface_files(self.program, n, self.arena, interface or Interface())
+        return {f"{n}.h": texts[f"{n}.h"], f"{n}.c": code, f"{n}_io.c": texts[f"{n}_io.c"]}
 
-static const float scales[{len(scales)}] = {{{", ".join(scales)}}};
-const char *const {n}_labels[] = {{{"".join(w + ", " for w in words)}0}};
-const int {n}_label_count = {len(words)};
 
-void {n}_quantize_input(const float *x, {n}_in_t *in) {{
-  for (int i = 0; i < {upper}_INPUTS; i++) {{
-    const double v = (double)x[i] / {float(x.scale[0])!r} + 0.5;
-    int64_t q = v > 1e9 ? 1000000000 : v < -1e9 ? -1000000000 : (int64_t)v;
-    if ((double)q > v) q--;
-    q += {x.zero_point};
-    in[i] = ({n}_in_t)(q < {low} ? {low} : q > {high} ? {high} : q);
-  }}
-}}
+def _code_word(codes: Ints) -> str:
+    """The smallest type for codes."""
+    low, high = int(codes.min()), int(codes.max())
+    bits = next(
+        b for b in (8, 16, 32) if (low >= -(1 << (b - 1)) and high < 1 << (b - 1)) or (low >= 0 and high < 1 << b)
+    )
+    return f"{'int' if low < 0 else 'uint'}{bits}_t"
 
-void {n}_dequantize_output(const {n}_out_t *out, float *y) {{
-  for (int i = 0; i < {upper}_OUTPUTS; i++)
-    y[i] = (float)(((double)out[i] - {y.zero_point}) * (double)scales[{at}]);
-}}
-"""
-        return {f"{n}.h": header, f"{n}.c": code, f"{n}_io.c": io}
+
+def _pixels(o: Operation, y: Value) -> int:
+    """For how many places of the input a layer computes all its channels."""
+    return math.prod(y.shape[1:]) if o.kind == "conv" else math.prod(y.shape[:-1])
+
+
+def _patch(step: int) -> str:
+    """The name of a layer's patches in the arena; no value has a space in front."""
+    return f" patch {step}"
+
+
+def _words(size: int) -> int:
+    return -(-size // 4) * 4
 
 
 def _two(values: Any) -> tuple[int, int]:
@@ -323,7 +378,3 @@ def _two(values: Any) -> tuple[int, int]:
 
 def _comment(text: str) -> str:
     return re.sub(r"[^\w./ -]", "_", text)
-
-
-def _string(text: str) -> str:
-    return '"' + "".join(c if c.isascii() and c.isprintable() and c not in '"\\?' else "_" for c in text) + '"'

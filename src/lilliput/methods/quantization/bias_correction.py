@@ -18,12 +18,13 @@ from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice
 from lilliput.graph.integer import accumulator_scale, grids_of, integer_bias
 from lilliput.graph.layers import output_axis
+from lilliput.methods.quantization.post_training import NARROW
 from lilliput.training.lockstep import Lockstep, Turn
 
 MOST_STRETCH = 2.0
 """A channel's spread is changed by this factor at most: a channel that is nearly gone stays so."""
-LARGEST = 2**22
-"""Steps of its accumulator that a bias may have."""
+LARGEST, LARGEST_WIDE = 2**22, 2**30
+"""Steps of its accumulator that a bias may have, for codes of up to 8 bits and for wider ones."""
 SMALL = 1e-5
 """Differences below this share of a channel's spread are left alone."""
 
@@ -100,7 +101,9 @@ def correct_(net: Artifact, turn: Turn, source: Grid | None, *, spread: bool) ->
     if net.canonical(name) in net.encodings:
         if source is None or weight.grid is None or net.encoding(name).grid is None:
             return "its bias is stored in an encoding: correct before", ""
-        if bool((new.abs().double() > LARGEST * accumulator_scale(source, weight.grid)).any()):
+        widest = max(int(weight.grid.bit_width.max()), int(source.bit_width.max()))
+        largest = LARGEST if widest <= NARROW else LARGEST_WIDE
+        if bool((new.abs().double() > largest * accumulator_scale(source, weight.grid)).any()):
             return "its bias would be too large for its weights' scale", ""
         stored = integer_bias(new, source, weight.grid)
     moved = float(((new.double() - bias).abs() / size).mean())

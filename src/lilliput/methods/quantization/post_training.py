@@ -18,8 +18,16 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
-from lilliput.graph.integer import accumulator_scale, grids_of, integer_bias, integer_values
+from lilliput.graph.integer import (
+    TOO_LARGE,
+    IntegerNet,
+    accumulator_scale,
+    grids_of,
+    integer_bias,
+    integer_values,
+)
 from lilliput.graph.layers import output_axis
+from lilliput.graph.shared_bias import bias_conflict, shared_grids
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.ops import affine
 from lilliput.ops.output_error import Moments, fit, refine
@@ -27,17 +35,22 @@ from lilliput.training.calibrate import activation_grid, observe_ranges
 from lilliput.training.lockstep import Lockstep, Turn
 from lilliput.training.moments import moments
 
-LARGEST_BIAS = 2**20
-"""A bias may be this many steps of its accumulator: with it the sums of the zoo stay exact in float32."""
+NARROW = 8
+LARGEST_BIAS, LARGEST_WIDE_BIAS = 2**20, 2**30
+"""A bias may be this many steps of its accumulator: with it the sums of the zoo stay exact in float32.
+
+The wide one is for weights or inputs of more than 8 bits, whose steps are smaller: half of what 32 bits hold.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization(Pass):
-    """Integer weights of `weight_bits` (2..8), integer activations of `activation_bits` (8, or 0 for weights only).
+    """Integer weights of `weight_bits` (2..16), integer activations of `activation_bits` (2..16; 0 for weights only).
 
     Main arguments: `weight_bits`, `activation_bits`. Others: `weight_per` "channel" or "tensor"; `symmetric` weights
     (zero point 0, -127..127) or affine; `weight_range` and `activation_range` "min_max", "percentile" (of `percentile`
-    percent of the values) or "mse"; `signed` activations (None = what the target runs fastest).
+    percent of the values) or "mse"; `signed` activations (None = what the target runs fastest). Activations of more
+    than 8 bits are signed with zero point 0, unless `signed` is False: their sums must fit into 32 bits.
 
     `weight_range` "output" chooses the scales that change the layers' outputs least, layer by layer, for inputs that
     carry the errors of the layers before, and lets the biases take the difference of the means. `size_weight` then
@@ -45,8 +58,9 @@ class Quantization(Pass):
     (0.01 suits 4 bits; 0 looks at the error alone). `rounding` "output" then moves integers away from the nearest, so
     that errors of one weight make up for those of others.
 
-    Activations are calibrated on the calibration role. A layer whose weight shares values gets one scale for each
-    table. Weights that are already on a grid keep it. What feeds only the output stays in accumulators.
+    Activations are calibrated on the calibration role. A layer with a bias that is called several times gets one grid
+    for the inputs of all its calls. A layer whose weight shares values gets one scale for each table. Weights that are
+    already on a grid keep it. What feeds only the output stays in accumulators.
     """
 
     name: ClassVar[str] = "quantization"
@@ -65,9 +79,9 @@ class Quantization(Pass):
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        check_range("quantization weight_bits", self.weight_bits, 2, 8)
+        check_range("quantization weight_bits", self.weight_bits, 2, 16)
         if self.activation_bits != 0:
-            check_range("quantization activation_bits", self.activation_bits, 2, 8)
+            check_range("quantization activation_bits", self.activation_bits, 2, 16)
         check_choice("quantization weight_per", self.weight_per, ("channel", "tensor"))
         check_choice("quantization weight_range", self.weight_range, ("min_max", "percentile", "mse", "output"))
         check_choice("quantization activation_range", self.activation_range, ("min_max", "percentile", "mse"))
@@ -79,6 +93,10 @@ class Quantization(Pass):
                 raise RecipeError(
                     f"quantization {name}", f"weight_range is {self.weight_range!r}", "use weight_range: output"
                 )
+        if self.weight_range == "output" and self.weight_bits > NARROW:
+            raise RecipeError(
+                "quantization weight_range", f"output with {self.weight_bits} bits", "use mse for more than 8 bits"
+            )
         super().__post_init__()
         for pattern, settings in self.overrides.items():
             for name in ("activation_bits", "activation_range", "signed"):
@@ -199,9 +217,16 @@ class Quantization(Pass):
     ) -> None:
         graph = graph_of(net)
         nodes = integer_values(graph)
-        signed = context.target.preset.activations_signed if self.signed is None else self.signed
+        wide = self.activation_bits > NARROW
+        signed = (wide or context.target.preset.activations_signed) if self.signed is None else self.signed
         seen = observe_ranges(
-            net, context.task, nodes, batch_size=context.batch_size, device=context.device, progress=context.progress
+            net,
+            context.task,
+            nodes,
+            batch_size=context.batch_size,
+            device=context.device,
+            progress=context.progress,
+            shared=shared_grids(graph),
         )
         net.activations = {
             node: activation_grid(
@@ -210,6 +235,7 @@ class Quantization(Pass):
                 percentile=self.percentile,
                 bit_width=self.activation_bits,
                 signed=signed,
+                symmetric=wide and signed,
             ).to(net.device)
             for node in nodes
         }
@@ -226,6 +252,8 @@ class Quantization(Pass):
             else:
                 weight = net.encoding(node.state["weight"])
                 changed[node.module] = f"{weight.describe()}, {self.activation_bits}-bit inputs"
+        reasons = IntegerNet(net, graph).floats
+        notes += [f"{graph[name].layer} stays in float: {TOO_LARGE}" for name, r in reasons.items() if r == TOO_LARGE]
 
 
 def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float) -> tuple[Tensor, Tensor]:
@@ -241,11 +269,18 @@ def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percen
     )
 
 
-def fit_to_biases(weight: Grid, values: Tensor, needed: Tensor) -> Grid:
-    """A grid for `values` in which no bias is more than `LARGEST_BIAS` steps of its accumulator.
+def largest_bias(weight: Grid, source: Grid) -> int:
+    """In steps of the accumulator."""
+    narrow = max(int(weight.bit_width.max()), int(source.bit_width.max())) <= NARROW
+    return LARGEST_BIAS if narrow else LARGEST_WIDE_BIAS
 
-    `needed` is the scale from which on that holds, for each channel. Channels that get a coarser scale for it have
-    weights so small that the bias alone decides; they round to nearly 0. A channel of zeros gets the finest scale.
+
+def fit_to_biases(weight: Grid, values: Tensor, needed: Tensor) -> Grid:
+    """A grid for `values` in which no bias is more than `largest_bias` steps of its accumulator.
+
+    `needed` is the scale from which on that holds, for each channel. Channels of 8 bits that get a coarser scale for it
+    have weights so small that the bias alone decides; they round to nearly 0. Wide ones use fewer of their bits. A
+    channel of zeros gets the finest scale.
     """
     if weight.axis is None:
         needed, dead = needed.max().reshape(1), ~values.any().reshape(1)
@@ -260,16 +295,21 @@ def _fit_weight_(
     net: Artifact, name: str, float_weight: Encoding, nodes: list[Node], grids: Mapping[str, Grid]
 ) -> None:
     """Adapt the scale of a weight that this pass has put on its grid to the biases of all layers that use it."""
+    grid = net.encodings[name].grid
+    if grid is None:
+        return
     needed = [
-        (net.encoding(node.state["bias"]).decode().abs().double() / (LARGEST_BIAS * source.scale.double())).float()
+        (
+            net.encoding(node.state["bias"]).decode().abs().double()
+            / (largest_bias(grid, source) * source.scale.double())
+        )
         for node in nodes
         if net.canonical(node.state["weight"]) == name
         and "bias" in node.state
         and (source := grids.get(node.inputs[0])) is not None
     ]
-    grid = net.encodings[name].grid
-    if needed and grid is not None:
-        fitted = fit_to_biases(grid, float_weight.decode(), torch.stack(needed).amax(0))
+    if needed:
+        fitted = fit_to_biases(grid, float_weight.decode(), torch.stack(needed).amax(0).float())
         if not fitted.same(grid):
             old, new = net.encodings[name], float_weight.with_grid(fitted)
             if old.sharing is None:  # integers whose scale stays are kept: they need not be the nearest
@@ -289,10 +329,12 @@ def _bias_(net: Artifact, graph: Graph, node: Node, grids: Mapping[str, Grid]) -
     name = node.state.get("bias")
     if name is None:
         return ""
-    if len(graph.users_of(name)) > 1:
-        return "its bias is used more than once"
+    conflict = bias_conflict(graph, name, net.canonical)
+    if conflict:
+        return conflict
     values = net.encoding(name).decode()
-    if bool((values.abs().double() > 2**22 * accumulator_scale(source, weight.grid)).any()):
+    largest = max(2**22, largest_bias(weight.grid, source))
+    if bool((values.abs().double() > largest * accumulator_scale(source, weight.grid)).any()):
         return "its bias is too large for its weights' scale"
     net.encode_(name, integer_bias(values, source, weight.grid))
     return ""

@@ -1,0 +1,98 @@
+"""Commands on generated C: write it, replay its golden vectors, read the log of a board."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lilliput.cli.using import artifact_of
+from lilliput.core.errors import ArtifactError, DataError, LilliputError, UsageError, VerificationError
+from lilliput.core.program import Program
+from lilliput.core.progress import Progress
+from lilliput.export.c import project
+from lilliput.export.c.board_log import check_log
+from lilliput.export.c.golden import read
+from lilliput.export.c.interface import Interface
+from lilliput.export.c.replay import Replay, replay
+from lilliput.graph.answers import NORMAL_SHARE, anomaly_threshold
+from lilliput.graph.lower import lower
+from lilliput.report.result import made
+from lilliput.report.text import render
+from lilliput.zoo.registry import open_model
+
+
+def export_c(
+    file: Path,
+    into: str | None,
+    folder: Path,
+    name: str,
+    *,
+    threshold: float | None = None,
+    data_root: Path | None = None,
+) -> dict[str, Any]:
+    """A folder of C. Where the task of `into` looks for anomalies, its normal validation samples give a threshold."""
+    artifact = artifact_of(file, into)
+    program = lower(artifact)
+    notes: list[str] = []
+    if threshold is None and into is not None and _rebuilds(program):
+        threshold, notes = _threshold(program, into, data_root)
+    paths = project.write(program, made(folder), name=name, interface=Interface.of(artifact.input, threshold))
+    lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths] + notes
+    lines.append(f"build it and run its golden vectors: make -C {folder} test, or lilliput verify {folder}")
+    return {"files": [str(path) for path in paths], "threshold": threshold, "text": "\n".join(lines)}
+
+
+def verify_folder(
+    folder: Path, uart: Path | None, *, deadline: float, progress: Progress
+) -> tuple[dict[str, Any], LilliputError | None]:
+    """What was found, and what is wrong with it."""
+    if uart is not None:
+        golden = read(folder)
+        run = check_log(uart, golden)
+        text = f"{golden.name} {golden.fingerprint:08x}: {run.text()}"
+        return {"folder": str(folder), "log": str(uart), **asdict(run), "text": text}, None
+    golden, results = replay(folder, deadline=deadline, progress=progress)
+    rows = [["target", "vectors", "differ", "seconds", "instructions", "stack", ""], *map(_row, results)]
+    text = f"{golden.name} {golden.fingerprint:08x}: {len(golden.inputs)} golden vectors\n{render(rows)}"
+    found = {"folder": str(folder), "name": golden.name, "fingerprint": golden.fingerprint}
+    return {**found, "targets": [asdict(r) for r in results], "text": text}, _wrong(folder, results)
+
+
+def _rebuilds(program: Program) -> bool:
+    sizes = [math.prod(program.values[v].shape) for v in (program.input, program.outputs[0])]
+    return sizes[0] == sizes[1] and not program.tail
+
+
+def _threshold(program: Program, into: str, data_root: Path | None) -> tuple[float | None, list[str]]:
+    """The threshold and a line about it; None without data, or where the task is another one."""
+    try:
+        task = open_model(into, trained=False, data_root=data_root)[1]
+        if task.kind != "anomaly":
+            return None, []
+        value = anomaly_threshold(program, task)
+    except DataError as error:
+        return None, [f"no threshold for anomalies: {error.asked}: {error.found}; give --threshold"]
+    rule = f"{100 * NORMAL_SHARE:.0f}% of the normal validation samples score no more"
+    return value, [f"threshold for anomalies {value:.6g}: {rule}"]
+
+
+def _row(r: Replay) -> list[str]:
+    seconds = "-" if r.seconds is None else f"{r.seconds:.3f}"
+    numbers = ["-" if n is None else f"{n:,}" for n in (r.vectors, r.differences, r.instructions, r.stack)]
+    note = r.status if not r.reason else f"{r.status}: {r.reason}"
+    return [r.target, numbers[0], numbers[1], seconds, numbers[2], numbers[3], note]
+
+
+def _wrong(folder: Path, results: list[Replay]) -> LilliputError | None:
+    asked = f"verify {folder}"
+    by_status = {status: [r for r in results if r.status == status] for status in ("differ", "failed", "skipped")}
+    if by_status["differ"]:
+        names = ", ".join(f"{r.target} ({r.differences} outputs)" for r in by_status["differ"])
+        return VerificationError(asked, f"it differs on {names}", "export the network again, or report this model")
+    if by_status["failed"]:
+        first = by_status["failed"][0]
+        return ArtifactError(asked, f"{first.target}: {first.reason}", "mend the tool, or export the network again")
+    if len(by_status["skipped"]) == len(results):
+        reasons = "; ".join(dict.fromkeys(r.reason for r in results))
+        return UsageError(asked, f"nothing that this machine can run: {reasons}", "install a C compiler")
+    return None

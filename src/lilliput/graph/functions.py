@@ -1,0 +1,93 @@
+"""Functions of one value on integers: what `IntegerNet` computes with and what the program holds are one table.
+
+A value of up to 8 bits has a table with an entry for each code, a wider one points with lines between them
+(`ops.interpolation`). A relu or clamp of a wide value is exact: rescaled and clipped, like the end of a layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lilliput.core.encoding import Grid
+from lilliput.core.errors import ArtifactError
+from lilliput.graph.operators import POINTWISE
+from lilliput.graph.trace import Node, evaluate
+from lilliput.ops.fixed_point import integer_range
+from lilliput.ops.interpolation import POINT_BITS, WIDEST_TABLE, interpolate, look_up, point_codes
+
+TABLES = (*POINTWISE, "add_scalar", "mul_scalar", "sub_scalar")
+CLIPS = ("relu", "clamp")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Function:
+    """`table`: int64 [entries], or [channels, entries] for channels along dimension 1 of the batch.
+
+    Without `shift` an entry for each code from `low` on; else points, 2^shift codes apart.
+    """
+
+    table: Tensor
+    low: int
+    shift: int | None = None
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        table = self.table.to(codes.device)
+        if self.shift is None:
+            return look_up(codes, table, self.low)
+        return interpolate(codes, table, self.low, self.shift)
+
+    def bounds(self, low: int, high: int) -> tuple[int, int]:
+        """The least and largest results for codes from `low` to `high`."""
+        first, last = low - self.low, high - self.low
+        if self.shift is not None:
+            first, last = first >> self.shift, (last >> self.shift) + 1
+        used = self.table[..., first : last + 1]
+        return int(used.min()), int(used.max())
+
+
+def is_wide(grid: Grid) -> bool:
+    return int(grid.bit_width.max()) > WIDEST_TABLE
+
+
+def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) -> Function:
+    """The table, or the points, of a node that reads codes of `source` and gives codes of `grid`; on the CPU.
+
+    Where the function has no value (the logarithm of a negative number), the nearest code counts that has one.
+    """
+    source, grid = source.to(torch.device("cpu")), grid.to(torch.device("cpu"))
+    bits = int(source.bit_width)
+    if is_wide(source):
+        low, shift = integer_range(bits, signed=source.signed)[0], bits - POINT_BITS
+        codes = point_codes(low, bits)
+    else:
+        low, high = (int(end) for end in source.range())
+        codes, shift = torch.arange(low, high + 1), None
+    own = {name: state[name].detach().cpu() for name in node.state.values()}
+    x = source.dequantize(codes)
+    channels = own[node.state["weight"]].numel() if "weight" in node.state else 1
+    y = evaluate(node, {node.inputs[0]: x if channels == 1 else x[:, None].expand(-1, channels)}, own)
+    y = y if channels == 1 else y.movedim(0, 1)
+    return Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift)
+
+
+def _filled(node: Node, y: Tensor) -> Tensor:
+    """[..., n] without NaN."""
+    known = ~torch.isnan(y).reshape(-1, y.shape[-1]).any(0)
+    if bool(known.all()):
+        return y
+    if not bool(known.any()):
+        raise ArtifactError(f"compute {node.name!r} in integers", "NaN everywhere", "look for broken parameters")
+    there = torch.nonzero(known).reshape(-1)
+    nearest = (torch.arange(y.shape[-1])[:, None] - there).abs().argmin(1)
+    return y[..., there[nearest]]
+
+
+def clip_codes(node: Node, grid: Grid) -> tuple[int, int]:
+    """The codes that a relu or clamp leaves."""
+    low, high = (int(end) for end in grid.range())
+    bounds = (0.0, None) if node.op == "relu" else (node.attributes["low"], node.attributes["high"])
+    ends = [None if b is None else int(grid.quantize(torch.tensor([b], device=grid.scale.device))) for b in bounds]
+    low = low if ends[0] is None else ends[0]
+    return low, high if ends[1] is None else max(ends[1], low)

@@ -1,0 +1,39 @@
+"""Networks of the zoo for tests of the integer program: random weights, and BatchNorm that folding must get right."""
+
+import torch
+from torch import nn
+
+from lilliput.core.task import Task
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.zoo.registry import ZOO
+from lowered import quantized
+
+LARGE = ("resnet32", "resnet56", "vgg", "mojo-cifar")
+"""Those that take seconds for each sample in plain integers."""
+
+
+def randomize_(model, seed=0):
+    """Means, variances and affine parameters as training might leave them: none is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            n = module.num_features
+            mean, weight, bias = (torch.randn(n, generator=generator) for _ in range(3))
+            with torch.no_grad():
+                module.get_buffer("running_mean").copy_(0.3 * mean)
+                module.get_buffer("running_var").copy_(0.2 + 2 * torch.rand(n, generator=generator))
+                module.weight.copy_((0.5 + torch.rand(n, generator=generator)) * weight.sign())
+                module.bias.copy_(0.3 * bias)
+    return model
+
+
+def samples_of(name, count, seed=1):
+    return torch.randn((count, *ZOO[name].shape), generator=torch.Generator().manual_seed(seed))
+
+
+def random_network(name, *, calibration=16, signed=True):
+    """A network of the zoo, folded and quantized to 8 bits; nothing that it computes means anything."""
+    torch.manual_seed(0)
+    model, x = randomize_(ZOO[name].model()).eval(), samples_of(name, calibration)
+    data = (x, torch.arange(calibration) % 2)
+    return quantized(model, Task.classification(train=data, validation=data), Quantization(signed=signed))
