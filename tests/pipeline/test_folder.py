@@ -69,6 +69,16 @@ def test_a_folder_without_a_run_is_not_opened(tmp_path):
     assert RunFolder.open(tmp_path).path == tmp_path
 
 
+def test_a_run_that_was_stopped_before_its_link_is_linked_when_it_goes_on(tmp_path):
+    made = RunFolder.create(tmp_path, "net").path
+    (tmp_path / "latest").unlink()
+    RunFolder.at(made)
+    assert (tmp_path / "latest").resolve() == made.resolve()
+    other = RunFolder.create(tmp_path, "net").path
+    RunFolder.at(made)
+    assert (tmp_path / "latest").resolve() == other.resolve()  # a link that is there stays
+
+
 def test_what_is_written_is_whole_and_leaves_nothing_beside_it(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write("a.txt", "old")

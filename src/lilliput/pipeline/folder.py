@@ -14,6 +14,7 @@ from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.core.files import explained, is_temporary, locked, write_atomically
 
 LOCK = ".lock"
+NUMBERED = re.compile(r"(\d{4,})-")
 UNBEGUN = {LOCK, "recipe.yaml"}
 """What may be in a folder whose run was stopped before it could say in `run.json` what it is."""
 
@@ -61,7 +62,12 @@ class RunFolder:
         path = Path(path)
         with explained(f"run folder {path}"):
             there = path.exists()
-        return RunFolder.open(path) if there else RunFolder.create(path.parent, path.name)
+        if not there:
+            return RunFolder.create(path.parent, path.name)
+        folder, latest = RunFolder.open(path), path.parent / "latest"
+        if NUMBERED.match(path.name) and not latest.exists():  # it was stopped before it could be linked
+            _link(latest, path.name)
+        return folder
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -149,7 +155,7 @@ def _finite(data: Any) -> Any:
 
 
 def _numbers(root: Path) -> list[int]:
-    return [int(found[1]) for p in root.iterdir() if (found := re.match(r"(\d{4,})-", p.name))]
+    return [int(found[1]) for p in root.iterdir() if (found := NUMBERED.match(p.name))]
 
 
 def _made(root: Path, number: int, name: str) -> bool:
