@@ -40,7 +40,8 @@ from lilliput.report.result import environment
 from lilliput.zoo.registry import ZOO, open_model
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = ("digits-cnn", "lenet5", "resnet8", "resnet20")
+ROWS = ("digits-cnn", "lenet5", "resnet8", "resnet20", "digits-cnn, 4 bits", "resnet20, 4 bits")
+FOUR = ", 4 bits"
 HEAD = ["network", "MACs", "tables", "code", "RAM", "stack", "dsp", "a MAC", "plain", "a MAC"]
 DSP, PLAIN = "emulated Cortex-M4", "emulated Cortex-M4, plain"
 
@@ -75,7 +76,7 @@ def sections(folder):
 
 def measure(name, model, task, folder):
     net = Artifact.of(model, task.spec)
-    for method in (FoldBatchNorm(), Quantization(signed=True)):
+    for method in (FoldBatchNorm(), Quantization(signed=True, weight_bits=4 if name.endswith(FOUR) else 8)):
         apply_checked_(method, net, Context.of(task, model))
     program = lower(net)
     project.write(program, folder, interface=Interface.of(net.input))
@@ -120,7 +121,7 @@ def main():
     torch.set_num_threads(1)
     rows: dict[str, dict] = {}
     for name in (row for row in ROWS if options.part in row):
-        model, task = network(name)
+        model, task = network(name.removesuffix(FOUR))
         if model is None:
             print(f"{name}: skipped: {task}", flush=True)
             continue

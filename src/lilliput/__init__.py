@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lilliput.core.task import Data as Data
     from lilliput.core.task import Task as Task
     from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
+    from lilliput.methods.consolidation.sic import Sic as Sic
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
@@ -76,6 +77,7 @@ _HOMES = {
     "lilliput.core.target": ("Target",),
     "lilliput.core.task": ("Data", "Task"),
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
+    "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),

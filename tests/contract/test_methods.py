@@ -11,6 +11,7 @@ from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, apply_checked_
 from lilliput.methods import BUILT_IN
 from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
@@ -33,6 +34,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         WeightClustering(n_clusters=3, per="channel"),
         WeightClustering(n_clusters=1, per="neuron"),
     ],
+    Sic: [Sic(), Sic(mode="exact", strict=True), Sic(error_budget=0.1, held_out=0.0, weighted=False, drop_dead=False)],
     FineTune: [FineTune(epochs=2, batch_size=16)],
     Quantization: [
         Quantization(),

@@ -6,8 +6,14 @@ import subprocess
 
 import pytest
 
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.method import Context, apply_checked_
 from lilliput.export.c import project
 from lilliput.graph.lower import lower
+from lilliput.methods.consolidation.sic import Sic
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import tiny_model, tiny_task
 from lilliput.zoo.registry import open_model
@@ -39,8 +45,27 @@ def test_digits_run_within_64_kb_of_flash_and_16_kb_of_ram(tmp_path):
     found = emulated(program, tmp_path, flash=64_000, ram=16_000)
     assert found["differ"] == 0
     assert found["stack"] < 1024
-    assert 461_000 < found["instructions"] < 30 * 461_000  # 461 k multiplications
+    assert 461_000 < found["instructions"] < 3 * 461_000  # 461 k multiplications
     assert found == emulated(program, tmp_path, flash=64_000, ram=16_000)  # counting is exact
+
+
+def test_consolidated_pruned_and_quantized_weights_compute_the_same_and_get_smaller_each_time(tmp_path):
+    model, task = open_model("digits-cnn")
+    sic, prune = Sic(error_budget=0.01), MagnitudePruning(sparsity=0.75)
+
+    def net_of(*passes):
+        net = Artifact.of(model, task.spec)
+        for method in (FoldBatchNorm(), *passes):
+            apply_checked_(method, net, Context.of(task, model))
+        return net
+
+    eight, six = (Quantization(weight_bits=bits, activation_bits=0) for bits in (8, 6))
+    steps = [(sic,), (sic, eight), (sic, six), (sic, prune, six)]
+    sizes = [len(container.dumps(net_of(*passes), strip=True)) for passes in steps]
+    assert sizes == sorted(set(sizes), reverse=True)
+    net = net_of(sic, prune, Quantization(weight_bits=6, signed=True))
+    found = emulated(lower(net), tmp_path)
+    assert (found["vectors"], found["differ"]) == (11, 0)
 
 
 def test_the_published_resnet_20_runs_on_an_emulated_cortex_m4(published_data, tmp_path):

@@ -79,7 +79,9 @@ class Check:
         lines = [
             f"{self.model}: {format_quantity(self.parameters)} parameters, {format_quantity(self.macs)} MACs (counted)",
             "operators: " + ", ".join(f"{op} x{n}" for op, n in sorted(self.operators.items())),
-            f"{plan}: RAM {ram} ({self.ram.note}), peak at {self.plan.peak_step}; flash {flash} ({self.flash.note})",
+            f"{plan}: RAM {ram}, peak at {self.plan.peak_step}; flash {flash}",
+            f"  RAM: {self.ram.note}",
+            f"  flash: {self.flash.note}",
             f"float RAM (planned): {format_quantity(self.float_plan.ram_bytes, 'B')}",
         ]
         lines += [f"left in float: {name}: {reason}" for name, reason in self.untouched.items()]

@@ -58,11 +58,12 @@ def default_recipe(
     else:
         epochs = min(max(round(SAMPLES_SEEN / len(task.data("train"))), 1), MOST_EPOCHS)
         tune = FineTune(epochs=epochs, learning_rate=2e-3)
+        values = 15 if target is not None and target.preset.file == "flash" else 16  # and zero: 4 bits each in C
         steps = [
             (FoldBatchNorm(),),
             (MagnitudePruning(sparsity=0.5), tune),
             (MagnitudePruning(sparsity=0.75), tune),
-            (WeightClustering(n_clusters=16), tune),
+            (WeightClustering(n_clusters=values), tune),
             (Quantization(),),
         ]
     return Recipe(steps=tuple(Step(passes=s, guard=guard) for s in steps), seed=seed, target=target or Target())

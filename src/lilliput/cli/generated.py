@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.cli.using import artifact_of
-from lilliput.core.errors import ArtifactError, DataError, LilliputError, UsageError, VerificationError
+from lilliput.core.errors import DataError, LilliputError
 from lilliput.core.program import Program
 from lilliput.core.progress import Progress
 from lilliput.export.c import project
 from lilliput.export.c.board_log import check_log
 from lilliput.export.c.golden import read
 from lilliput.export.c.interface import Interface
-from lilliput.export.c.replay import Replay, replay
+from lilliput.export.c.replay import Replay, replay, trouble
 from lilliput.graph.answers import NORMAL_SHARE, anomaly_threshold
 from lilliput.graph.lower import lower
 from lilliput.report.result import made
@@ -55,7 +55,7 @@ def verify_folder(
     rows = [["target", "vectors", "differ", "seconds", "instructions", "stack", ""], *map(_row, results)]
     text = f"{golden.name} {golden.fingerprint:08x}: {len(golden.inputs)} golden vectors\n{render(rows)}"
     found = {"folder": str(folder), "name": golden.name, "fingerprint": golden.fingerprint}
-    return {**found, "targets": [asdict(r) for r in results], "text": text}, _wrong(folder, results)
+    return {**found, "targets": [asdict(r) for r in results], "text": text}, trouble(folder, results)
 
 
 def _rebuilds(program: Program) -> bool:
@@ -81,18 +81,3 @@ def _row(r: Replay) -> list[str]:
     numbers = ["-" if n is None else f"{n:,}" for n in (r.vectors, r.differences, r.instructions, r.stack)]
     note = r.status if not r.reason else f"{r.status}: {r.reason}"
     return [r.target, numbers[0], numbers[1], seconds, numbers[2], numbers[3], note]
-
-
-def _wrong(folder: Path, results: list[Replay]) -> LilliputError | None:
-    asked = f"verify {folder}"
-    by_status = {status: [r for r in results if r.status == status] for status in ("differ", "failed", "skipped")}
-    if by_status["differ"]:
-        names = ", ".join(f"{r.target} ({r.differences} outputs)" for r in by_status["differ"])
-        return VerificationError(asked, f"it differs on {names}", "export the network again, or report this model")
-    if by_status["failed"]:
-        first = by_status["failed"][0]
-        return ArtifactError(asked, f"{first.target}: {first.reason}", "mend the tool, or export the network again")
-    if len(by_status["skipped"]) == len(results):
-        reasons = "; ".join(dict.fromkeys(r.reason for r in results))
-        return UsageError(asked, f"nothing that this machine can run: {reasons}", "install a C compiler")
-    return None

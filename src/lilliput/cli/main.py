@@ -89,8 +89,8 @@ def compress(
         str | None, typer.Option(help='"0.5pt" (points), "1%" (relative), or a number in the score\'s unit')
     ] = None,
     max_bytes: Annotated[str | None, typer.Option(help="of the .lil file: 60kB, 64KiB")] = None,
-    max_flash: Annotated[str | None, typer.Option(help="planned constants: 256KiB")] = None,
-    max_ram: Annotated[str | None, typer.Option(help="planned activations: 64KiB")] = None,
+    max_flash: Annotated[str | None, typer.Option(help="planned flash: 256KiB")] = None,
+    max_ram: Annotated[str | None, typer.Option(help="planned RAM: 64KiB")] = None,
     runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's (0)")] = None,
@@ -464,7 +464,11 @@ def methods(as_json: Json = False) -> None:
     rows: list[dict[str, Any]] = []
     for name, cls in known().items():
         settings = {
-            f.name: f.default for f in dataclasses.fields(cls) if f.name not in ("include", "skip", "overrides")
+            f.name: f.default_factory() if callable(f.default_factory) else f.default
+            for f in dataclasses.fields(cls)
+            if f.name not in ("include", "skip", "overrides")
+            for f in dataclasses.fields(cls)
+            if f.name not in ("include", "skip", "overrides")
         }
         rows.append({"name": name, "summary": cls.summary, "settings": settings, "citations": list(cls.citations)})
     if as_json:

@@ -3,9 +3,10 @@
 - A weight of b bits takes 1, 2, 4, 8, 16 or 32 bits, the least that b fits in, with b of the widest channel. Shared
   weights are indices of such widths and a table of values, where that is smaller. Masked weights are stored as zeros.
 - A bias entry takes 4 bytes, quantized (int32) or not. What is not quantized is float32.
-- A requantization takes 5 bytes for each scale (int32 multiplier, shift), an add 9 (one shift for its two multipliers),
-  a result left in accumulators 4 for each scale (float32).
-- A function of one value on a grid is a table: 256 entries for 8 bits. BatchNorm that is not folded: 8 bytes a channel.
+- A requantization takes 4 bytes for each scale (int32 multiplier) and 1 for the shift that they share, an add 9, a
+  result left in accumulators 4 for each scale (float32).
+- A function of one value on a grid is a table: 256 entries for 8 bits, 257 points for more.
+- BatchNorm that is not folded takes 8 bytes a channel.
 
 Tensors that no operation reads are not there, tied tensors are there once. Code is not included.
 """

@@ -2,6 +2,7 @@
 
 from lilliput.core.method import Pass
 from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
@@ -15,6 +16,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     ReestimateBatchNorm,
     MagnitudePruning,
     WeightClustering,
+    Sic,
     FineTune,
     CrossLayerEqualization,
     BiasCorrection,

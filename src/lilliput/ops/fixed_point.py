@@ -55,7 +55,7 @@ def quantize_multiplier(real: Tensor | float) -> tuple[Tensor, Tensor]:
 def shared_shift(reals: Tensor) -> tuple[Tensor, Tensor]:
     """`(multipliers, shift)` like `quantize_multiplier` for the largest of `reals`, the others to its precision.
 
-    One shift [1] serves all channels of an operation. An accumulator's product is off by at most 2^-32 of what the
+    One shift [1] serves all channels of an operation. An accumulator's product is off by at most 2^-31 of what the
     largest multiplier would make of it.
     """
     value = _float64(reals)

@@ -16,13 +16,17 @@ from lilliput.core.score import Score
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
+from lilliput.export.c import project
+from lilliput.export.c.interface import Interface
+from lilliput.export.c.replay import replay, trouble
 from lilliput.export.onnx_check import check_with_runtime
 from lilliput.graph import stored
+from lilliput.graph.lower import lower
 from lilliput.pipeline.recipe import Recipe
 from lilliput.report.compare import Column, agreement, onnx_target, samples_of
 from lilliput.report.text import comparison
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "c")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +83,25 @@ class Result:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
         return stored.save(self.artifact, path, strip=strip)
 
-    def export(self, folder: str | os.PathLike[str], to: Sequence[str] = FORMATS, *, name: str = "net") -> "Export":
-        """Write deployable files into `folder`."""
+    def export(self, folder: str | os.PathLike[str], to: Sequence[str] = ("onnx",), *, name: str = "net") -> "Export":
+        """Write deployable files into `folder`: `onnx` the file name.onnx, `c` the folder name-c.
+
+        Raises `ExportError` for what the format cannot hold.
+        """
         for kind in to:
             if kind not in FORMATS:
                 raise UsageError(f"export to {kind!r}", "not a format", f"use one of {', '.join(FORMATS)}")
-        path = made(folder) / f"{name}.onnx"
-        onnx_export.export(self.artifact, path, target=onnx_target(self.target))
-        return Export(result=self, onnx=path)
+        place = made(folder)
+        path = c = None
+        if "onnx" in to:
+            path = place / f"{name}.onnx"
+            onnx_export.export(self.artifact, path, target=onnx_target(self.target))
+        if "c" in to:
+            c = made(place / f"{name}-c")
+            limits = {"flash": self.target.flash, "ram": self.target.ram}
+            within = {key: value for key, value in limits.items() if isinstance(value, int)}
+            project.write(lower(self.artifact), c, name=name, interface=Interface.of(self.artifact.input), **within)
+        return Export(result=self, onnx=path, c=c)
 
     def to_data(self) -> dict[str, Any]:
         """Everything but the network, as plain data: what `result.json` holds."""
@@ -110,13 +125,30 @@ class Export:
     """Files that were written; `verify` runs them."""
 
     result: Result
-    onnx: Path
+    onnx: Path | None
+    c: Path | None = None
 
     def verify(self, samples: int = 1000) -> str:
-        """Run the files on real samples and compare. Raises `VerificationError` where they differ."""
+        """Run the files and compare, ONNX on real samples, C on its golden vectors on every target of this machine.
+
+        Raises `VerificationError` where they differ.
+        """
+        found: list[str] = []
+        if self.onnx is not None:
+            found.append(self._verify_onnx(self.onnx, samples))
+        if self.c is not None:
+            golden, results = replay(self.c)
+            wrong = trouble(self.c, results)
+            if wrong is not None:
+                raise wrong
+            ran = [r.target for r in results if r.status == "equal"]
+            found.append(f"C: {len(golden.inputs)} vectors equal on {', '.join(ran)}")
+        return "; ".join(found)
+
+    def _verify_onnx(self, path: Path, samples: int) -> str:
         task = self.result.task
         x = samples_of(task, "test" if task.has("test") else "validation", samples)
-        return agreement(check_with_runtime(self.onnx, self.result.artifact, x))
+        return agreement(check_with_runtime(path, self.result.artifact, x))
 
 
 def _bytes_of(column: Column) -> str:

@@ -47,11 +47,17 @@ Input: @INPUTS x `@X` (@IN_BYTES bytes). Output: @OUTPUTS x `@Y` (@OUT_BYTES byt
 | `emulate/` | the test on an emulated Cortex-M4, with instructions and stack: `make emulate` |
 | `bench/` | the test on your board, with cycles: its README has how |
 
-Compile `@N.c` and, if you want it, `@N_io.c` into your firmware; `-D@U_PLAIN` leaves the DSP instructions of Cortex-M4
-and up out. Then:
+Compile `@N.c` and, if you want it, `@N_io.c` into your firmware. Then:
 
 ```c
 @CODE```
+
+Without buffers of your own: `@N_run(@N_input(), @N_output())`. These are places in the arena; a run writes over its
+input.
+
+Weights lie as int8, int16, 4 bits (two to the byte), or 4-bit codes and a table of their values. Cores with DSP
+instructions (Cortex-M4, M7, M33 with its extension) use them, but for codes; `-D@U_PLAIN` leaves them out. The integers
+are the same.
 
 A real input x becomes floor(x / scale + 1/2) + zero point, in double, saturated; NaN counts as 0. Sums are rescaled
 with one rounding, to nearest, halves up: every machine gives the same integers.

@@ -59,6 +59,11 @@ static inline int32_t @N_both(int32_t w, int32_t x, int32_t sum) {
   __asm__("smlad %0, %1, %2, %3" : "=r"(result) : "r"(w), "r"(x), "r"(sum));
   return result;
 }
+/* the values of two codes */
+static inline int32_t @N_pick(const int16_t *book, uint32_t codes) {
+  const uint32_t low = (uint16_t)book[codes & 15], high = (uint16_t)book[codes >> 16 & 15];
+  return (int32_t)(low | high << 16);
+}
 #else
 #define @U_ALIGNED
 #endif
@@ -145,8 +150,6 @@ def _loop(form: str, pixels: int) -> str:
     plain = f"  for (; count > 0; count -= {step}, a += {step}{more}, w += {entries}) {{\n    int32_t k, l, x"
     plain += ", y;\n" if pixels > 1 else ";\n"
     plain += "".join(_plain(*_weights(form, i), i, pixels) for i in range(step)) + "  }\n"
-    if form == "codes":
-        return plain
     load = "@U_NEXT(p, x, s);" + (" @U_NEXT(q, y, t);" if pixels > 1 else "")
     first, second = ("x", "y")[:pixels], ("s", "t")[:pixels]
     head = f"  const @N_pair_t *p = (const @N_pair_t *)a{', *q = (const @N_pair_t *)b' if pixels > 1 else ''};\n"
@@ -155,7 +158,12 @@ def _loop(form: str, pixels: int) -> str:
     names = ", ".join((*first, *second))
     body = f"  while (u < end) {{\n    int32_t e, f, k, {names};\n    @U_NEXT(u, e, f);\n    {load}\n"
     tail = ""
-    if form == "int16":
+    if form == "codes":
+        for shift in (0, 8, 4, 12):
+            body += "" if shift != 4 else f"    {load}\n"
+            picked = f"@N_pick(book, (uint32_t)e >> {shift})", f"@N_pick(book, (uint32_t)f >> {shift})"
+            body += _pairs("", picked, "".join(first if shift in (0, 4) else second), "s")
+    elif form == "int16":
         body += _pairs("", ("e", "f"), "".join(first), "s") + "    @U_NEXT(u, e, f);\n"
         body += _pairs("", ("e", "f"), "".join(second), "s")
     elif form == "int8":

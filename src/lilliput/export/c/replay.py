@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lilliput.core.errors import ArtifactError, LilliputError, UsageError, VerificationError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.export.c import emulate
 from lilliput.export.c.golden import END, Golden, bytes_of, read, text_of
@@ -157,3 +158,19 @@ def _judged(
         instructions=instructions,
         stack=stack,
     )
+
+
+def trouble(folder: Path, results: list[Replay]) -> LilliputError | None:
+    """What is wrong with a folder, if anything is."""
+    asked = f"verify {folder}"
+    by_status = {status: [r for r in results if r.status == status] for status in ("differ", "failed", "skipped")}
+    if by_status["differ"]:
+        names = ", ".join(f"{r.target} ({r.differences} outputs)" for r in by_status["differ"])
+        return VerificationError(asked, f"it differs on {names}", "export the network again, or report this model")
+    if by_status["failed"]:
+        first = by_status["failed"][0]
+        return ArtifactError(asked, f"{first.target}: {first.reason}", "mend the tool, or export the network again")
+    if len(by_status["skipped"]) == len(results):
+        reasons = "; ".join(dict.fromkeys(r.reason for r in results))
+        return UsageError(asked, f"nothing that this machine can run: {reasons}", "install a C compiler")
+    return None
