@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from lilliput.core.progress import Progress
 from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
+from lilliput.export.c.plan import plan
 from lilliput.graph import stored
 from lilliput.graph.integer import runnable
+from lilliput.graph.lower import lower
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
@@ -412,3 +415,30 @@ def test_five_kinds_of_task_reach_a_small_file_and_a_verified_export(name, tmp_p
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "net.lil", into=entry(name).model())(x), runnable(found.artifact)(x))
     assert "largest difference" in found.export(tmp_path / "fw").verify()
+
+
+def test_budgets_of_a_microcontroller_are_judged_by_the_generated_c(tmp_path):
+    target = Target("cortex-m4", flash="2kB", ram="16kB")
+    found = compress(tiny_model("residual"), TASK, target=target, recipe=[FoldBatchNorm(), Quantization()])
+    planned = plan(lower(found.artifact))
+    measured = found.columns[-1].measurements
+    assert (measured["planned flash"].value, measured["planned RAM"].value) == (planned.flash, planned.ram)
+    assert [v.budget for v in found.violations] == ["max_flash"]
+    assert found.violations[0].found == planned.flash > 2000
+    written = found.export(tmp_path, to=("onnx", "c"))
+    assert written.onnx == tmp_path / "net.onnx"
+    assert written.c == tmp_path / "net-c"
+    assert (tmp_path / "net-c" / "net.c").is_file()
+
+
+def test_a_result_is_exported_as_c_and_verified(tmp_path):
+    found = compress(tiny_model("linear"), TASK, target="cortex-m4", recipe=[Quantization()])
+    written = found.export(tmp_path, to=["c"], name="tiny")
+    assert (written.onnx, written.c) == (None, tmp_path / "tiny-c")
+    assert not (tmp_path / "tiny.onnx").exists()
+    if shutil.which("gcc") or shutil.which("cc"):
+        assert "vectors equal on host C" in written.verify()
+        code = tmp_path / "tiny-c" / "tiny.c"
+        code.write_text(code.read_text().replace("s0 = tiny_bias(bias, wide, c)", "s0 = 1"))
+        with pytest.raises(VerificationError, match="differs on host C"):
+            written.verify()
