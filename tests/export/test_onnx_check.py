@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
-from onnx_cases import VECTOR, Fn, artifact_of, case, folded, quantize_, quantized
 from torch import nn
 
 from lilliput.core.errors import UsageError, VerificationError
 from lilliput.export.onnx import build, export
 from lilliput.export.onnx_check import Report, _fault, check_layers, check_with_runtime
+from onnx_cases import VECTOR, Fn, artifact_of, case, folded, quantize_, quantized
 
 
 def changed(model, matches, change):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_cases import CASES, IMAGE, Fn, Tied, artifact_of, case, encode_weights_, folded, quantize_
 from torch import nn
 
 from lilliput.core.artifact import Artifact, InputSpec
@@ -19,6 +18,7 @@ from lilliput.export.onnx_check import check_with_runtime
 from lilliput.export.onnx_operators import MOVES, VALUES
 from lilliput.graph.trace import trace
 from lilliput.measure.runtime import predict, session
+from onnx_cases import CASES, IMAGE, Fn, Tied, artifact_of, case, encode_weights_, folded, quantize_
 
 
 def outputs(model, samples):

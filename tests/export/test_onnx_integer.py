@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
-from onnx_cases import CASES, IMAGE, Fn, artifact_of, case, folded, quantize_, quantized, value_grid
 from torch import nn
 
 from lilliput.core.encoding import Encoding, Grid, Sharing
@@ -18,6 +17,7 @@ from lilliput.export.onnx import build, layers_in_float
 from lilliput.export.onnx_check import check_layers, check_with_runtime
 from lilliput.graph.integer import LAYERS, integer_bias, integer_values
 from lilliput.nn.models.resnet import CifarResNet
+from onnx_cases import CASES, IMAGE, Fn, artifact_of, case, folded, quantize_, quantized, value_grid
 
 MOVING = ("slice", "pad", "identity", "flatten", "reshape", "select", "permute")
 INTEGER = [name for name in CASES if name not in ("parameters", "transposed grouped 1d")]
