@@ -39,7 +39,6 @@ ROWS = {
     "small, all, budget": ("small-mnist", Sic(acceptance_from=BOTH)),
     "lenet5-tanh, all, exact": ("lenet5-tanh", Sic(mode="exact", acceptance_from=BOTH)),
     "lenet5-tanh, all, budget": ("lenet5-tanh", Sic(acceptance_from=BOTH)),
-    "lenet5-tanh, all, budget, noise": ("lenet5-tanh", Sic(acceptance_from=BOTH, noise=0.3, held_out=0.0)),
 }
 PUBLISHED = "small, 5,000, published"
 

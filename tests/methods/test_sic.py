@@ -1,6 +1,8 @@
 """SIC decides as the published algorithm does, candidate by candidate; its budget mode loses no more than it may."""
 
-# pyright: reportIndexIssue=false, reportGeneralTypeIssues=false, reportOptionalIterable=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportOptionalIterable=false, reportOptionalSubscript=false
+
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
 from lilliput.graph.trace import graph_of
-from lilliput.methods.consolidation.sic import Sic, second_moments
+from lilliput.methods.consolidation.inputs import second_moments
+from lilliput.methods.consolidation.sic import Sic
 from lilliput.ops.clustering import optimal_1d
 from lilliput.testing import Residual
 
@@ -33,12 +36,26 @@ class Convolutions(nn.Module):
         return self.head(F.max_pool2d(x, 2).flatten(1))
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up = nn.Conv2d(1, 3, 3, stride=2), nn.ConvTranspose2d(3, 2, 3, stride=2)
+        self.again, self.head = nn.Linear(98, 98), nn.Linear(98, 3)
+
+    def forward(self, x):
+        x = F.relu(self.up(F.relu(self.a(x)))).flatten(1)
+        return self.head(torch.tanh(self.again(torch.tanh(self.again(x)))))
+
+
 MODELS = {
     "mlp": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3)
     ),
     "convolutions": Convolutions,
     "residual": Residual,
+    "twice": Twice,
 }
 
 
@@ -68,9 +85,9 @@ def published(model, task, most=10**6):
         right = model(x).argmax(1) == y
         x, y = x[right], y[right]
         for module in model.modules():
-            if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 continue
-            for row in module.weight:
+            for row in module.weight.movedim(int(isinstance(module, nn.ConvTranspose2d)), 0):
                 before = row.clone()
                 live = before != 0
                 values = before[live].double().numpy()
@@ -126,24 +143,52 @@ def test_a_limit_of_k_is_kept_and_a_neuron_without_a_candidate_stays_as_it_was()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_budget_is_kept_and_buys_fewer_values(name):
+@pytest.mark.parametrize("weighting", ["margins", "inputs", "none"])
+def test_the_budget_is_kept_and_buys_fewer_bits(name, weighting):
     model, task = trained(name)
-    contexts = Context.of(task, model)
-    exact, free = (Artifact.of(model, task.spec) for _ in range(2))
-    apply_checked_(Sic(mode="exact"), exact, contexts)
-    apply_checked_(
-        Sic(error_budget=0.15, held_out=0.0, weighted=False, drop_dead=False, spare_small=False), free, contexts
-    )
+    context = Context.of(task, model)
+    first, free = (Artifact.of(model, task.spec) for _ in range(2))
+    apply_checked_(Sic(error_budget=0.15, held_out=0.0, weighting=weighting), first, context)
+    result = apply_checked_(Sic(error_budget=0.15, held_out=0.0, weighting=weighting, finish=True), free, context)
     x, y = task.train.batch(torch.arange(len(task.train)))
     with torch.no_grad():
         right = model(x).argmax(1) == y
-        lost = int((~(free.module(x).argmax(1) == y))[right].sum())
-    assert lost <= 0.15 * int(right.sum())
+        kept = int((free.module(x).argmax(1) == y)[right].sum())
+    assert kept >= 0.85 * int(right.sum())
+    assert result.notes[0].startswith(f"{kept} of {int(right.sum())} samples of train keep their class")
+    assert stored_bits(free) <= stored_bits(first) < 16 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
-    def values(net):
-        return sum(len(e.values) for e in net.encodings.values())
 
-    assert values(free) < values(exact)
+def stored_bits(net):
+    """Entropy of the indices of each neuron, and 16 bits for each value."""
+    bits = 0.0
+    for name, e in net.encodings.items():
+        weight = net.module.get_parameter(name)
+        for row in weight.movedim(e.sharing.axis, 0):
+            _, counts = torch.unique(row, return_counts=True)
+            bits += float((counts * torch.log2(row.numel() / counts)).sum()) + 16 * int((row.unique() != 0).sum())
+    return bits
+
+
+def test_a_budget_of_nothing_loses_nothing():
+    model, task = trained("convolutions")
+    net = Artifact.of(model, task.spec)
+    result = apply_checked_(Sic(error_budget=0.0, held_out=0.0), net, Context.of(task, model))
+    x, y = task.train.batch(torch.arange(len(task.train)))
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+        assert bool((net.module(x).argmax(1) == y)[right].all())
+    assert result.effect
+    assert any(len(p[p != 0].unique()) < p.numel() for p in net.module.parameters() if p.dim() > 1)
+
+
+def test_what_the_search_does_not_see_is_judged_too():
+    model, task = trained("mlp", samples=600)
+    net = Artifact.of(model, task.spec)
+    result = apply_checked_(Sic(error_budget=0.1, held_out=0.5), net, Context.of(task, model))
+    (note,) = [n for n in result.notes if "did not see" in n]
+    right, of = (int(part) for part in note.split(" that")[0].split(" of "))
+    assert of - right <= 0.1 * of + 1.5 * (0.1 * of) ** 0.5
 
 
 def test_same_seed_same_bytes():
@@ -162,7 +207,7 @@ def test_a_constant_neuron_goes_into_the_next_bias():
         model[1].weight[4] = 0.0
         model[1].bias[4] = 0.7
     net = Artifact.of(model, task.spec)
-    apply_checked_(Sic(error_budget=0.0, held_out=0.0, weighted=False), net, Context.of(task, model))
+    apply_checked_(Sic(error_budget=0.0, held_out=0.0), net, Context.of(task, model))
     assert bool((net.module[3].weight[:, 4] == 0).all())
     assert not torch.equal(net.module[3].bias, model[3].bias)
     x, y = task.train.batch(torch.arange(len(task.train)))
@@ -197,16 +242,169 @@ def test_second_moments_are_those_of_the_patches(groups):
     assert torch.allclose(second_moments(x, node, model.weight), wanted, atol=1e-5)
 
 
-def test_weights_on_a_grid_are_left_alone_and_said_so():
+@pytest.mark.parametrize("mode", ["exact", "budget"])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_weights_on_a_grid_stay_on_it(mode, per):
     from lilliput.methods.quantization.post_training import Quantization
 
     model, task = trained("mlp")
     net = Artifact.of(model, task.spec)
     context = Context.of(task, model)
-    apply_checked_(Quantization(activation_bits=0), net, context)
-    result = apply_checked_(Sic(mode="exact"), net, context)
-    assert not result.effect
-    assert all("consolidate first" in reason for reason in result.skipped.values())
+    apply_checked_(Quantization(activation_bits=0, weight_per=per), net, context)
+    grids = {name: e.grid for name, e in net.encodings.items()}
+    result = apply_checked_(Sic(mode=mode), net, context)
+    assert set(result.changed) == {"1", "3", "5"}
+    for path in result.changed:
+        e = net.encoding(f"{path}.weight")
+        assert e.grid is not None
+        assert e.grid.same(grids[f"{path}.weight"])
+        assert e.sharing is not None
+    if mode == "exact":
+        x, y = task.train.batch(torch.arange(len(task.train)))
+        with torch.no_grad():
+            right = model(x).argmax(1) == y
+            assert bool((net.module(x).argmax(1) == y)[right].all())
+
+
+def active_oracle(model, x, threshold):
+    """{layer: bool [inputs]} of the network as it is: is |x| above 0.01 in so many samples?"""
+    found, hooks = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(lambda _, a, n=name: found.__setitem__(n, a[0])))
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return {name: (value.abs() > 0.01).float().mean(0) >= threshold for name, value in found.items()}
+
+
+def test_quiet_weights_follow_the_active_ones():
+    model, task = trained("mlp")
+    x, y = task.train.batch(torch.arange(len(task.train)))
+    x[: len(x) // 2, :, 0] = 0.0
+    task = Task.classification(train=(x, y), validation=(x[:30], y[:30]))
+    net = Artifact.of(model, task.spec)
+    settings = {"enable": True, "calibration_fraction": 1.0, "threshold": 0.8}
+    apply_checked_(Sic(mode="exact", sasic=settings), net, Context.of(task, model))
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+        active = active_oracle(model, x[right], 0.8)["1"]
+        assert 2 <= int(active.sum()) <= 0.95 * len(active)
+        for before, after in zip(model[1].weight.detach(), net.module[1].weight.detach(), strict=True):
+            k = len(after[active].unique())
+            if k in (1, len(before[active].unique())) or not bool(after.any()):
+                continue
+            wanted = optimal_1d(before.detach()[active].double().numpy(), k)
+            assert np.allclose(np.sort(after[active].unique().numpy()), wanted.centroids, atol=1e-6)
+            nearest = np.abs(before.double().numpy()[:, None] - wanted.centroids).argmin(1)
+            assert np.allclose(after.numpy(), wanted.centroids[nearest], atol=1e-6)
+
+
+def test_a_sweep_tries_only_so_many_values_of_k():
+    model, task = trained("mlp")
+    net = Artifact.of(model, task.spec)
+    result = apply_checked_(Sic(mode="exact", k_sweep=4, track_k_trials=True), net, Context.of(task, model))
+    for row in result.statistics["layers"].values():
+        assert max(row["k_trials_list"]) <= 5  # and zero
+    tried = {a["clusters"] for a in result.statistics["convergence"] if a["layer"] == "1"}
+    assert tried <= {0, 1, 22, 42, 43, 63}
+
+
+def test_passes_end_when_they_change_nothing_more():
+    model, task = trained("mlp")
+    net = Artifact.of(model, task.spec)
+    result = apply_checked_(Sic(mode="exact", max_passes=50), net, Context.of(task, model))
+    passes = result.statistics["passes"]
+    assert 2 <= len(passes) < 50
+    counts = [p["unique_weights"] for p in passes]
+    assert counts == sorted(counts, reverse=True)
+    assert passes[-1]["max_weight_change"] == 0 or counts[-1] == counts[-2]
+    once = Artifact.of(model, task.spec)
+    large = apply_checked_(Sic(mode="exact", max_passes=50, min_pass_weight_delta=1e9), once, Context.of(task, model))
+    assert len(large.statistics["passes"]) == 1
+
+
+def test_a_neuron_without_patience_rests():
+    model, task = trained("mlp")
+    trials = []
+    for patience in (0, 1):
+        net = Artifact.of(model, task.spec)
+        method = Sic(mode="exact", max_passes=3, max_k_per_neuron=1, neuron_patience=patience)
+        result = apply_checked_(method, net, Context.of(task, model))
+        trials.append(result.statistics["sic"]["total_k_trials"])
+        reasons = {a["reason"] for a in result.statistics["convergence"]}
+        assert ("frozen_by_patience" in reasons) == bool(patience)
+    assert trials[1] < trials[0]
+
+
+def test_values_that_are_equal_when_rounded_become_one():
+    model, task = trained("mlp")
+    net = Artifact.of(model, task.spec)
+    method = Sic(mode="exact", merge_after_clustering=True, rounding_decimals=1)
+    result = apply_checked_(method, net, Context.of(task, model))
+    merged = [note for note in result.notes if "equal" in note]
+    assert merged
+    for row in net.module[1].weight if "made one" in merged[0] else ():
+        values = row[row != 0].unique()
+        assert len(values) == len(torch.round(values.double() * 10).unique())
+    x, y = task.train.batch(torch.arange(len(task.train)))
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+        assert bool((net.module(x).argmax(1) == y)[right].all())
+
+
+@pytest.mark.parametrize("settings", [{"mode": "exact"}, {"error_budget": 0.1}])
+def test_an_interrupted_run_goes_on_to_the_same_weights(settings, tmp_path, monkeypatch):
+    from lilliput.methods.consolidation import sic as module
+
+    model, task = trained("convolutions")
+    whole = Artifact.of(model, task.spec)
+    apply_checked_(Sic(**settings), whole, Context.of(task, model))
+    written, write = [], module.write_checkpoint
+
+    def stop(*args):
+        write(*args)
+        written.append(args)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    context = Context.of(task, model)
+    context.checkpoint = tmp_path / "x.checkpoint"
+    monkeypatch.setattr(module, "write_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        apply_checked_(Sic(**settings), Artifact.of(model, task.spec), context)
+    monkeypatch.setattr(module, "write_checkpoint", write)
+    context = Context.of(task, model)
+    context.checkpoint = tmp_path / "x.checkpoint"
+    net = Artifact.of(model, task.spec)
+    result = apply_checked_(Sic(**settings), net, context)
+    for name, value in whole.module.named_parameters():
+        assert torch.equal(net.module.get_parameter(name), value)
+    assert context.evaluator.uses["train"] >= len(result.statistics["convergence"]) // 2
+
+
+def test_statistics_count_what_is_in_the_network():
+    model, task = trained("convolutions")
+    net = Artifact.of(model, task.spec)
+    context = Context.of(task, model)
+    data = apply_checked_(Sic(mode="exact", track_k_trials=True), net, context).statistics
+    for path, row in data["layers"].items():
+        weight = net.module.get_submodule(path).weight
+        ks = [len(r[r != 0].unique()) for r in weight]
+        assert row["final_unique_weights"] == sum(ks)
+        assert row["k_histogram"] == {str(k): ks.count(k) for k in sorted(set(ks))}
+        assert row["zero_weights_after"] == int((weight == 0).sum())
+        assert row["neurons_zero"] == ks.count(0)
+        assert row["operations"]["product_of_sums_multiplies"] <= row["operations"]["multiplies"]
+        accepted = [a for a in data["convergence"] if a["layer"] == path and a["success"]]
+        assert {a["neuron"]: a["clusters"] for a in accepted} == {
+            i: k for i, k in enumerate(ks) if i in {a["neuron"] for a in accepted}
+        }
+        assert sum(row["k_trials_list"]) == row["total_k_trials"]
+    assert data["sic"]["total_k_trials"] == sum(r["total_k_trials"] for r in data["layers"].values())
+    assert data["acceptance"]["right"] == data["acceptance"]["samples"] == data["acceptance"]["of"]
+    assert context.evaluator.uses["train"] == data["sic"]["total_k_trials"]
+    json.dumps(data)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +419,12 @@ def test_weights_on_a_grid_are_left_alone_and_said_so():
         {"tiered_asc": 5},
         {"overrides": {"1": {"mode": "exact"}}},
         {"max_passes": 0},
+        {"sasic": {"statistic": "max"}},
+        {"sasic": {"speed": 1}},
+        {"sasic": True},
+        {"k_sweep": 0},
+        {"weighting": "fisher"},
+        {"overrides": {"1": {"error_budget": 0.1}}},
     ],
 )
 def test_wrong_settings_are_refused(settings):

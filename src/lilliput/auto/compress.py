@@ -175,6 +175,7 @@ def measured(
         target=target,
         columns=columns,
         trail=outcome.trail,
+        statistics=outcome.statistics,
         folder=None if folder is None else folder.path,
     )
 

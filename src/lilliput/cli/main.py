@@ -447,11 +447,17 @@ def verify(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="a run folder")] = Path("runs/latest")) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="a run folder")] = Path("runs/latest"),
+    statistics: Annotated[bool, typer.Option(help="how many neurons share how many values, layer by layer")] = False,
+    excel: Annotated[Path | None, typer.Option(help="write the statistics of a method here as .xlsx")] = None,
+) -> None:
     """The table of a run, and what each of its steps did."""
-    from lilliput.cli.using import report_folder
+    from lilliput.cli.using import report_folder, report_statistics
 
     out(report_folder(folder))
+    if statistics or excel is not None:
+        out(report_statistics(folder, excel))
 
 
 @app.command()

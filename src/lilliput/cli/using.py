@@ -293,6 +293,25 @@ def report_folder(folder: Path) -> str:
     return "\n".join(one_line(line) for text in lines for line in text.split("\n"))
 
 
+def report_statistics(folder: Path, excel: Path | None) -> str:
+    """What methods noted beside the trail; as a workbook too, one for each method where there are several."""
+    from lilliput.methods.consolidation.statistics import text, write_excel
+
+    run = RunFolder.open(folder)
+    names = [p["statistics"] for entry in run.trail() for p in entry.get("passes", []) if "statistics" in p]
+    if not names:
+        raise UsageError(f"statistics of {folder}", "none of its methods keeps any", "use a recipe with sic")
+    lines: list[str] = []
+    for name in names:
+        data = run.read_json(name)
+        lines += ["", f"{folder / name}", *text(data)]
+        if excel is not None:
+            path = excel if len(names) == 1 else excel.with_stem(f"{excel.stem}-{Path(name).stem}")
+            write_excel(data, path)
+            lines.append(f"{path}: {path.stat().st_size:,} bytes")
+    return "\n".join(one_line(line) for line in lines)
+
+
 def artifact_of(file: str | Path, into: str | None) -> Artifact:
     """The network of a `.lil`: from its own graph, or put into the untrained module `into`."""
     return load_artifact(file, None if into is None else fresh(into))

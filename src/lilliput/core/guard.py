@@ -93,6 +93,10 @@ class FullForward:
         original, data = self.reference(role).outputs, self.task.data(role)
         return evaluate(model, self.task, data, role, original, self.batch_size, self.device, self.progress)
 
+    def count(self, role: Role, looks: int) -> None:
+        """For methods that look at a role in their own way: so many candidates were judged by it."""
+        self.uses[role] = self.uses.get(role, 0) + looks
+
     def reference(self, role: Role) -> Evaluation:
         """The original network on a role (not counted as a use)."""
         if role not in self._kept:

@@ -69,6 +69,8 @@ class PassResult:
     changed: dict[str, str] = field(default_factory=dict[str, str])
     skipped: dict[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
+    statistics: Mapping[str, Any] | None = None
+    """What a method wants kept beside the table: plain data for JSON. A run folder has it as a file."""
 
     @property
     def effect(self) -> bool:

@@ -77,7 +77,7 @@ def acceptance_set(
             x, y = task.data(role).batch(right)
             outputs = found.outputs if found.outputs is not None else torch.empty((len(found.ok), 0))
             parts.append((x, task.target((x, y)), outputs[right]))
-            where += [(role, int(i)) for i in right]
+            where += [(role, i) for i in right.tolist()]
     if not where:
         raise DataError(f"an acceptance set from {source}", "the network gets no sample right", "train it first")
     targets = _joined([p[1] for p in parts])
@@ -98,7 +98,7 @@ def subset(chosen: AcceptanceSet, index: Tensor) -> AcceptanceSet:
         targets=_taken(chosen.targets, index),
         original=chosen.original[index],
         margins=chosen.margins[index],
-        where=tuple(chosen.where[int(i)] for i in index),
+        where=tuple(chosen.where[i] for i in index.tolist()),
         seen=chosen.seen,
     )
 

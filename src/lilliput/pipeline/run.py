@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from lilliput.core.edits import fingerprint
 from lilliput.core.errors import ArtifactError
 from lilliput.core.files import explained
 from lilliput.core.guard import Verdict
-from lilliput.core.method import Context, PassResult, apply_checked_
+from lilliput.core.method import Context, Pass, PassResult, apply_checked_
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.task import Task
@@ -34,6 +34,8 @@ class Outcome:
     artifact: Artifact
     recipe: Recipe
     trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    statistics: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """What methods noted beside the trail, by the name of its file in the run folder."""
     context: Context
 
 
@@ -99,6 +101,7 @@ def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -
         context.generator = torch.Generator().manual_seed(_seed(outcome.recipe.seed, index, i))
         context.checkpoint = None if folder is None else _checkpoint(folder, index, i)
         results.append(apply_checked_(method, net, context))
+    files = [_noted(outcome, index, i, m, r, folder) for i, (m, r) in enumerate(zip(step.passes, results, strict=True))]
     entry: dict[str, Any] = {
         "step": index,
         "name": step.name,
@@ -109,8 +112,9 @@ def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -
                 "changed": r.changed,
                 "skipped": r.skipped,
                 "notes": list(r.notes),
+                **({"statistics": file} if file else {}),
             }
-            for m, r in zip(step.passes, results, strict=True)
+            for m, r, file in zip(step.passes, results, files, strict=True)
         ],
     }
     effect = any(r.effect for r in results)
@@ -132,6 +136,19 @@ def _step_(outcome: Outcome, step: Step, index: int, folder: RunFolder | None) -
         for note in r.notes:
             context.progress.say(f"  {m.name}: {note}")
     return entry
+
+
+def _noted(
+    outcome: Outcome, step: int, part: int, method: Pass, result: PassResult, folder: RunFolder | None
+) -> str | None:
+    """The name under which the statistics of a method are kept, if it has any."""
+    if result.statistics is None:
+        return None
+    name = f"statistics-{step:02d}-{part}-{method.name}.json"
+    outcome.statistics[name] = result.statistics
+    if folder is not None:
+        folder.write_json(name, result.statistics)
+    return name
 
 
 def _judge(step: Step, net: Artifact, context: Context) -> Verdict:
@@ -177,6 +194,8 @@ def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outc
         outcome.artifact = container.loads(data, source=str(snapshot)).replay(fresh)
         outcome.artifact.input = task.spec
         outcome.trail = trail[:count]
+        names = [p["statistics"] for e in outcome.trail for p in e["passes"] if "statistics" in p]
+        outcome.statistics = {name: folder.read_json(name) for name in names}
         folder.cut_trail(count)
         for step in range(count):
             _drop_checkpoints(folder, step)

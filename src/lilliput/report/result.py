@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Result:
     target: Target
     columns: list[Column] = field(default_factory=list[Column])
     trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    statistics: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """What methods noted beside the trail (SIC: every candidate), by the name of its file in the run folder."""
     violations: list[Violation] = field(default_factory=list[Violation])
     uses: dict[str, int] = field(default_factory=dict[str, int])
     folder: Path | None = None

@@ -12,38 +12,42 @@ from torch import Tensor
 
 from lilliput.ops.clustering import Clusters, optimal_1d_all
 
-LEAST = 1e-12
-"""Of a weight's error: what inputs count that are zero in most samples."""
+MOST_ACTIVE = 0.95
 FIRST = 15
 """Values of k beyond 0 that are tried at once, to begin with; four times as many each time after."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Of one row: `rows` [count, ...] for k = first, first + 1, ...; `labels` and `centroids` tell how each is made."""
+    """Of one neuron: `rows` [count, ...], which share `ks` values."""
 
-    first: int
+    ks: tuple[int, ...]
     rows: Tensor
-    clusters: tuple[Clusters | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neuron:
-    """The weights of one output: `live` are the places of those that are not zero."""
+    """The weights of one output: `live` are the places of those that are not zero, `quiet` of these (bool) follow.
+
+    Quiet weights take the value that is nearest to them, but have no say in where the values are.
+    """
 
     row: Tensor
     live: Tensor
     values: np.ndarray
-    weights: np.ndarray | None
-    short: bool = False
+    quiet: np.ndarray
 
     @staticmethod
-    def of(row: Tensor, weights: Tensor | None = None, *, short: bool = False) -> "Neuron":
-        """`weights` [...] of the row's shape say how much each entry's error counts; `short` centroids have 11 bits."""
+    def of(row: Tensor, active: Tensor | None = None) -> "Neuron":
+        """`active` [...], of the row's shape: its weights have a say, if there are 2 to 95% of them; else all have."""
         flat = row.reshape(-1)
         live = torch.nonzero(flat).reshape(-1)
-        chosen = None if weights is None else weights.reshape(-1)[live].double().clamp(min=LEAST).numpy()
-        return Neuron(row=row, live=live, values=flat[live].double().numpy(), weights=chosen, short=short)
+        quiet = np.zeros(len(live), dtype=bool)
+        if active is not None:
+            chosen = active.reshape(-1)[live].numpy()
+            if 2 <= chosen.sum() <= MOST_ACTIVE * len(chosen):
+                quiet = ~chosen
+        return Neuron(row=row, live=live, values=flat[live].double().numpy(), quiet=quiet)
 
     @property
     def distinct(self) -> int:
@@ -53,34 +57,28 @@ class Neuron:
         """The largest k that is tried: one less than there are values, at least 1."""
         return max(1, min(self.distinct - 1, limit))
 
-    def candidates(self, limit: int, error: float = 1.0) -> Iterator[Candidates]:
-        """k = 0, 1, 2, ... up to `most(limit)`, in growing groups.
+    def candidates(self, limit: int, sweep: int | None = None) -> Iterator[Candidates]:
+        """k = 0, 1, 2, ... up to `most(limit)`, in growing groups; with `sweep`, so many evenly spaced ones of k."""
+        last = self.most(limit)
+        wanted = list(range(last + 1))
+        if sweep is not None and sweep < last:
+            wanted = [0, *sorted({round(k) for k in np.linspace(1, last, sweep)})]
+        own = self.values[~self.quiet]
+        size = FIRST + 1
+        while wanted:
+            ks, wanted = wanted[:size], wanted[size:]
+            found = optimal_1d_all(own, max(ks[-1], 1))
+            rows = [self._spread(found[min(k, len(found)) - 1] if k else None) for k in ks]
+            yield Candidates(ks=tuple(ks), rows=torch.stack(rows))
+            size *= 4
 
-        Those that leave more than a share `error` of the row's (weighted) energy are left out.
-        """
-        last, first, size = self.most(limit), 0, FIRST
-        energy = float((self.values**2 * (1.0 if self.weights is None else self.weights)).sum())
-        while first <= last:
-            end = min(size, last)
-            found = optimal_1d_all(self.values, max(end, 1), self.weights)
-            first += sum(found[min(k, len(found)) - 1].sse > error * energy for k in range(max(first, 1), end + 1))
-            first += int(error < 1.0 and first == 0)
-            if first > end:
-                size = 4 * size
-                continue
-            clusters = [None if k == 0 else found[min(k, len(found)) - 1] for k in range(first, end + 1)]
-            yield Candidates(
-                first=first, rows=torch.stack([self.spread(c) for c in clusters]), clusters=tuple(clusters)
-            )
-            first, size = end + 1, 4 * size
-
-    def spread(self, clusters: Clusters | None) -> Tensor:
+    def _spread(self, clusters: Clusters | None) -> Tensor:
         """The row with each weight at its centroid; zeros stay zero. None: all zero."""
         flat = torch.zeros(self.row.numel())
         if clusters is not None:
             centroids = torch.from_numpy(clusters.centroids).float()
-            if self.short:  # keep the sign: a weight that is not zero stays so
-                rounded = centroids.half().float()
-                centroids = torch.where((rounded != 0) & rounded.isfinite(), rounded, centroids)
-            flat[self.live] = centroids[torch.from_numpy(clusters.labels)]
+            borders = (clusters.centroids[1:] + clusters.centroids[:-1]) / 2
+            labels = np.searchsorted(borders, self.values)
+            labels[~self.quiet] = clusters.labels
+            flat[self.live] = centroids[torch.from_numpy(labels)]
         return flat.reshape(self.row.shape)

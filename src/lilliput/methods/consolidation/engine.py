@@ -5,6 +5,7 @@ The network is run once on all samples; from then on a search works on the harde
 and the layer starts again. Where incremental sums leave a sample too near to the border, a plain forward decides.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,10 @@ from lilliput.data.select import AcceptanceSet, margins, subset
 from lilliput.graph.semantics import RULES
 from lilliput.graph.suffix import Suffix
 from lilliput.graph.trace import Graph, Node, evaluate
+from lilliput.methods.consolidation.inputs import neuron_axis
 
 NEAR = 1e-4
 """Of the largest output: a margin below is settled by a plain forward."""
-Rows = Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,11 @@ def bound(graph: Graph, state: Mapping[str, Tensor], node: Node) -> tuple[Tensor
     return factor, most
 
 
-class LayerSearch:
-    """Candidates for one row of one layer after the other, on the hard samples."""
+class RowSearch(ABC):
+    """Candidates for one neuron of one layer after the other, on the hard samples.
+
+    `trunk` has the values of these that come from before the layer; `position` is its first node.
+    """
 
     def __init__(
         self,
@@ -172,31 +176,52 @@ class LayerSearch:
         self.graph, self.state, self.node, self.samples, self.judge = graph, state, node, samples, judge
         self.trunk, self.position = dict(trunk), position
         self.weight = node.state["weight"]
-        self.bias = node.state.get("bias")
-        self.suffix = Suffix(graph, state, node.name, self._forward(dict(self.trunk)))
         self.order = torch.arange(len(samples))
         self.fast = min(fast, len(samples))
         self.plain = self.looked = 0
 
+    @abstractmethod
+    def right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
+        """bool [k, samples]: are the samples of these numbers right with the neuron as each of `rows`?"""
+
+    def row(self, row: int) -> Tensor:
+        return neurons_of(self.state[self.weight], self.node)[row]
+
     def first_accepted(self, row: int, rows: Tensor, allowed: int = 0) -> int | None:
         """The number of the first of `rows` [k, ...] with which at most `allowed` samples are wrong."""
         front, rest = self.order[: self.fast].clone(), self.order[self.fast :].clone()
-        right = self._right(row, rows, front)
+        right = self.right(row, rows, front)
         for k in range(len(rows)):
             wrong = int((~right[k]).sum())
             if wrong > allowed:
                 self._promote(front[torch.nonzero(~right[k])[-1]])
                 continue
-            good = self._right(row, rows[k : k + 1], rest)[0] if len(rest) else right[k, :0]
+            good = self.right(row, rows[k : k + 1], rest)[0] if len(rest) else right[k, :0]
             if wrong + int((~good).sum()) > allowed:
                 self._promote(rest[torch.nonzero(~good)[-1]])
             elif self.screen is None or self._screened(self.screen, row, rows[k]):
                 return k
         return None
 
+    def accept_(self, row: int, values: Tensor) -> None:
+        """The neuron is `values` from now on."""
+        if self.screen is not None:
+            self.screen.accept_()
+        neurons_of(self.state[self.weight], self.node)[row] = values
+
+    def _plainly(self, row: int, values: Tensor, known: dict[str, Tensor]) -> Tensor:
+        """The outputs by a forward from the layer on, like one that knows nothing."""
+        neuron = self.row(row)
+        before = neuron.clone()
+        neuron.copy_(values)
+        try:
+            return self._forward(known)[self.graph.outputs[0]]
+        finally:
+            neuron.copy_(before)
+
     def _screened(self, screen: "Screen", row: int, values: Tensor) -> bool:
         """Do all other samples stay right? Those whose margins are large enough need no look."""
-        index = screen.doubtful(row, values - self.state[self.weight][row])
+        index = screen.doubtful(row, values - self.row(row))
         if len(index) == 0:
             return True
         right, distance = self._outside(screen, row, values, index)
@@ -207,13 +232,7 @@ class LayerSearch:
         return False
 
     def _outside(self, screen: "Screen", row: int, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        before = self.state[self.weight][row].clone()
-        self.state[self.weight][row] = values
-        try:
-            known = self._forward({name: value[index] for name, value in screen.trunk.items()})
-        finally:
-            self.state[self.weight][row] = before
-        outputs = known[self.graph.outputs[0]]
+        outputs = self._plainly(row, values, {name: value[index] for name, value in screen.trunk.items()})
         self.looked += len(index)
         return self.judge(outputs, screen.samples, index), margins(outputs, part_of(screen.samples.targets, index))
 
@@ -223,9 +242,6 @@ class LayerSearch:
         more = subset(screen.samples, index)
         first = len(self.samples)
         self.samples = joined(self.samples, more)
-        known = self._forward({name: value[index] for name, value in screen.trunk.items()})
-        for name in self.suffix.values:
-            self.suffix.values[name] = torch.cat([self.suffix.values[name], known[name]])
         for name in self.trunk:
             self.trunk[name] = torch.cat([self.trunk[name], screen.trunk[name][index]])
         self.order = torch.cat([torch.arange(first, len(self.samples)), self.order])
@@ -237,13 +253,6 @@ class LayerSearch:
                 known[node.name] = evaluate(node, known, self.state)
         return known
 
-    def accept_(self, row: int, values: Tensor) -> None:
-        """The row is `values` from now on."""
-        if self.screen is not None:
-            self.screen.accept_()
-        self.state[self.weight][row] = values
-        self.suffix.commit_(self._block(row, values[None], slice(None))[0], row)
-
     def _promote(self, sample: Tensor) -> None:
         """A lost sample is looked at first from now on."""
         at = int(torch.nonzero(self.order == sample)[0])
@@ -251,8 +260,27 @@ class LayerSearch:
             self.order[1 : at + 1] = self.order[:at].clone()
             self.order[0] = sample
 
-    def _right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
-        """bool [k, samples]."""
+
+class PlainSearch(RowSearch):
+    """By forwards of all that comes after the layer: for transposed ones, and those that are called more than once."""
+
+    def right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for values in rows:
+            outputs = self._plainly(row, values, {name: value[index] for name, value in self.trunk.items()})
+            found.append(self.judge(outputs, self.samples, index))
+        return torch.stack(found)
+
+
+class CachedSearch(RowSearch):
+    """By what a change of one channel makes of the values that are kept (`graph.suffix`), all candidates at once."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.bias = self.node.state.get("bias")
+        self.suffix = Suffix(self.graph, self.state, self.node.name, self._forward(dict(self.trunk)))
+
+    def right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
         count = len(rows)
         outputs = self.suffix.outputs(self._block(row, rows, index), row, index).flatten(0, 1)
         every = index if count == 1 else index.repeat(count)
@@ -260,21 +288,22 @@ class LayerSearch:
         distance = margins(outputs, part_of(self.samples.targets, every)).abs()
         near = (distance <= self.near * outputs.abs().flatten(1).amax(1)).reshape(count, -1)
         right = right.reshape(count, -1)
-        if bool(near.any()):
-            for k in torch.nonzero(near.any(1)).reshape(-1):
-                right[k, near[k]] = self._plainly(row, rows[k], index[near[k]])
+        for k in torch.nonzero(near.any(1)).reshape(-1):
+            doubtful = index[near[k]]
+            self.plain += len(doubtful)
+            known = {name: value[doubtful] for name, value in self.trunk.items()}
+            right[k, near[k]] = self.judge(self._plainly(row, rows[k], known), self.samples, doubtful)
         return right
 
-    def _plainly(self, row: int, values: Tensor, index: Tensor) -> Tensor:
-        """By a forward from the layer on, like one that knows nothing."""
-        self.plain += len(index)
-        before = self.state[self.weight][row].clone()
-        self.state[self.weight][row] = values
-        try:
-            known = self._forward({name: value[index] for name, value in self.trunk.items()})
-        finally:
-            self.state[self.weight][row] = before
-        return self.judge(known[self.graph.outputs[0]], self.samples, index)
+    def accept_(self, row: int, values: Tensor) -> None:
+        super().accept_(row, values)
+        self.suffix.commit_(self._block(row, values[None], slice(None))[0], row)
+
+    def _extend_(self, screen: "Screen", index: Tensor) -> None:
+        super()._extend_(screen, index)
+        known = self._forward({name: value[index] for name, value in screen.trunk.items()})
+        for name in self.suffix.values:
+            self.suffix.values[name] = torch.cat([self.suffix.values[name], known[name]])
 
     def _block(self, row: int, rows: Tensor, index: Tensor | slice) -> Tensor:
         """[k, samples, ...]: what the layer gives in channel `row` for each of `rows`."""
@@ -291,6 +320,30 @@ class LayerSearch:
         state = {"weight": rows} | ({} if bias is None else {"bias": bias})
         found = RULES["conv"]([x], state, {**a, "groups": 1})
         return found.movedim(1, 0).unsqueeze(2)
+
+
+def search_kind(calls: tuple[Node, ...]) -> "type[CachedSearch | PlainSearch]":
+    """What finds the answers for a layer that is called like this."""
+    first, *more = calls
+    return PlainSearch if more or first.attributes.get("transposed") else CachedSearch
+
+
+def neurons_of(weight: Tensor, node: Node) -> Tensor:
+    """A view [neurons, ...] of a layer's weight."""
+    return weight.movedim(neuron_axis(node), 0)
+
+
+def verified(
+    trunk: Trunk, state: Mapping[str, Tensor], samples: AcceptanceSet, judge: Judge, keep: str | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """All samples through the rest of the network: who is right, with which margins; and what comes after `keep`."""
+    right, distance = torch.ones(len(samples), dtype=torch.bool), torch.empty(len(samples))
+
+    def visit(part: slice, outputs: Tensor) -> None:
+        right[part] = judge(outputs, samples, part)
+        distance[part] = margins(outputs, part_of(samples.targets, part))
+
+    return right, distance, trunk.forward(state, visit, keep)
 
 
 def joined(a: AcceptanceSet, b: AcceptanceSet) -> AcceptanceSet:

@@ -1,17 +1,17 @@
 """SIC, synaptic input consolidation: each neuron's incoming weights share as few values as the samples allow.
 
-For each neuron (a row of a linear layer, an output channel of a convolution) in turn: its weights become zero, or share
-1, 2, 3, ... values, and the first of these with which the acceptance set stays right is kept. The published method
-(Klosvo, "ece525_sasic") evaluates the whole network for each candidate; `engine` takes the same decisions on what a row
-changes. Clusterings are optimal (Jenks breaks, found by `ops.clustering`).
-
-`mode="exact"` is the published rule: all samples right, index order. `mode="budget"` differs from it: a small part of
-the samples may be lost, released neuron by neuron; errors count by the second moment of the input they meet; weights
-of inputs that are always zero go; and the acceptance is judged on samples that the search did not see.
+The published method (Klosvo, "ece525_sasic") takes neuron after neuron (a row of a linear layer, an output channel of a
+convolution): its weights become zero, or share 1, 2, 3, ... values, the best for each number (Jenks breaks), and the
+first with which an acceptance set stays right is kept. It evaluates the whole network for each candidate;
+`mode="exact"` takes the same decisions on what a neuron changes (`exact`, `engine`). `mode="budget"` has the same aim
+and another way to it: a small part of the samples may be lost, and all neurons are consolidated at once, by what their
+weights cost in the file (`budget`).
 """
 
-import math
-from collections.abc import Mapping
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -19,27 +19,32 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.container import dumps
 from lilliput.core.encoding import Encoding, Sharing
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
-from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, margins, subset
-from lilliput.graph.suffix import Block
+from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, subset
 from lilliput.graph.trace import Node, graph_of
-from lilliput.methods.consolidation.candidates import Neuron
-from lilliput.methods.consolidation.engine import NEAR, Judge, LayerSearch, Screen, Trunk, bound, joined, part_of
+from lilliput.measure.macs import count_macs
+from lilliput.methods.consolidation.budget import Budget, short
+from lilliput.methods.consolidation.engine import Judge, Trunk, neurons_of, verified
+from lilliput.methods.consolidation.exact import BATCH, Exact, Rules
+from lilliput.methods.consolidation.inputs import neuron_axis, second_moments
+from lilliput.methods.consolidation.statistics import (
+    Trail,
+    convergence,
+    layer_statistics,
+    unique_weights,
+)
+from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 
 TIERS = {"enable": True, "fast": 192, "medium": 1500}
-BATCH, MOMENT_SAMPLES, NOISY = 1000, 2048, 4
-WHOLE = (
-    *("mode", "acceptance_from", "eval_max", "filtered", "tiered_asc", "max_passes", "error_budget", "held_out"),
-    "noise",
-)
-"""Settings that no layer can have for itself."""
-WIDER = 30.0
-"""How much more is settled by plain forwards where rounding has misled a search."""
-TIGHTER, MOST_TRIES, SLACK = 0.7, 4, 1.5
-"""What is left of the budget when samples that the search does not see are lost too often, and how often at most; too
-often is so many standard deviations above what the budget has released."""
+SASIC = {"enable": False, "calibration_fraction": 0.1, "statistic": "p_above", "threshold": 0.05}
+ABOVE = 0.01
+"""Inputs larger than this count as there, for the statistic `p_above`."""
+MOST_DECIMALS = 12
+PER_LAYER = ("include", "skip", "overrides", "max_k_per_neuron", "neuron_patience", "strict", "k_sweep")
+"""Settings that a layer can have for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +53,23 @@ class Sic(Pass):
 
     `tiered_asc`: {fast, medium}: each candidate meets the `fast` samples that are nearest to being lost, then the rest
     of `medium`, and all samples when the layer is done (`strict`: after each neuron, where margins can be bounded).
+    `max_k_per_neuron`: the most values that a neuron may share.
+
+    Only in exact mode: `k_sweep` tries so many evenly spaced numbers of values in place of all; `sasic`: {enable,
+    calibration_fraction, statistic (p_above or mean_abs), threshold}: only weights whose inputs are active decide where
+    the values are; up to `max_passes` over all layers, ended when the number of distinct weights (rounded to
+    `rounding_decimals`; with zero unless `uwc_exclude_zero`) has not fallen by more than `uwc_min_rel_delta` in
+    `uwc_patience` passes, or no weight has moved by `min_pass_weight_delta`; a neuron that found nothing in
+    `neuron_patience` passes rests; `merge_after_clustering` makes one of values that are equal when rounded.
+
     Only in budget mode: `error_budget` is the share of samples that may be lost, `held_out` the share that the search
-    does not see, `weighted` the clustering by second moments of the inputs, `drop_dead` the removal of inputs that are
-    always zero and of constant neurons; `spare_small` lets a layer lose no larger a part of its weights' energy
-    than it holds of all weights; `noise` (standard deviations of the inputs) adds the hardest quarter with noise.
+    does not see; `weighting` says what an error counts: by the outputs' `margins`, by the `inputs` alone, or `none`;
+    `refit` fits shared values and biases to the layer's outputs; `drop_dead` removes weights of inputs that are always
+    zero, and neurons that are constant; `finish` spends what is left of the budget neuron by neuron (it pays in
+    networks of some hundred weights).
+
+    `track_k_trials` adds each neuron's number of candidates to the statistics; `enable_product_of_sums` compares
+    the network as product of sums with the dense one, on the acceptance set.
     """
 
     name: ClassVar[str] = "sic"
@@ -63,37 +81,54 @@ class Sic(Pass):
     eval_max: int | None = None
     filtered: bool = False
     tiered_asc: Mapping[str, Any] = field(default_factory=lambda: dict(TIERS))
-    max_passes: int = 1
     max_k_per_neuron: int = 1_000_000
-    neuron_patience: int = 0
     strict: bool = False
+    k_sweep: int | None = None
+    sasic: Mapping[str, Any] = field(default_factory=lambda: dict(SASIC))
+    max_passes: int = 1
+    neuron_patience: int = 0
+    rounding_decimals: int = 6
+    uwc_patience: int = 1
+    uwc_min_rel_delta: float = 0.0
+    uwc_exclude_zero: bool = True
+    min_pass_weight_delta: float = 0.0
+    merge_after_clustering: bool = False
     error_budget: float = 0.001
     held_out: float = 0.08
-    weighted: bool = True
+    weighting: str = "margins"
+    refit: bool = True
     drop_dead: bool = True
-    spare_small: bool = True
-    noise: float = 0.0
+    finish: bool = False
+    track_k_trials: bool = False
+    enable_product_of_sums: bool = False
 
     def __post_init__(self) -> None:
         check_choice("sic mode", self.mode, ("budget", "exact"))
         check_choice("sic acceptance_from", self.acceptance_from, tuple(SOURCES))
+        check_choice("sic weighting", self.weighting, ("margins", "inputs", "none"))
         check_range("sic max_passes", self.max_passes, 1, 1000)
         check_range("sic max_k_per_neuron", self.max_k_per_neuron, 1, 1_000_000_000)
         check_range("sic neuron_patience", self.neuron_patience, 0, 1000)
+        check_range("sic rounding_decimals", self.rounding_decimals, 0, 1000)
+        check_range("sic uwc_patience", self.uwc_patience, 1, 1000)
+        check_range("sic uwc_min_rel_delta", self.uwc_min_rel_delta, 0.0, 1.0)
+        check_range("sic min_pass_weight_delta", self.min_pass_weight_delta, 0.0, 1e30)
         check_range("sic error_budget", self.error_budget, 0.0, 0.5)
         check_range("sic held_out", self.held_out, 0.0, 0.9)
-        check_range("sic noise", self.noise, 0.0, 10.0)
-        if self.eval_max is not None:
-            check_range("sic eval_max", self.eval_max, 1, 1_000_000_000)
-        if not isinstance(self.tiered_asc, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RecipeError("sic tiered_asc", f"{self.tiered_asc!r}", "give {fast: 192, medium: 1500}")
-        for key, value in self.tiered_asc.items():
-            check_choice("sic tiered_asc", key, tuple(TIERS))
-            if key != "enable":
-                check_range(f"sic tiered_asc {key}", value, 1, 1_000_000_000)
+        for name in ("eval_max", "k_sweep"):
+            if getattr(self, name) is not None:
+                check_range(f"sic {name}", getattr(self, name), 1, 1_000_000_000)
+        _check_group("sic tiered_asc", self.tiered_asc, TIERS)
+        for key in ("fast", "medium"):
+            check_range(f"sic tiered_asc {key}", {**TIERS, **self.tiered_asc}[key], 1, 1_000_000_000)
+        _check_group("sic sasic", self.sasic, SASIC)
+        sasic = {**SASIC, **self.sasic}
+        check_choice("sic sasic statistic", sasic["statistic"], ("p_above", "mean_abs"))
+        check_range("sic sasic calibration_fraction", sasic["calibration_fraction"], 1e-6, 1.0)
+        check_range("sic sasic threshold", sasic["threshold"], 0.0, 1e30)
         for pattern, settings in self.overrides.items():
             for key in settings:
-                if key in WHOLE:
+                if key not in PER_LAYER:
                     raise RecipeError(f"sic override for {pattern!r}", f"{key} counts for all layers", "set it once")
         super().__post_init__()
 
@@ -101,22 +136,64 @@ class Sic(Pass):
         return _Run(self, net, context).result()
 
 
+def _check_group(asked: str, given: Any, known: Mapping[str, Any]) -> None:
+    if not isinstance(given, Mapping):
+        raise RecipeError(asked, f"{given!r}", f"give a group of settings like {dict(known)}")
+    for key in given:
+        check_choice(asked, key, tuple(known))
+
+
 class _Run:
-    """One application: layer by layer in the order in which the network runs."""
+    """One application."""
 
     def __init__(self, method: Sic, net: Artifact, context: Context) -> None:
         self.method, self.net, self.context = method, net, context
+        self.started = time.time()
         self.graph = graph_of(net)
-        self.free = method.mode == "budget"
-        self.tiers = {**TIERS, **method.tiered_asc}
-        self.samples, self.unseen = self._samples()
         self.judge = Judge(task=context.task)
+        self.tiers = {**TIERS, **method.tiered_asc}
         self.state = {name: t.detach().cpu().clone() for name, t in net.module.state_dict().items()}
-        self.margin = self.samples.margins.clone()
-        self.lost = self.done = self.tried = self.neurons = self.weights = 0
-        self.scale, self.begun = 1.0, 0
-        self.failed: dict[tuple[str, int], int] = {}
+        self.before = dict(self.state)
+        self.trail = Trail()
+        self.phases: dict[str, float] = {}
         self.biases: set[str] = set()
+        self.proof: dict[str, int] = {}
+        self.lost = 0
+
+    def result(self) -> PassResult:
+        chosen, skipped = self.method.pick(self.net)
+        self.paths: dict[str, str] = {}
+        position = {node.name: i for i, node in enumerate(self.graph.nodes)}
+        layers: dict[str, tuple[Node, ...]] = {}
+        for path, weight in chosen.items():
+            calls = tuple(n for n in self.graph.users_of(weight) if n.state.get("weight") == weight)
+            reason = self._refused(weight, calls)
+            if reason:
+                skipped[path] = reason
+            else:
+                layers[weight] = tuple(sorted(calls, key=lambda n: position[n.name]))
+                self.paths[weight] = path
+        if not layers:
+            return PassResult(skipped=skipped)
+        self.layers = dict(sorted(layers.items(), key=lambda item: position[item[1][0].name]))
+        with self._phase("filtering"):
+            self.samples, self.unseen = self._samples()
+        with self._phase("clustering"):
+            extra = self._exact() if self.method.mode == "exact" else self._budget()
+        changed = self._written()
+        notes = (self._proved(), *extra)
+        return PassResult(changed=changed, skipped=skipped, notes=notes, statistics=self._statistics())
+
+    def _refused(self, weight: str, calls: tuple[Node, ...]) -> str:
+        if not calls or any(n.op not in ("conv", "linear") for n in calls):
+            return "its weight is not that of a convolution or a linear layer when the network runs"
+        axis = neuron_axis(calls[0])
+        if any(neuron_axis(n) != axis for n in calls) or (axis and calls[0].attributes["groups"] > 1):
+            return "it is transposed and grouped"
+        grid = self.net.encoding(weight).grid
+        if grid is not None and grid.axis not in (None, axis):
+            return "its weights are on a grid that differs inside a neuron"
+        return ""
 
     def _samples(self) -> tuple[AcceptanceSet, AcceptanceSet | None]:
         """What the search sees, and what it does not."""
@@ -128,249 +205,301 @@ class _Run:
             size=method.eval_max,
             filtered=method.filtered,
         )
-        if self.free and method.noise:
-            found = self._with_noise(found)
-        hidden = int(method.held_out * len(found)) if self.free else 0
+        hidden = int(method.held_out * len(found)) if method.mode == "budget" else 0
         if hidden == 0:
             return found, None
         order = torch.randperm(len(found), generator=self.context.generator)
         return subset(found, order[hidden:].sort().values), subset(found, order[:hidden].sort().values)
 
-    def _with_noise(self, found: AcceptanceSet) -> AcceptanceSet:
-        """And the hardest quarter once more with noise on the inputs, as far as the network gets these right."""
-        hardest = torch.argsort(found.margins.nan_to_num(0.0), stable=True)[: max(1, len(found) // NOISY)]
-        noisy = subset(found, hardest.sort().values)
-        spread = self.method.noise * float(noisy.inputs.std())
-        inputs = noisy.inputs + spread * torch.randn(noisy.inputs.shape, generator=self.context.generator)
-        noisy = replace(noisy, inputs=inputs)
-        outputs = [torch.empty((0, *noisy.original.shape[1:]))]
-        state = {name: t.detach().cpu() for name, t in self.net.module.state_dict().items()}
-        Trunk(self.graph, inputs, BATCH).forward(state, lambda _, part: outputs.append(part))
-        noisy = replace(noisy, original=torch.cat(outputs))
-        right = torch.nonzero(Judge(task=self.context.task)(noisy.original, noisy, slice(None))).reshape(-1)
-        noisy = replace(noisy, margins=margins(noisy.original, noisy.targets))
-        return joined(found, subset(noisy, right))
+    # --- exact
 
-    def result(self) -> PassResult:
-        chosen, skipped = self.method.pick(self.net)
-        places: dict[str, Node] = {}
-        for path, weight in chosen.items():
-            users = self.graph.users_of(weight)
-            encoding = self.net.encoding(weight)
-            if encoding.grid is not None:
-                skipped[path] = "its weights are on a grid already: consolidate first, then quantize"
-            elif len(users) != 1 or users[0].op not in ("conv", "linear") or users[0].attributes.get("transposed"):
-                skipped[path] = "it is called more than once, or transposed"
-            else:
-                places[path] = users[0]
-        if not places:
-            return PassResult(skipped=skipped)
-        position = {node.name: i for i, node in enumerate(self.graph.nodes)}
-        queue = sorted(places, key=lambda path: position[places[path].name])
-        self.weights = sum(self.state[chosen[path]].numel() for path in queue)
-        self.neurons = self.method.max_passes * sum(self.state[chosen[path]].shape[0] for path in queue)
-        found: dict[str, tuple[int, int]] = {}
-        with self.context.progress.task("consolidate neurons", self.neurons) as advance:
-            for _ in range(self.method.max_passes):
-                before = {path: self.state[chosen[path]].clone() for path in queue}
-                trunk = Trunk(self.graph, self.samples.inputs, BATCH)
-                trunk.reach_(self.state, places[queue[0]].name)
-                hidden = None if self.unseen is None else Trunk(self.graph, self.unseen.inputs, BATCH)
-                if hidden is not None:
-                    hidden.reach_(self.state, places[queue[0]].name)
-                for i, path in enumerate(queue):
-                    after = places[queue[i + 1]].name if i + 1 < len(queue) else None
-                    found[path] = self._layer(trunk, hidden, path, places[path], after, advance)
-                if all(torch.equal(before[path], self.state[chosen[path]]) for path in queue):
+    def _exact(self) -> list[str]:
+        method = self.method
+        done, first = 0, 0
+        neurons = sum(len(neurons_of(self.state[w], calls[0])) for w, calls in self.layers.items())
+        identity = self._identity()
+        with self.context.progress.task("consolidate neurons", neurons * method.max_passes) as advance:
+            search = Exact(
+                graph=self.graph,
+                state=self.state,
+                layers=self.layers,
+                samples=self.samples,
+                judge=self.judge,
+                fast=int(self.tiers["fast"]) if self.tiers["enable"] else len(self.samples),
+                medium=int(self.tiers["medium"]),
+                rules=self._rules,
+                active=self._active(),
+                snap=self._snap,
+                advance=advance,
+                trail=self.trail,
+            )
+            known = None if self.context.checkpoint is None else read_checkpoint(self.context.checkpoint, identity)
+            if known is not None:
+                first, done = known["pass"], known["done"]
+                self.state.update(known["weights"])
+                self.trail = search.trail = Trail.of_data(known["trail"])
+                search.margin, search.failed = known["margin"], {(w, r): n for w, r, n in known["failed"]}
+                sizes = [len(neurons_of(self.state[w], calls[0])) for w, calls in self.layers.items()]
+                advance(first * neurons + sum(sizes[:done]))
+            for sweep in range(first, method.max_passes):
+                started, before = time.time(), {w: self.state[w].clone() for w in self.layers}
+
+                def report(count: int, sweep: int = sweep) -> None:
+                    if self.context.checkpoint is not None:
+                        state = {
+                            "pass": sweep, "done": count, "weights": {w: self.state[w] for w in self.layers},
+                            "trail": search.trail.to_data(), "margin": search.margin,
+                            "failed": [(w, r, n) for (w, r), n in search.failed.items()],
+                        }  # fmt: skip
+                        write_checkpoint(self.context.checkpoint, identity, state)
+
+                search.sweep_(done, report)
+                done = 0
+                if self._settled(before, time.time() - started):
                     break
+        self._count_uses(self.trail.candidates)
+        return [f"{self.trail.candidates:,} candidates", *self._merged()]
+
+    def _rules(self, weight: str) -> Rules:
+        own = self.method.for_layer(self.paths[weight])
+        return Rules(most_k=own.max_k_per_neuron, patience=own.neuron_patience, strict=own.strict, sweep=own.k_sweep)
+
+    def _active(self) -> Callable[[Tensor, Node, Tensor], Tensor] | None:
+        """SASIC: which weights meet inputs that are active in a part of the samples; of the weight's shape."""
+        settings = {**SASIC, **self.method.sasic}
+        if not settings["enable"]:
+            return None
+        count = max(1, round(settings["calibration_fraction"] * len(self.samples)))
+        part = torch.randperm(len(self.samples), generator=self.context.generator)[:count]
+
+        def active(inputs: Tensor, node: Node, weight: Tensor) -> Tensor:
+            x = inputs[part].abs()
+            x = (x > ABOVE).float() if settings["statistic"] == "p_above" else x.sqrt()
+            return second_moments(x, node, weight) >= settings["threshold"]
+
+        return active
+
+    def _settled(self, before: Mapping[str, Tensor], seconds: float) -> bool:
+        """Is another pass of no use? Notes what this one did."""
+        method = self.method
+        decimals = min(method.rounding_decimals, MOST_DECIMALS)
+        count = sum(unique_weights(self.state[w], decimals, without_zero=method.uwc_exclude_zero) for w in self.layers)
+        moved = max(float((self.state[w] - before[w]).abs().max()) for w in self.layers)
+        passes = self.trail.passes
+        last = passes[-1]["unique_weights"] if passes else None
+        drop = None if last is None else (last - count) / max(1, last)
+        passes.append(
+            {"duration": round(seconds, 3), "unique_weights": count, "relative_drop": drop, "max_weight_change": moved}
+        )
+        recent = [p["relative_drop"] for p in passes[-method.uwc_patience :]]
+        stalled = len(recent) == method.uwc_patience and all(
+            d is not None and d <= method.uwc_min_rel_delta for d in recent
+        )
+        return moved == 0 or moved < method.min_pass_weight_delta or stalled
+
+    def _merged(self) -> list[str]:
+        """Values of a neuron that are equal when rounded become their mean, if all samples stay right."""
+        if not self.method.merge_after_clustering:
+            return []
+        with self._phase("merging"):
+            scale = 10.0 ** min(self.method.rounding_decimals, MOST_DECIMALS)
+            merged = 0
+            for weight, calls in self.layers.items():
+                before = self.state[weight].clone()
+                for r, row in enumerate(neurons_of(self.state[weight], calls[0])):
+                    rounded = torch.round(row.double() * scale)
+                    for name in rounded[row != 0].unique():
+                        same = (rounded == name) & (row != 0)
+                        if len(row[same].unique()) > 1:
+                            row[same] = self._snap(weight, row[same].mean().expand(1, *row.shape).clone(), [r])[0][same]
+                            merged += 1
+                if not torch.equal(before, self.state[weight]) and not bool(self._right(self.samples).all()):
+                    self.state[weight].copy_(before)
+                    return [
+                        f"values that are equal to {scale:g} were left apart in {self.paths[weight]}: samples were lost"
+                    ]
+        return [f"{merged} groups of values that are equal when rounded made one"]
+
+    # --- budget
+
+    def _budget(self) -> list[str]:
+        method, identity = self.method, self._identity()
+        known: dict[str, Any] = {"prices": {}, "lost": torch.zeros(0, dtype=torch.int64)}
+        if self.context.checkpoint is not None:
+            known = read_checkpoint(self.context.checkpoint, identity) or known
+        with self.context.progress.task("prices of a bit", None) as advance:
+
+            def report(judged: Mapping[float, bool], lost: Tensor) -> None:
+                advance(1)
+                if self.context.checkpoint is not None:
+                    write_checkpoint(self.context.checkpoint, identity, {"prices": dict(judged), "lost": lost})
+
+            search = Budget(
+                graph=self.graph,
+                net=self.net,
+                state=self.state,
+                layers=self.layers,
+                samples=self.samples,
+                unseen=self.unseen,
+                judge=self.judge,
+                error_budget=method.error_budget,
+                medium=int(self.tiers["medium"]),
+                most_k=lambda weight: method.for_layer(self.paths[weight]).max_k_per_neuron,
+                weighting=method.weighting,
+                refits=method.refit,
+                drop_dead=method.drop_dead,
+                finishes=method.finish,
+                may_fold=lambda node: self.method.selects(node.layer) and self._free(node),
+                generator=self.context.generator,
+                snap=self._snap,
+            )
+            self.state = search.search(known["prices"], known["lost"], report)
+        self.biases, self.lost = search.changed_biases, search.lost
+        prices = len(known["prices"]) + search.tried
+        self._count_uses(prices + search.candidates)
+        found = [f"{prices} prices of a bit"]
+        if method.finish:
+            found.append(f"{search.candidates:,} candidates")
+        if self.unseen is not None:
+            right = self._right(self.unseen)
+            found.append(f"{int(right.sum()):,} of {len(right):,} that the search did not see are right")
+        return found
+
+    def _free(self, node: Node) -> bool:
+        weight = node.state["weight"]
+        return len(self.graph.users_of(weight)) == 1 and self.net.encoding(weight).grid is None
+
+    # --- both
+
+    def _snap(self, weight: str, rows: Tensor, neurons: list[int]) -> Tensor:
+        """`rows` [n, ...] for these neurons as the file can hold them: on the grid, if there is one."""
+        grid = self.net.encoding(weight).grid
+        if grid is None:
+            return rows if self.method.mode == "exact" else short(rows)
+        own = grid if grid.axis is None else replace(grid.select(grid.axis, torch.tensor(neurons)), axis=0)
+        own = own.to(rows.device)
+        return own.dequantize(own.quantize(rows))
+
+    def _right(self, samples: AcceptanceSet) -> Tensor:
+        return verified(Trunk(self.graph, samples.inputs, BATCH), self.state, samples, self.judge)[0]
+
+    def _identity(self) -> str:
+        texts = [
+            repr(self.method.settings()),
+            *(f"{role}:{number}" for role, number in self.samples.where[:: max(1, len(self.samples) // 1000)]),
+        ]
+        return identity_of(self.net, [self.samples.inputs[:16], self.samples.margins], texts)
+
+    def _count_uses(self, looks: int) -> None:
+        for role in SOURCES[self.method.acceptance_from]:
+            self.context.evaluator.count(role, looks)
+
+    def _proved(self) -> str:
+        """What the search has seen of the network as it is now, on all samples."""
+        total = len(self.samples)
+        right = total - self.lost
+        word = "keep their class" if not bool(self.samples.margins.isnan().any()) else "stay right"
+        self.proof = {"right": right, "of": total}
+        return f"{right:,} of {total:,} samples of {self.method.acceptance_from} {word}"
+
+    def _written(self) -> dict[str, str]:
         changed: dict[str, str] = {}
-        for path in queue:
-            weight = self.state[chosen[path]]
-            self.net.encode_(chosen[path], encoded(weight.to(self.net.device)))
-            groups, zero = found[path]
-            changed[path] = f"{groups} shared values in {len(weight)} neurons, {zero} of them zero"
+        for weight, calls in self.layers.items():
+            rows = neurons_of(self.state[weight], calls[0])
+            tensor = self.state[weight].to(self.net.device)
+            self.net.encode_(weight, encoded(tensor, neuron_axis(calls[0]), self.net.encoding(weight)))
+            values = sum(len(row[row != 0].unique()) for row in rows)
+            zero = int((~rows.flatten(1).any(1)).sum())
+            changed[self.paths[weight]] = f"{values} shared values in {len(rows)} neurons, {zero} of them zero"
         for name in self.biases:
             self.net.write_(name, self.state[name].to(self.net.device))
-        return PassResult(changed=changed, skipped=skipped, notes=self._notes())
+        return changed
 
-    def _notes(self) -> tuple[str, ...]:
-        total = len(self.samples)
-        notes = [
-            f"{total - self.lost:,} of {total:,} samples of {self.method.acceptance_from} that were right are right",
-            f"{self.tried:,} candidates",
-        ]
-        if self.unseen is not None:
-            right, _, _ = self._verify(Trunk(self.graph, self.unseen.inputs, BATCH), self.unseen, None)
-            notes.append(f"{int(right.sum()):,} of {len(right):,} that the search did not see are right")
-        return tuple(notes)
+    def _phase(self, name: str) -> "_Phase":
+        return _Phase(self.phases, name)
 
-    def _allowed(self) -> int:
-        """How many samples may be wrong by now: the budget is released neuron by neuron, and not handed on."""
-        released = self.scale * self.method.error_budget * (self.done - self.begun) / self.neurons if self.free else 0.0
-        return self.lost + int(released * len(self.samples))
-
-    def _layer(
-        self, trunk: Trunk, hidden: Trunk | None, path: str, node: Node, after: str | None, advance: Any
-    ) -> tuple[int, int]:
-        method = self.method.for_layer(path)
-        weight = self.state[node.state["weight"]]
-        original, done = weight.clone(), self.done
-        self.scale, self.begun = 1.0, done
-        hard = torch.argsort(self.margin.nan_to_num(0.0), stable=True)[: int(self.tiers["medium"])]
-        moments = None
-        if self.free and (method.weighted or method.drop_dead):
-            moments = second_moments(trunk.values[node.inputs[0]], node, weight)
-            if method.drop_dead:
-                weight.masked_fill_(moments == 0, 0.0)
-        snapshot, tries, near = weight.clone(), 0, NEAR
-        while True:
-            search = self._search(trunk, node, hard, near, strict=method.strict)
-            groups = zero = tried = 0
-            for row in range(len(weight)):
-                self.done += 1
-                k, count = self._neuron(search, method, path, row, weight, moments)
-                groups, zero, tried = groups + k, zero + int(k == 0), tried + count
-                advance(1)
-            right, distance, kept = self._verify(trunk, self.samples, after)
-            lost = int((~right).sum())
-            fits = lost <= self._allowed()
-            if fits and tries < MOST_TRIES and self._overfits(hidden):
-                tries, self.scale = tries + 1, self.scale * TIGHTER
-                fits = False
-            if fits:
-                break
-            known, hard = len(hard), torch.unique(torch.cat([hard, torch.nonzero(~right).reshape(-1)]))
-            if lost > self._allowed() and len(hard) == known:  # seen, and taken for right: rounding
-                near *= WIDER
-            weight.copy_(snapshot if near <= 1.0 else original)
-            if near > 1.0:
-                groups, zero = sum(len(row.unique()) for row in weight), 0
-                right, distance, kept = self._verify(trunk, self.samples, after)
-                lost = int((~right).sum())
-                break
-            advance(done - self.done)
-            self.done = done
-        if self.free and method.drop_dead:
-            self._fold_(search, weight)
-        self.margin, self.lost = distance, lost
-        self.tried += tried
-        if after is not None:
-            trunk.advance_(kept, after)
-            if hidden is not None:
-                hidden.reach_(self.state, after)
-        return groups, zero
-
-    def _overfits(self, hidden: Trunk | None) -> bool:
-        """Are more of the samples that the search does not see wrong than the budget has released?"""
-        if hidden is None or self.unseen is None:
-            return False
-        right, _, _ = self._verify(hidden, self.unseen, None)
-        expected = self.method.error_budget * len(right) * self.done / self.neurons
-        return int((~right).sum()) > expected + SLACK * math.sqrt(max(expected, 1.0))
-
-    def _verify(
-        self, trunk: Trunk, samples: AcceptanceSet, after: str | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """All samples through the rest of the network: who is right, with which margins; and what comes after."""
-        right, distance = torch.ones(len(samples), dtype=torch.bool), torch.empty(len(samples))
-
-        def visit(part: slice, outputs: Tensor) -> None:
-            right[part] = self.judge(outputs, samples, part)
-            distance[part] = margins(outputs, part_of(samples.targets, part))
-
-        return right, distance, trunk.forward(self.state, visit, after)
-
-    def _search(self, trunk: Trunk, node: Node, hard: Tensor, near: float, *, strict: bool) -> LayerSearch:
-        screen = None
-        limits = bound(self.graph, self.state, node) if strict and not self.free else None
-        if limits is not None and not bool(self.margin.isnan().any()):
-            screen = Screen(self.samples, self.margin, trunk.values, node.inputs[0], *limits)
-            screen.leave_(hard)
-        return LayerSearch(
-            self.graph,
-            self.state,
-            node,
-            subset(self.samples, hard),
-            self.judge,
-            {name: value[hard] for name, value in trunk.values.items()},
-            trunk.position,
-            fast=int(self.tiers["fast"]) if self.tiers["enable"] else len(hard),
-            screen=screen,
-            near=near,
-        )
-
-    def _neuron(
-        self, search: LayerSearch, method: Sic, path: str, row: int, weight: Tensor, moments: Tensor | None
-    ) -> tuple[int, int]:
-        """(shared values of the row, candidates tried)."""
-        counts = moments[row] if moments is not None and method.weighted else None
-        neuron = Neuron.of(weight[row], counts, short=self.free)
-        error = weight.numel() / self.weights if self.free and method.spare_small else 1.0
-        patience = method.neuron_patience
-        if len(neuron.live) == 0 or (patience and self.failed.get((path, row), 0) >= patience):
-            return (0 if len(neuron.live) == 0 else neuron.distinct), 0
-        for group in neuron.candidates(method.max_k_per_neuron, error):
-            found = search.first_accepted(row, group.rows, self._allowed())
-            if found is not None:
-                search.accept_(row, group.rows[found])
-                values = group.rows[found]
-                return len(torch.unique(values[values != 0])), group.first + found + 1
-        self.failed[(path, row)] = self.failed.get((path, row), 0) + 1
-        return neuron.distinct, neuron.most(method.max_k_per_neuron) + 1
-
-    def _fold_(self, search: LayerSearch, weight: Tensor) -> None:
-        """Neurons that are zero give a constant: it goes into the bias of the next layer, their weights there go."""
-        for row in range(len(weight)):
-            if not bool(weight[row].any()):
-                reader = search.suffix.constant(row)
-                if reader is not None:
-                    self._absorb_(*reader)
-
-    def _absorb_(self, after: Node, block: Block, value: float) -> None:
-        name, bias = after.state["weight"], after.state.get("bias")
-        part = self.state[name][:, block.start : block.stop]
-        padded = after.op == "conv" and any(p != (0, 0) for p in after.attributes["pads"])
-        if len(self.graph.users_of(name)) > 1 or not self.method.selects(after.layer):
-            return
-        if self.net.encoding(name).grid is not None or (value and (bias is None or padded)):
-            return
-        if value and bias is not None:
-            if self.net.canonical(bias) in self.net.encodings or len(self.graph.users_of(bias)) > 1:
-                return
-            self.state[bias] += value * part.flatten(1).sum(1)
-            self.biases.add(self.net.canonical(bias))
-        part.zero_()
+    def _statistics(self) -> dict[str, Any]:
+        layers: dict[str, Any] = {}
+        table = count_macs(self.graph, self.net)
+        for weight, calls in self.layers.items():
+            old, new = (neurons_of(s[weight], calls[0]) for s in (self.before, self.state))
+            path = self.paths[weight]
+            layers[path] = layer_statistics(old, new, self.trail, weight, trials=self.method.track_k_trials)
+            layers[path]["operations"] = {name: m.value for name, m in table[calls[0].name].items()}
+        zero = sum(row["zero_weights_after"] for row in layers.values())
+        total = sum(row["total_params"] for row in layers.values())
+        original = sum(t.numel() for t in self.before.values())
+        stored = len(dumps(self.net, strip=True))
+        neurons = sum(row["neurons_total"] for row in layers.values())
+        tried = self.trail.candidates
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "global": {
+                "mode": self.method.mode,
+                "start_time": self.started,
+                "end_time": time.time(),
+                "total_duration": round(time.time() - self.started, 3),
+                "original_params": original,
+                "final_params": original - zero,
+                "effective_params": original - total + sum(row["final_unique_weights"] for row in layers.values()),
+                "zero_params": zero,
+                "file_bytes": stored,
+                "compression_ratio": round(4 * original / stored, 3),
+                "memory_peak_bytes": peak if sys.platform == "darwin" else 1024 * peak,
+            },
+            "settings": self.method.settings(),
+            "acceptance": {
+                "source": self.method.acceptance_from,
+                "samples": len(self.samples),
+                "of_the_roles": self.samples.seen,
+                "not_seen_by_the_search": 0 if self.unseen is None else len(self.unseen),
+                **self.proof,
+            },
+            "phases": {name: round(seconds, 3) for name, seconds in self.phases.items()},
+            "layers": layers,
+            "passes": self.trail.passes,
+            "sic": {
+                "total_k_trials": tried,
+                "num_neurons_evaluated": neurons,
+                "avg_k_trials_per_neuron": round(tried / max(1, neurons), 3),
+            },
+            "sasic": {**SASIC, **self.method.sasic},
+            "convergence": convergence(self.trail, self.paths),
+        }
 
 
-def second_moments(x: Tensor, node: Node, weight: Tensor) -> Tensor:
-    """E[x^2] of what each weight meets, of the weight's shape, over all samples and places; padding counts as zero."""
-    if node.op == "linear":
-        flat = x.reshape(-1, x.shape[-1])
-        return (torch.linalg.vector_norm(flat, dim=0).square() / len(flat)).expand_as(weight)
-    a = node.attributes
-    squares = x[:: max(1, len(x) // MOMENT_SAMPLES)].square().mean(0, keepdim=True)
-    pads = [n for p in reversed(a["pads"]) for n in p]
-    wide = torch.nn.functional.pad(squares, pads)
-    for d, (k, s, step) in enumerate(zip(a["kernel"], a["stride"], a["dilation"], strict=True)):
-        wide = wide.unfold(d + 2, step * (k - 1) + 1, s)[..., ::step]
-    rank = len(a["kernel"])
-    mean = wide.mean(tuple(range(2, 2 + rank)))[0]  # [channels, *kernel]
-    each = len(weight) // a["groups"]
-    return mean.reshape(a["groups"], 1, -1, *a["kernel"]).expand(-1, each, *[-1] * (rank + 1)).reshape(weight.shape)
+@dataclass
+class _Phase:
+    """Adds the seconds inside `with` to a table."""
+
+    seconds: dict[str, float]
+    name: str
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.started
 
 
-def encoded(weight: Tensor) -> Encoding:
-    """The rows as they are: zeros masked, each row's other values as its table."""
-    rows = weight.reshape(len(weight), -1)
-    mask = rows != 0
+def encoded(weight: Tensor, axis: int, before: Encoding) -> Encoding:
+    """The neurons as they are, slices of `axis`: zeros masked, each one's other values as its table.
+
+    On the grid that it is on `before`, if there is one.
+    """
+    grid = before.grid
+    stored = weight if grid is None else grid.quantize(weight)
+    rows, live = (t.movedim(axis, 0).flatten(1) for t in (stored, weight != 0))
     tables: list[Tensor] = []
     indices = torch.zeros(rows.shape, dtype=torch.int64, device=weight.device)
     for i, row in enumerate(rows):
-        values, labels = torch.unique(row[mask[i]], return_inverse=True)
-        indices[i, mask[i]] = labels
+        values, labels = torch.unique(row[live[i]], return_inverse=True)
+        indices[i, live[i]] = labels
         tables.append(values if len(values) else rows.new_zeros(1))
     sizes = torch.tensor([len(t) for t in tables], device=weight.device)
-    sharing = Sharing(indices=indices.reshape(weight.shape), sizes=sizes, axis=0)
-    base = Encoding.of(weight)
-    whole = base if bool(mask.all()) else base.with_mask(mask.reshape(weight.shape))
+    shape = weight.movedim(axis, 0).shape
+    sharing = Sharing(indices=indices.reshape(shape).movedim(0, axis).contiguous(), sizes=sizes, axis=axis)
+    base = Encoding.of(weight) if grid is None else Encoding.of(weight).with_grid(grid, stored)
+    whole = base if bool((weight != 0).all()) else base.with_mask(weight != 0)
     return whole.with_sharing(sharing, torch.cat(tables))
