@@ -6,7 +6,7 @@ Conventions, for one output of a convolution or linear layer that sums n weighte
 - *effective*: only with weights that are not zero (neither pruned nor rounded to zero); a bias of zero is not added.
 - *product of sums*: inputs that meet the same shared weight are added first, so a multiply for each distinct value that
   is not zero. Groups of m inputs take m - 1 additions each, g groups g - 1 more, and a bias that is not zero one: as
-  many as the effective ones. A row of zeros takes none. Where weights are not shared, multiplies are the effective ones.
+  many as the effective ones. A row of zeros takes none. Without shared weights the multiplies are the effective ones.
 
 Comparisons of a max pooling count as additions. Functions of one value (relu, sigmoid), softmax and moves count
 nothing; nor does what reads only parameters: it is computed once.
