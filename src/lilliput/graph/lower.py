@@ -98,7 +98,9 @@ class _Lowering:
             try:
                 self._lower(node)
             except _RefusedError as refused:
-                found = _Lowering(self.artifact, self.graph).refusals()  # leaves out what only follows from others
+                found = _Lowering(
+                    self.artifact, self.graph, self.grouped
+                ).refusals()  # leaves out what only follows from others
                 raise (found or (refused.refusal,))[0].error() from None
         read = {name for o in self.operations for name in o.inputs}
         outputs = tuple(self.names[name] for name in self.graph.outputs)
