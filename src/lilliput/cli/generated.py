@@ -28,11 +28,12 @@ def export_c(
     name: str,
     *,
     threshold: float | None = None,
+    product_of_sums: bool = False,
     data_root: Path | None = None,
 ) -> dict[str, Any]:
     """A folder of C. Where the task of `into` looks for anomalies, its normal validation samples give a threshold."""
     artifact = artifact_of(file, into)
-    program = lower(artifact)
+    program = lower(artifact, product_of_sums=product_of_sums)
     notes: list[str] = []
     if threshold is None and into is not None and _rebuilds(program):
         threshold, notes = _threshold(program, into, data_root)

@@ -75,7 +75,7 @@ class Writer:
         x, weight = self.program.values[o.inputs[0]], self.program.tensors[o.weight]
         rows, least, most = weight.reshape(len(weight), -1), x.low - x.zero_point, x.high - x.zero_point
         if o.kind == "grouped_sum":
-            return grouped.pack(rows, least, most)
+            return grouped.pack(rows, _pixels(o, self.program.values[o.output]), least, most)
         groups = o.attributes["groups"] if o.kind == "conv" else 1
         return None if o.kind == "conv" and groups == len(weight) else pack(rows, groups, least, most)
 
@@ -83,7 +83,8 @@ class Writer:
         """Bytes of the patches of a layer."""
         pixels = _pixels(o, self.program.values[o.output])
         length = math.prod(self.program.tensors[o.weight or ""].shape[1:])
-        return 2 * length * min(pixels, 2) if isinstance(rows, Grouped) else scratch_bytes(rows.form, length, pixels)
+        size = grouped.scratch_bytes if isinstance(rows, Grouped) else scratch_bytes
+        return size(rows.form, length, pixels)
 
     def _arena(self) -> tuple[dict[str, int], int]:
         """Offsets of all values and patches. Input and output have their place too, for callers without their own."""
@@ -190,7 +191,7 @@ class Writer:
         last = f"{math.prod(x.shape[:-1])}, {x.shape[-1]}, {y.shape[-1]}, {x.zero_point}"
         if _is_conv(o):
             last = self._window(o)
-        patch = f"(int16_t *)(arena + {self.offsets[_patch(index)] // 4})"
+        patch = f"({'uint32_t' if rows.form == 'paired' else 'int16_t'} *)(arena + {self.offsets[_patch(index)] // 4})"
         book = ""
         if isinstance(rows, Rows) and rows.book is not None:
             book = ", " + self.tables.array(rows.book, "int16_t", "c")
@@ -220,11 +221,12 @@ class Writer:
         self._body(
             multiply, text if rescaled else text.replace("{\n", "{\n  (void)r;\n", 1), marks, f"products {form_of}"
         )
-        if is_grouped:
-            text = grouped.CONV if kind == "conv" else grouped.LINEAR
-        else:
-            text = with_form(CONV if kind == "conv" else LINEAR, form)
-        self._body(function, text, {"@G": gather, "@P": multiply, "@X": x, **marks}, f"{kind} {form_of}")
+        text = grouped.layer(kind, form) if is_grouped else with_form(CONV if kind == "conv" else LINEAR, form)
+        marks |= {"@G": gather, "@P": multiply, "@X": x}
+        if form == "paired":
+            marks["@K"] = f"{self.name}_pair"
+            self._body(marks["@K"], grouped.PAIR, {}, "pair")
+        self._body(function, text, marks, f"{kind} {form_of}")
         return function
 
     def _body(self, function: str, text: str, marks: Mapping[str, str], key: str) -> None:
