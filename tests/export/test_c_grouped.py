@@ -144,10 +144,25 @@ def test_tables_hold_the_weights(seed, length, outputs, pixels, reach):
             for start in range(0, length, BLOCK[packed.form]):
                 for _ in range(next(members)):
                     row[start + next(members)] = weight
-    assert next(weights, None) is next(members, None) is None
+    assert next(weights, None) is None
+    assert next(members, 0) == 0
     assert np.array_equal(found, rows)
     assert multiplies == sum(len({w for w in row if w}) for row in rows.tolist())
     assert max(packed.members, default=0) <= (255 if packed.form != "grouped16" else 65535)
+
+
+@needs_cc
+def test_layers_of_zeros_give_their_biases(tmp_path):
+    torch.manual_seed(0)
+    model, task = (
+        nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3)).eval(),
+        task_of((2, 4, 4)),
+    )
+    for i in (0, 3):
+        nn.init.zeros_(model[i].get_parameter("weight"))
+    program = summed(model, task, CLUSTERS)
+    assert not any(program.tensors[o.weight].any() for o in program if o.weight)
+    check(program, samples(task), tmp_path)
 
 
 def test_numbers_beyond_16_bits_have_no_groups():

@@ -234,6 +234,13 @@ def test_state_of_one_module_loads_into_another():
     assert torch.equal(one(x), other(x))
 
 
+def test_everything_moves_with_the_module():
+    net, x = small_net(), torch.randn(4, 2, 6, 6)
+    module = ll.product_of_sums(net).to("meta")
+    assert {t.device.type for t in module.state_dict().values()} == {"meta"}
+    assert module(x.to("meta")).shape == (4, 3)
+
+
 def test_large_batches_in_parts_give_the_same(monkeypatch):
     module, x = ll.product_of_sums(small_net()), torch.randn(7, 2, 6, 6)
     whole = module(x)

@@ -199,4 +199,6 @@ def _packed(rows: Ints, form: str) -> Grouped:
                 members += [len(here), *(here - start).tolist()]
     small = all(-128 <= w < 128 for w in weights)
     word = "int8_t" if small else "int16_t"
-    return Grouped(form=form, weights=np.array(weights), members=np.array(members), word=word)
+    return Grouped(
+        form=form, weights=np.array(weights), members=np.array(members or [0]), word=word
+    )  # C has no empty arrays
