@@ -161,7 +161,9 @@ def test_products_of_sums_are_written_where_weights_are_shared(call, tmp_path):
         (tmp_path / f"{name}.lil").write_bytes(stored.dumps(quantized(tiny_model("conv"), tiny_task(), *passes)))
     for name, option in (("dense", ()), ("sums", ("--product-of-sums",))):
         command = ("export", tmp_path / "shared.lil", "--to", "c", "--out", tmp_path / name)
-        assert call(*command, *option).code == 0
+        answer = call(*command, *option)
+        assert answer.code == 0
+        assert ("product of sums: " in answer.out) == bool(option)
         assert ("_paired(" in (tmp_path / name / "net.c").read_text()) == bool(option)
     headers = [(tmp_path / name / "net_golden.h").read_text() for name in ("dense", "sums")]
     assert headers[0] == headers[1]
