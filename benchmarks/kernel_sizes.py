@@ -18,6 +18,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.program import Program
 from lilliput.core.task import Task
+from lilliput.export.c.grouped import BLOCK
 from lilliput.export.c.kernels import KERNELS
 from lilliput.export.c.products import STEP
 from lilliput.export.c.writer import Writer
@@ -59,12 +60,13 @@ def every_kernel(program: Program) -> dict[str, tuple[int, int]]:
     for kind in KERNELS:
         for rescaled in (True, False) if "@FINISH" in KERNELS[kind] else (True,):
             writer._kernel(kind, "int8_t", "int8_t" if rescaled else "int32_t", rescaled=rescaled)
-    for form in STEP:
+    for form in (*STEP, *BLOCK):
+        word = "int8_t" if form in BLOCK else ""
         for kind in ("conv", "linear"):
-            for pixels in (1, 2):
+            for pixels in (2,) if form == "paired" else (1, 2):
                 for rescaled in (True, False):
                     y = "int8_t" if rescaled else "int32_t"
-                    writer._products(kind, "int8_t", y, form, pixels, rescaled=rescaled)
+                    writer._products(kind, "int8_t", y, form, pixels, rescaled=rescaled, word=word)
     text = dict(writer.files())
     text["net.c"] = text["net.c"].replace("static __attribute__((noipa))", "__attribute__((noipa, used)) static")
     found = functions(text)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lilliput.core.target import Target as Target
     from lilliput.core.task import Data as Data
     from lilliput.core.task import Task as Task
+    from lilliput.graph.product_of_sums import product_of_sums as product_of_sums
     from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
     from lilliput.methods.consolidation.sic import Sic as Sic
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
@@ -76,6 +77,7 @@ _HOMES = {
     "lilliput.core.score": ("Score",),
     "lilliput.core.target": ("Target",),
     "lilliput.core.task": ("Data", "Task"),
+    "lilliput.graph.product_of_sums": ("product_of_sums",),
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),

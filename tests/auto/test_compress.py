@@ -431,6 +431,17 @@ def test_budgets_of_a_microcontroller_are_judged_by_the_generated_c(tmp_path):
     assert (tmp_path / "net-c" / "net.c").is_file()
 
 
+def test_a_result_is_exported_as_product_of_sums(tmp_path):
+    recipe = [WeightClustering(n_clusters=4), Quantization()]
+    found = compress(tiny_model("linear"), TASK, target="cortex-m4", recipe=recipe)
+    with pytest.raises(UsageError, match=r"export with product of sums: formats onnx; give to=\[\"c\"\]"):
+        found.export(tmp_path, product_of_sums=True)
+    written = found.export(tmp_path, to=["c"], product_of_sums=True)
+    assert "grouped_sum" in (tmp_path / "net-c" / "net.c").read_text()
+    if shutil.which("gcc") or shutil.which("cc"):
+        assert "vectors equal on host C" in written.verify()
+
+
 def test_a_result_is_exported_as_c_and_verified(tmp_path):
     found = compress(tiny_model("linear"), TASK, target="cortex-m4", recipe=[Quantization()])
     written = found.export(tmp_path, to=["c"], name="tiny")

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from lilliput.core import container
+from lilliput.graph import stored
+from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.nn.models.digits import TinyAutoencoder
+from lilliput.testing import tiny_model, tiny_task
 from lilliput.zoo.tasks import one_class_digits
 from lowered import quantized
 
@@ -146,10 +149,27 @@ def test_what_verify_cannot_use_is_refused(call, tmp_path, monkeypatch, argument
 
 
 def test_options_of_c_are_refused_for_onnx(call, finished, tmp_path):
-    for option in (("--threshold", 1.0), ("--name", "x")):
+    for option in (("--threshold", 1.0), ("--name", "x"), ("--product-of-sums",)):
         answer = call("export", finished / "net.lil", "--into", "digits-cnn", "--out", tmp_path, *option)
         assert answer.code == 2
         assert f"export --to onnx: {option[0]}; leave it out: it counts for C" in answer.err
+
+
+def test_products_of_sums_are_written_where_weights_are_shared(call, tmp_path):
+    shared, plain = WeightClustering(n_clusters=8), Quantization(signed=True)
+    for name, passes in (("shared", (shared, plain)), ("plain", (plain,))):
+        (tmp_path / f"{name}.lil").write_bytes(stored.dumps(quantized(tiny_model("conv"), tiny_task(), *passes)))
+    for name, option in (("dense", ()), ("sums", ("--product-of-sums",))):
+        command = ("export", tmp_path / "shared.lil", "--to", "c", "--out", tmp_path / name)
+        answer = call(*command, *option)
+        assert answer.code == 0
+        assert ("product of sums: " in answer.out) == bool(option)
+        assert ("_paired(" in (tmp_path / name / "net.c").read_text()) == bool(option)
+    headers = [(tmp_path / name / "net_golden.h").read_text() for name in ("dense", "sums")]
+    assert headers[0] == headers[1]
+    answer = call("export", tmp_path / "plain.lil", "--to", "c", "--out", tmp_path / "fw", "--product-of-sums")
+    assert answer.code == 3
+    assert "no linear layer or convolution shares values; put sic or weight_clustering into the recipe" in answer.err
 
 
 # --- anomalies -------------------------------------------------------------------------------------------------------

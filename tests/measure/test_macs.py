@@ -9,7 +9,7 @@ from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import UsageError
 from lilliput.graph.trace import Graph, Node, trace
-from lilliput.measure.macs import COLUMNS, count_macs, uncounted
+from lilliput.measure.macs import COLUMNS, count_macs, of_layers, uncounted
 from lilliput.nn.models.digits import DigitsCNN, TinyRegressor
 from lilliput.nn.models.resnet import CifarResNet
 
@@ -182,6 +182,18 @@ def test_counts_of_everything_else_by_hand(digits):
 
 def costs(table, layer):
     return table.get(layer, "multiplies").value, table.get(layer, "additions").value
+
+
+def test_what_layers_cost_is_told_from_what_the_rest_costs(digits):
+    artifact, graph = digits
+    table = count_macs(graph, artifact)
+    layers = of_layers(table, graph)
+    assert list(layers.rows) == [n.name for n in graph.nodes if n.op in ("conv", "linear")]
+    for name in ("multiplies", "product_of_sums_multiplies"):
+        others = sum(row[name].value for node, row in table.rows.items() if node not in layers.rows)
+        assert layers.total(name).value == layers.total("macs").value
+        assert layers.total(name).value + others == table.total(name).value
+        assert others > 0  # BatchNorms
 
 
 class Rest(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.cli.using import artifact_of
+from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, LilliputError
 from lilliput.core.program import Program
 from lilliput.core.progress import Progress
@@ -16,6 +17,8 @@ from lilliput.export.c.interface import Interface
 from lilliput.export.c.replay import Replay, replay, trouble
 from lilliput.graph.answers import NORMAL_SHARE, anomaly_threshold
 from lilliput.graph.lower import lower
+from lilliput.graph.trace import graph_of
+from lilliput.measure.macs import count_macs, of_layers
 from lilliput.report.result import made
 from lilliput.report.text import render
 from lilliput.zoo.registry import open_model
@@ -28,15 +31,18 @@ def export_c(
     name: str,
     *,
     threshold: float | None = None,
+    product_of_sums: bool = False,
     data_root: Path | None = None,
 ) -> dict[str, Any]:
     """A folder of C. Where the task of `into` looks for anomalies, its normal validation samples give a threshold."""
     artifact = artifact_of(file, into)
-    program = lower(artifact)
+    program = lower(artifact, product_of_sums=product_of_sums)
     notes: list[str] = []
     if threshold is None and into is not None and _rebuilds(program):
         threshold, notes = _threshold(program, into, data_root)
     paths = project.write(program, made(folder), name=name, interface=Interface.of(artifact.input, threshold))
+    if product_of_sums:
+        notes.append(_multiplies(artifact))
     lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths] + notes
     lines.append(f"build it and run its golden vectors: make -C {folder} test, or lilliput verify {folder}")
     return {"files": [str(path) for path in paths], "threshold": threshold, "text": "\n".join(lines)}
@@ -56,6 +62,16 @@ def verify_folder(
     text = f"{golden.name} {golden.fingerprint:08x}: {len(golden.inputs)} golden vectors\n{render(rows)}"
     found = {"folder": str(folder), "name": golden.name, "fingerprint": golden.fingerprint}
     return {**found, "targets": [asdict(r) for r in results], "text": text}, trouble(folder, results)
+
+
+def _multiplies(artifact: Artifact) -> str:
+    """What a product of sums saves, and what it does not."""
+    graph = graph_of(artifact)
+    layers = of_layers(count_macs(graph, artifact), graph)
+    dense, sums = (int(layers.total(name).value) for name in ("multiplies", "product_of_sums_multiplies"))
+    return (
+        f"product of sums: {sums:,} multiplies in place of {dense:,}; it runs longer where multiplies are instructions"
+    )
 
 
 def _rebuilds(program: Program) -> bool:

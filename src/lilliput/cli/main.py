@@ -376,6 +376,9 @@ def export(
     threshold: Annotated[
         float | None, typer.Option(help="C: the score above which a sample is an anomaly (default: from validation)")
     ] = None,
+    product_of_sums: Annotated[
+        bool, typer.Option("--product-of-sums", help="C: add inputs that meet one shared weight, then multiply")
+    ] = False,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -387,11 +390,20 @@ def export(
         raise UsageError(f"export --to {to!r}", "not a format", "use onnx or c")
     if to == "c" and (target is not None or static_batch is not None):
         raise UsageError("export --to c", "--target or --static-batch", "leave them out: they count for ONNX files")
-    if to == "onnx" and (name is not None or threshold is not None):
-        found = "--threshold" if name is None else "--name"
+    only_c = {"--name": name is not None, "--threshold": threshold is not None, "--product-of-sums": product_of_sums}
+    if to == "onnx" and any(only_c.values()):
+        found = next(option for option, given in only_c.items() if given)
         raise UsageError("export --to onnx", found, "leave it out: it counts for C")
     found = (
-        export_c(file, into, folder, name or "net", threshold=threshold, data_root=data_root)
+        export_c(
+            file,
+            into,
+            folder,
+            name or "net",
+            threshold=threshold,
+            product_of_sums=product_of_sums,
+            data_root=data_root,
+        )
         if to == "c"
         else export_file(file, into, folder, target, static_batch)
     )

@@ -1,7 +1,8 @@
 """Runs an integer program in numpy, for many samples at once: what C and every other back-end is compared with.
 
 Each operation is written once, plainly. `fast` changes one thing: sums of products go through float BLAS where the
-program proves that every partial sum is exact there, float32 below 2^24 and else float64.
+program proves that every partial sum is exact there, float32 below 2^24 and else float64. Products of sums, too, are
+then sums of products, which are equal.
 """
 
 import math
@@ -59,7 +60,7 @@ def run(
 def _compute(program: Program, o: Operation, values: Mapping[str, Ints], *, fast: bool) -> Ints:
     x, value = values[o.inputs[0]], program.values[o.inputs[0]]
     a = o.attributes
-    if o.kind in ("conv", "conv_transposed", "linear"):
+    if o.kind in ("conv", "conv_transposed", "linear", "grouped_sum"):
         reach = max(abs(value.low - value.zero_point), abs(value.high - value.zero_point))
         return _layer(program, o, x - value.zero_point, reach, fast=fast)
     if o.kind == "add":
@@ -149,8 +150,9 @@ def _finish(o: Operation, sums: Ints, channel: int | None) -> Ints:
 
 def _layer(program: Program, o: Operation, x: Ints, reach: int, *, fast: bool) -> Ints:
     weight = program.tensors[o.weight or ""]
-    if o.kind == "linear":
-        sums = _product(x, weight.T, reach, fast=fast)
+    if "kernel" not in o.attributes:
+        grouped = o.kind == "grouped_sum" and not fast
+        sums = _product_of_sums(x, weight) if grouped else _product(x, weight.T, reach, fast=fast)
         channel = sums.ndim - 1
     else:
         sums = _convolution(o, x, weight, reach, fast=fast)
@@ -182,7 +184,8 @@ def _convolution(o: Operation, x: Ints, weight: Ints, reach: int, *, fast: bool)
     windows: Any = _windows(np.moveaxis(picture, -1, 1), a["kernel"], stride, a["dilation"], pads, 0)
     windows = np.moveaxis(windows, 1, -1)  # [n, *out, *kernel, channels]
     n, channels, out = len(x), x.shape[1], windows.shape[1 : 1 + rank]
-    if groups == channels == len(weight) > 1:  # depthwise: no products of matrices
+    grouped = o.kind == "grouped_sum" and not fast
+    if groups == channels == len(weight) > 1 and not grouped:  # depthwise: no products of matrices
         sums: Any = np.zeros((n, *out, channels), kind)
         for at in np.ndindex(*a["kernel"]):
             sums += windows[(slice(None),) * (1 + rank) + at] * weights[(slice(None), *at, 0)]
@@ -190,8 +193,9 @@ def _convolution(o: Operation, x: Ints, weight: Ints, reach: int, *, fast: bool)
         parts: list[Any] = []
         for g, rows in enumerate(np.split(weights, groups)):
             own = windows[..., g * channels // groups : (g + 1) * channels // groups]
-            columns = own.reshape(n * math.prod(out), -1)
-            parts.append((columns @ rows.reshape(len(rows), -1).T).reshape(n, *out, -1))
+            columns, flat = own.reshape(n * math.prod(out), -1), rows.reshape(len(rows), -1)
+            own_sums = _product_of_sums(columns, flat) if grouped else columns @ flat.T
+            parts.append(own_sums.reshape(n, *out, -1))
         sums = np.concatenate(parts, axis=-1)
     return np.moveaxis(sums.astype(np.int64), -1, 1)
 
@@ -206,6 +210,15 @@ def _kind(reach: int, w: Ints, *, fast: bool) -> type[np.int64 | np.float32 | np
 def _product(x: Ints, w: Ints, reach: int, *, fast: bool) -> Ints:
     kind = _kind(reach, w, fast=fast)
     return (x.astype(kind) @ w.astype(kind)).astype(np.int64)
+
+
+def _product_of_sums(x: Ints, rows: Ints) -> Ints:
+    """x @ rows.T with a multiply for each of the different numbers of a row that are not 0."""
+    sums = np.zeros((*x.shape[:-1], len(rows)), np.int64)
+    for o, row in enumerate(rows):
+        for weight in np.unique(row[row != 0]):
+            sums[..., o] += weight * x[..., row == weight].sum(axis=-1)
+    return sums
 
 
 def _windows(

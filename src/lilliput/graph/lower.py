@@ -1,7 +1,7 @@
 """From an artifact to its integer program: what `IntegerNet` computes, exactly, or an `ExportError` with a reason."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from lilliput.graph.integer import (
     multiplier_of,
 )
 from lilliput.graph.operators import MOVES
+from lilliput.graph.product_of_sums import grouped_nodes
 from lilliput.graph.support import remedy
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.ops.fixed_point import add_multipliers
@@ -34,14 +35,20 @@ from lilliput.ops.fixed_point import add_multipliers
 TAILS = ("softmax", "log_softmax")
 
 
-def lower(artifact: Artifact, graph: Graph | None = None) -> Program:
+def lower(artifact: Artifact, graph: Graph | None = None, *, product_of_sums: bool = False) -> Program:
     """The program of a network whose weights, biases and activations are integers.
 
+    `product_of_sums`: layers whose weights share values become `grouped_sum`, with the same integers as results.
     Raises `ExportError` with node, source line and remedy for what has no integer form.
     """
     if not artifact.activations:
         raise ExportError("lower to integers", "activations have no grids", "quantize with activation_bits: 8 first")
-    return _Lowering(artifact, graph or graph_of(artifact)).program()
+    graph = graph or graph_of(artifact)
+    grouped = grouped_nodes(artifact, graph) if product_of_sums else {}
+    if product_of_sums and not grouped:
+        found = "no linear layer or convolution shares values"
+        raise ExportError("lower as product of sums", found, "put sic or weight_clustering into the recipe")
+    return _Lowering(artifact, graph, grouped).program()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +80,8 @@ class _RefusedError(Exception):
 
 
 class _Lowering:
-    def __init__(self, artifact: Artifact, graph: Graph) -> None:
-        self.artifact, self.graph = artifact, graph
+    def __init__(self, artifact: Artifact, graph: Graph, grouped: Collection[str] = ()) -> None:
+        self.artifact, self.graph, self.grouped = artifact, graph, grouped
         self.grids = grids_of(graph, artifact.activations)
         self.fused = fusions(graph)
         self.floats = IntegerNet(artifact, graph).floats
@@ -91,7 +98,9 @@ class _Lowering:
             try:
                 self._lower(node)
             except _RefusedError as refused:
-                found = _Lowering(self.artifact, self.graph).refusals()  # leaves out what only follows from others
+                found = _Lowering(
+                    self.artifact, self.graph, self.grouped
+                ).refusals()  # leaves out what only follows from others
                 raise (found or (refused.refusal,))[0].error() from None
         read = {name for o in self.operations for name in o.inputs}
         outputs = tuple(self.names[name] for name in self.graph.outputs)
@@ -262,6 +271,9 @@ class _Lowering:
             own = attributes["pads"]
             attributes["pads"] = tuple((p + a, q + b) for (p, q), (a, b) in zip(own, more, strict=True))
         kind = "linear" if node.op == "linear" else "conv_transposed" if transposed else "conv"
+        if node.name in self.grouped:
+            kind = "grouped_sum"
+            self._sums(node, *sum_bounds(rows, x.low - x.zero_point, x.high - x.zero_point))  # products without bias
         self._finish(
             node,
             kind,

@@ -51,14 +51,15 @@ TABLE: tuple[Support, ...] = (
         onnx=INT8,
         program=BOTH,
         conditions="weights of 2 to 16 bits; sums proved to fit into 32 bits. ONNX: transposed ones, weights of more "
-        "than 8 bits and a last convolution run in float32",
+        "than 8 bits and a last convolution run in float32. Shared weights also as product of sums (`grouped_sum`), "
+        "except in transposed ones",
     ),
     Support(
         words=("linear",),
         what="Linear, over the last dimension",
         onnx=INT8,
         program=BOTH,
-        conditions="as for convolutions",
+        conditions="as for convolutions; shared weights also as product of sums",
     ),
     Support(
         words=("batch_norm",),

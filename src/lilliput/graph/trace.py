@@ -330,16 +330,25 @@ class _Reader:
 
 
 def run(
-    graph: Graph, state: Mapping[str, Tensor], *args: Tensor, visit: Callable[[Node, Any], Any] | None = None
+    graph: Graph,
+    state: Mapping[str, Tensor],
+    *args: Tensor,
+    visit: Callable[[Node, Any], Any] | None = None,
+    instead: Mapping[str, Callable[[Mapping[str, Any]], Any]] | None = None,
 ) -> Any:
     """Run the graph in floating point with the given parameters and buffers.
 
-    `visit(node, value)` sees every value and returns the one to go on with. Returns what the model returns.
+    `visit(node, value)` sees every value and returns the one to go on with. `instead` computes nodes of these names
+    from the values so far. Returns what the model returns.
     """
+    other = instead or {}
     values: dict[str, Any] = dict(zip(graph.inputs, args, strict=True))
     left = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
     for node in graph.nodes:
-        value = values[node.name] if node.op == "input" else evaluate(node, values, state)
+        if node.op == "input":
+            value = values[node.name]
+        else:
+            value = other[node.name](values) if node.name in other else evaluate(node, values, state)
         values[node.name] = visit(node, value) if visit else value
         for name in node.inputs:
             left[name] -= 1

@@ -5,7 +5,8 @@ Conventions, for one output of a convolution or linear layer that sums n weighte
 - n MACs; n multiplies; n - 1 additions, one more with a bias. Taps that read padding count, as in torch's own counter.
 - *effective*: only with weights that are not zero (neither pruned nor rounded to zero); a bias of zero is not added.
 - *product of sums*: inputs that meet the same shared weight are added first, so a multiply for each distinct value that
-  is not zero; the additions stay what they were. It equals the effective number where weights are not shared.
+  is not zero. Groups of m inputs take m - 1 additions each, g groups g - 1 more, and a bias that is not zero one: as
+  many as the effective ones. A row of zeros takes none. Without shared weights the multiplies are the effective ones.
 
 Comparisons of a max pooling count as additions. Functions of one value (relu, sigmoid), softmax and moves count
 nothing; nor does what reads only parameters: it is computed once.
@@ -88,6 +89,12 @@ def count_macs(graph: Graph, artifact: Artifact) -> CostTable:
         for layer, cells in rows.items()
         for name, value in cells.items()
     )
+
+
+def of_layers(table: CostTable, graph: Graph) -> CostTable:
+    """The rows of convolutions and linear layers alone: without pools, norms, sums and products of values."""
+    layers = {node.name for node in graph.nodes if node.op in LAYERS}
+    return CostTable({name: row for name, row in table.rows.items() if name in layers})
 
 
 def uncounted(graph: Graph) -> list[Node]:

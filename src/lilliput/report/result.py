@@ -85,14 +85,24 @@ class Result:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
         return stored.save(self.artifact, path, strip=strip)
 
-    def export(self, folder: str | os.PathLike[str], to: Sequence[str] = ("onnx",), *, name: str = "net") -> "Export":
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        to: Sequence[str] = ("onnx",),
+        *,
+        name: str = "net",
+        product_of_sums: bool = False,
+    ) -> "Export":
         """Write deployable files into `folder`: `onnx` the file name.onnx, `c` the folder name-c.
 
-        Raises `ExportError` for what the format cannot hold.
+        With `product_of_sums` the C adds inputs that meet one shared weight before it multiplies. Raises `ExportError`
+        for what the format cannot hold.
         """
         for kind in to:
             if kind not in FORMATS:
                 raise UsageError(f"export to {kind!r}", "not a format", f"use one of {', '.join(FORMATS)}")
+        if product_of_sums and "c" not in to:
+            raise UsageError("export with product of sums", f"formats {', '.join(to)}", 'give to=["c"]')
         place = made(folder)
         path = c = None
         if "onnx" in to:
@@ -102,7 +112,8 @@ class Result:
             c = made(place / f"{name}-c")
             limits = {"flash": self.target.flash, "ram": self.target.ram}
             within = {key: value for key, value in limits.items() if isinstance(value, int)}
-            project.write(lower(self.artifact), c, name=name, interface=Interface.of(self.artifact.input), **within)
+            program = lower(self.artifact, product_of_sums=product_of_sums)
+            project.write(program, c, name=name, interface=Interface.of(self.artifact.input), **within)
         return Export(result=self, onnx=path, c=c)
 
     def to_data(self) -> dict[str, Any]:

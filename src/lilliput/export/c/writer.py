@@ -13,8 +13,10 @@ import numpy as np
 
 from lilliput.core.errors import ExportError, UsageError
 from lilliput.core.program import LARGEST_SUM, Ints, Operation, Program, Value
+from lilliput.export.c import grouped
 from lilliput.export.c import products as product_kernels
 from lilliput.export.c.emulate import filled
+from lilliput.export.c.grouped import MEMBER, Grouped
 from lilliput.export.c.interface import Interface, c_type
 from lilliput.export.c.interface import files as interface_files
 from lilliput.export.c.kernels import HELPERS, KERNELS, NO_OFFSET, OFFSET_OF
@@ -34,7 +36,7 @@ from lilliput.export.c.tables import MOST_DIMENSIONS, Tables
 from lilliput.export.c.text import NOTE
 from lilliput.measure.memory import Buffer, place
 
-LAYERS = ("conv", "conv_transposed", "linear")
+LAYERS = ("conv", "conv_transposed", "linear", "grouped_sum")
 SHARED = ("reshape",)
 
 
@@ -66,20 +68,23 @@ class Writer:
         for i, operation in enumerate(program):
             self._call(i, operation)
 
-    def _packed(self, o: Operation) -> Rows | None:
-        """The rows of a layer for the kernels of `products`; None for other operations and for depthwise layers."""
-        if o.kind not in ("conv", "linear") or o.weight is None:
+    def _packed(self, o: Operation) -> Rows | Grouped | None:
+        """The rows of a layer for the kernels that read patches; None for other operations and for depthwise layers."""
+        if o.kind not in ("conv", "linear", "grouped_sum") or o.weight is None:
             return None
         x, weight = self.program.values[o.inputs[0]], self.program.tensors[o.weight]
-        if o.kind == "conv" and o.attributes["groups"] == len(weight):
-            return None
+        rows, least, most = weight.reshape(len(weight), -1), x.low - x.zero_point, x.high - x.zero_point
+        if o.kind == "grouped_sum":
+            return grouped.pack(rows, _pixels(o, self.program.values[o.output]), least, most)
         groups = o.attributes["groups"] if o.kind == "conv" else 1
-        return pack(weight.reshape(len(weight), -1), groups, x.low - x.zero_point, x.high - x.zero_point)
+        return None if o.kind == "conv" and groups == len(weight) else pack(rows, groups, least, most)
 
-    def _scratch(self, o: Operation, rows: Rows) -> int:
+    def _scratch(self, o: Operation, rows: Rows | Grouped) -> int:
         """Bytes of the patches of a layer."""
-        y = self.program.values[o.output]
-        return scratch_bytes(rows.form, math.prod(self.program.tensors[o.weight or ""].shape[1:]), _pixels(o, y))
+        pixels = _pixels(o, self.program.values[o.output])
+        length = math.prod(self.program.tensors[o.weight or ""].shape[1:])
+        size = grouped.scratch_bytes if isinstance(rows, Grouped) else scratch_bytes
+        return size(rows.form, length, pixels)
 
     def _arena(self) -> tuple[dict[str, int], int]:
         """Offsets of all values and patches. Input and output have their place too, for callers without their own."""
@@ -176,32 +181,52 @@ class Writer:
             return
         bias = self.tables.bias(None if o.bias is None else self.program.tensors[o.bias])
         rescale = self.tables.rescale(o.rescale[0]) if o.rescale else "0"
-        weight = self.tables.array(rows.data, WORD[rows.form], "w", aligned=True)
-        function = self._products(o.kind, c_type(x), c_type(y), rows.form, _pixels(o, y), rescaled=bool(o.rescale))
+        tables = [self.tables.array(rows.data, WORD[rows.form], "w", aligned=True)] if isinstance(rows, Rows) else []
+        if isinstance(rows, Grouped):
+            tables = [self.tables.array(rows.weights, rows.word, "w")]
+            tables.append(self.tables.array(rows.members, MEMBER[rows.form], "g"))
+        kind, word = ("conv" if _is_conv(o) else "linear"), rows.word if isinstance(rows, Grouped) else ""
+        types = c_type(x), c_type(y)
+        function = self._products(kind, *types, rows.form, _pixels(o, y), rescaled=bool(o.rescale), word=word)
         last = f"{math.prod(x.shape[:-1])}, {x.shape[-1]}, {y.shape[-1]}, {x.zero_point}"
-        if o.kind == "conv":
+        if _is_conv(o):
             last = self._window(o)
-        patch = f"(int16_t *)(arena + {self.offsets[_patch(index)] // 4})"
-        book = "" if rows.book is None else ", " + self.tables.array(rows.book, "int16_t", "c")
-        self.calls.append(f"  {function}({source}, {target}, {weight}, {bias}, {rescale}, {last}, {patch}{book});")
+        patch = f"({'uint32_t' if rows.form == 'paired' else 'int16_t'} *)(arena + {self.offsets[_patch(index)] // 4})"
+        book = ""
+        if isinstance(rows, Rows) and rows.book is not None:
+            book = ", " + self.tables.array(rows.book, "int16_t", "c")
+        self.calls.append(
+            f"  {function}({source}, {target}, {', '.join(tables)}, {bias}, {rescale}, {last}, {patch}{book});"
+        )
 
-    def _products(self, kind: str, x: str, y: str, form: str, pixels: int, *, rescaled: bool) -> str:
-        """The name of the kernel of a layer, which calls one that gathers its inputs and one that multiplies."""
+    def _products(self, kind: str, x: str, y: str, form: str, pixels: int, *, rescaled: bool, word: str = "") -> str:
+        """The name of the kernel of a layer, which calls one that gathers its inputs and one that multiplies.
+
+        `word` is the type of weights where the form does not say it.
+        """
         few = min(pixels, 2)
-        short = (kind, x.removesuffix("_t"), y.removesuffix("_t"), form, *([] if few > 1 else ["one"]))
+        named = form if word in ("", "int8_t") else f"{form}_{word.removesuffix('_t')}"
+        short = (kind, x.removesuffix("_t"), y.removesuffix("_t"), named, *([] if few > 1 else ["one"]))
         end = "" if rescaled else "_sums"
         function = f"{self.name}_{'_'.join(short)}{end}"
         gather = f"{self.name}_{'gather' if kind == 'conv' else 'expand'}_{short[1]}"
         multiply = f"{self.name}_products_{'_'.join(short[2:])}{end}"
-        form_of = " ".join((*short[3:], *([] if rescaled else ["sums"])))
+        form_of = " ".join((form, *([] if few > 1 else ["one"]), *([] if rescaled else ["sums"])))
         self._body(gather, GATHER if kind == "conv" else EXPAND, {"@X": x}, "gather" if kind == "conv" else "expand")
         finish = f"{self.name}_rescale(\\1, r, \\2)" if rescaled else "\\1"
-        text = re.sub(r"@FINISH\((\w+), r, (\w+)\)", finish, products(form, few))
+        is_grouped = form in MEMBER
+        text = grouped.sums(form, few) if is_grouped else products(form, few)
+        text = re.sub(r"@FINISH\((\w+), r, (\w+)\)", finish, text)
+        marks = {"@Y": y, "@W": word, "@O": MEMBER[form]} if is_grouped else {"@Y": y}
         self._body(
-            multiply, text if rescaled else text.replace("{\n", "{\n  (void)r;\n", 1), {"@Y": y}, f"products {form_of}"
+            multiply, text if rescaled else text.replace("{\n", "{\n  (void)r;\n", 1), marks, f"products {form_of}"
         )
-        text = with_form(CONV if kind == "conv" else LINEAR, form)
-        self._body(function, text, {"@G": gather, "@P": multiply, "@X": x, "@Y": y}, f"{kind} {form_of}")
+        text = grouped.layer(kind, form) if is_grouped else with_form(CONV if kind == "conv" else LINEAR, form)
+        marks |= {"@G": gather, "@P": multiply, "@X": x}
+        if form == "paired":
+            marks["@K"] = f"{self.name}_pair"
+            self._body(marks["@K"], grouped.PAIR, {}, "pair")
+        self._body(function, text, marks, f"{kind} {form_of}")
         return function
 
     def _body(self, function: str, text: str, marks: Mapping[str, str], key: str) -> None:
@@ -216,12 +241,13 @@ class Writer:
         weight = self.tables.array(w, word(w), "w")
         bias = "0" if o.bias is None else self.tables.array(self.program.tensors[o.bias], "int32_t", "b")
         rescale = self.tables.rescale(o.rescale[0]) if o.rescale else "0"
-        kind = o.kind if o.kind == "conv_transposed" else f"direct_{o.kind}"
+        plain = "direct_conv" if _is_conv(o) else "direct_linear"
+        kind = o.kind if o.kind == "conv_transposed" else plain
         function = self._kernel(kind, c_type(x), c_type(y), word(w), rescaled=bool(o.rescale))
         last = f"{math.prod(x.shape[:-1])}, {x.shape[-1]}, {y.shape[-1]}, {x.zero_point}"
-        if o.kind != "linear":
+        if _is_conv(o):
             last = self._window(o)
-        if o.kind == "conv":
+        if kind == "direct_conv":
             last += f", {self._whole_bias(o, x, w)}"
         self.calls.append(f"  {function}({source}, {target}, {weight}, {bias}, {rescale}, {last});")
 
@@ -359,7 +385,11 @@ def _code_word(codes: Ints) -> str:
 
 def _pixels(o: Operation, y: Value) -> int:
     """For how many places of the input a layer computes all its channels."""
-    return math.prod(y.shape[1:]) if o.kind == "conv" else math.prod(y.shape[:-1])
+    return math.prod(y.shape[1:]) if _is_conv(o) else math.prod(y.shape[:-1])
+
+
+def _is_conv(o: Operation) -> bool:
+    return "kernel" in o.attributes
 
 
 def _patch(step: int) -> str:
