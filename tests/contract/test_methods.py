@@ -34,7 +34,11 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         WeightClustering(n_clusters=3, per="channel"),
         WeightClustering(n_clusters=1, per="neuron"),
     ],
-    Sic: [Sic(), Sic(mode="exact", strict=True), Sic(error_budget=0.1, held_out=0.0, weighted=False, drop_dead=False)],
+    Sic: [
+        Sic(),
+        Sic(mode="exact", strict=True),
+        Sic(error_budget=0.1, held_out=0.0, weighting="none", refit=False, drop_dead=False, finish=True),
+    ],
     FineTune: [FineTune(epochs=2, batch_size=16)],
     Quantization: [
         Quantization(),
