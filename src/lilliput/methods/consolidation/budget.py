@@ -44,8 +44,8 @@ OCTAVES, CLOSE = 3.0, 0.05
 FURTHER = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 """Powers of two beyond the price that a single neuron is tried at."""
 FAST, TRIES = 192, 3
-LOWEST = 40.0
-"""Powers of two below the first price where the search ends."""
+RANGE = 40.0
+"""Powers of two from the first price where the search ends."""
 HALF_BITS = 16
 Report = Callable[[Mapping[float, bool], Tensor], None]
 
@@ -352,9 +352,9 @@ def _next(judged: Mapping[float, bool], middle: float) -> tuple[float | None, bo
     """(the price to look at, whether it is the one to be settled); None when even the lowest loses too much."""
     high = min((price for price, keeps in judged.items() if not keeps), default=math.inf)
     low = max((price for price, keeps in judged.items() if keeps and price < high), default=-math.inf)
-    if high - low <= CLOSE:
+    if high - low <= CLOSE or low > middle + RANGE:
         return low, True
-    if low == -math.inf and high < middle - LOWEST:
+    if low == -math.inf and high < middle - RANGE:
         return None, True
     if low == -math.inf:
         return (middle if high == math.inf else high - OCTAVES), False
