@@ -9,14 +9,23 @@ from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.testing import tiny_model, tiny_task
+from shared_traces import share_traces_
 
 
-def quantized(model, task, *passes):
+def quantized(model, task, *passes, name=""):
+    """Folded, changed by the passes and quantized; networks of one `name` share their traces."""
     net = Artifact.of(model, task.spec)
+    if name:
+        share_traces_(net, name)
     last = () if passes and isinstance(passes[-1], Quantization) else (Quantization(),)
     for method in (FoldBatchNorm(), *passes, *last):
         apply_checked_(method, net, Context.of(task, model))
     return net
+
+
+def quantized_tiny(name, *passes):
+    return quantized(tiny_model(name), tiny_task(), *passes, name=f"tiny {name}")
 
 
 def task_of(shape, classes=3, samples=48):
@@ -25,6 +34,12 @@ def task_of(shape, classes=3, samples=48):
     return Task.classification(
         train=(x, torch.arange(samples) % classes), validation=(x, torch.arange(samples) % classes)
     )
+
+
+def calibrated_on(x):
+    """A task with these samples and no others: for tests of integers, which any ranges serve."""
+    data = x, torch.arange(len(x)) % 2
+    return Task.classification(train=data, validation=data)
 
 
 class Operations(nn.Module):

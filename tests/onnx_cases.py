@@ -11,8 +11,9 @@ from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.integer import LAYERS, grids_of, integer_bias, integer_values, observe
-from lilliput.graph.trace import Graph, trace
+from lilliput.graph.trace import Graph, graph_of
 from lilliput.nn.models.resnet import PadShortcut
+from shared_traces import share_traces_
 
 
 class Fn(nn.Module):
@@ -149,18 +150,18 @@ def artifact_of(model: nn.Module, shape: tuple[int, ...]) -> Artifact:
 
 
 def case(name: str, seed: int = 0) -> tuple[Artifact, Graph]:
+    """The network, and its graph: that of all with this name."""
     torch.manual_seed(seed)
     make, shape = CASES[name]
-    artifact = artifact_of(make(), shape)
-    return artifact, trace(artifact.module, artifact.input.example(2))
+    artifact = share_traces_(artifact_of(make(), shape), f"onnx {name}")
+    return artifact, graph_of(artifact)
 
 
 def folded(artifact: Artifact) -> Graph:
     """Fold what can be folded; the graph after it."""
-    graph = trace(artifact.module, artifact.input.example(2))
-    for pair in foldable(artifact, graph)[0]:
+    for pair in foldable(artifact, graph_of(artifact))[0]:
         fold_(artifact, pair)
-    return trace(artifact.module, artifact.input.example(2))
+    return graph_of(artifact)
 
 
 def weight_grid(weight: Tensor, axis: int, bits: int = 8) -> Grid:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from lilliput.core.program import Operation, Program, Value
 from lilliput.graph.operators import POINTWISE
 from lilliput.ops.fixed_point import integer_range
+from lowered import quantized, task_of
 
 SHAPE = (2, 6, 6)
 
@@ -128,6 +129,10 @@ def network(name, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NETS[name]().eval()
+
+
+def quantized_network(name, *passes):
+    return quantized(network(name), task_of(SHAPE), *passes, name=f"program {name}")
 
 
 def chain_of_functions(*, signed, channel=None, seed=0):

@@ -3,10 +3,9 @@
 import torch
 from torch import nn
 
-from lilliput.core.task import Task
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.zoo.registry import ZOO
-from lowered import quantized
+from lowered import calibrated_on, quantized
 
 LARGE = ("resnet32", "resnet56", "vgg", "mojo-cifar")
 """Those that take seconds for each sample in plain integers."""
@@ -35,5 +34,4 @@ def random_network(name, *, calibration=16, signed=True):
     """A network of the zoo, folded and quantized to 8 bits; nothing that it computes means anything."""
     torch.manual_seed(0)
     model, x = randomize_(ZOO[name].model()).eval(), samples_of(name, calibration)
-    data = (x, torch.arange(calibration) % 2)
-    return quantized(model, Task.classification(train=data, validation=data), Quantization(signed=signed))
+    return quantized(model, calibrated_on(x), Quantization(signed=signed))

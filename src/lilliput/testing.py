@@ -276,7 +276,7 @@ def _alone(method: Pass, case: _Case) -> tuple[Artifact, PassResult] | None:
     second = case.applied(method, where)
     same = second is not None and container.dumps(second[0]) == container.dumps(first[0])
     _require(same, where, "the same seed gave other bytes; draw from context.generator only")
-    _refused_leaves_no_trace(method, case.model, case.task, where)
+    _refused_leaves_no_trace(method, case, where)
     return first
 
 
@@ -425,11 +425,11 @@ def _lawful(net: Artifact, case: _Case, where: str, *, before: bytes = b"", retr
         raise ContractError(f"{where}: what it made stops with {type(error).__name__} ({error})") from error
 
 
-def _refused_leaves_no_trace(method: Pass, model: nn.Module, task: Task, where: str) -> None:
+def _refused_leaves_no_trace(method: Pass, case: _Case, where: str) -> None:
     impossible = _Never(max_drop=0.0)
     recipe = Recipe(steps=(Step(passes=(method,), guard=impossible),))
-    refused = run(model, task, recipe).artifact
-    untouched = run(model, task, Recipe()).artifact
+    refused = run(case.model, case.task, recipe, like=case.original).artifact
+    untouched = run(case.model, case.task, Recipe(), like=case.original).artifact
     refused.recipe = untouched.recipe = []
     _require(container.dumps(refused) == container.dumps(untouched), where, "a refused pass left a trace")
 

@@ -23,7 +23,7 @@ from lilliput.core.target import Target
 from lilliput.core.task import Task
 from lilliput.export import onnx as onnx_export
 from lilliput.export.c.plan import plan
-from lilliput.graph import stored
+from lilliput.graph import stored, trace
 from lilliput.graph.integer import runnable
 from lilliput.graph.lower import lower
 from lilliput.methods.clustering.weight_clustering import WeightClustering
@@ -169,6 +169,13 @@ def test_an_export_is_verified_on_the_test_role(result, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="File exists; choose another folder"):
         result.export(tmp_path / "file")
+
+
+def test_each_structure_is_traced_once_for_all_columns(monkeypatch):
+    calls, original = [], trace.trace
+    monkeypatch.setattr(trace, "trace", lambda net, x: calls.append(type(net[1])) or original(net, x))
+    compress(tiny_model("batch_norm"), TASK, recipe=[FoldBatchNorm(), *SHORT])
+    assert calls == [nn.BatchNorm2d, nn.Identity]
 
 
 def test_the_caller_is_left_as_it_was(tmp_path):

@@ -16,8 +16,7 @@ from lilliput.export.c.board_log import check_log, read_log
 from lilliput.export.c.golden import Golden, read
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import tiny_model, tiny_task
-from lowered import quantized
+from lowered import quantized_tiny
 
 TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm", "make")
 HOST = """
@@ -179,7 +178,7 @@ def test_one_wrong_byte_is_never_taken_for_another_result(tmp_path_factory, plac
 
 @pytest.fixture
 def folder(tmp_path):
-    project.write(lower(quantized(tiny_model("residual"), tiny_task(), Quantization(signed=True))), tmp_path)
+    project.write(lower(quantized_tiny("residual", Quantization(signed=True))), tmp_path)
     return tmp_path
 
 

@@ -11,14 +11,13 @@ from lilliput.export.c.golden import Golden, read
 from lilliput.export.c.interface import Interface, files
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import tiny_model, tiny_task
-from lowered import quantized
+from lowered import quantized_tiny
 
 
 @pytest.fixture(scope="module")
 def texts():
     """{file: text} of a tiny network, and its vectors."""
-    program = lower(quantized(tiny_model("linear"), tiny_task(), Quantization(signed=True)))
+    program = lower(quantized_tiny("linear", Quantization(signed=True)))
     vectors = Golden.of(program, "net")
     return {**files(program, "net", 0, Interface()), "net_golden.h": vectors.header()}, vectors
 
@@ -38,7 +37,7 @@ def test_what_is_read_is_what_was_written(texts, tmp_path):
 
 
 def test_both_ends_of_the_range_are_in(texts):
-    program = lower(quantized(tiny_model("linear"), tiny_task(), Quantization(signed=True)))
+    program = lower(quantized_tiny("linear", Quantization(signed=True)))
     value = program.values[program.input]
     assert (texts[1].inputs[0] == value.low).all()
     assert (texts[1].inputs[1] == value.high).all()

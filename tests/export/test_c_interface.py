@@ -25,10 +25,9 @@ from lilliput.graph.interpreter import decode, quantize_input, run
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.nn.models.digits import TinyAutoencoder
-from lilliput.testing import tiny_model, tiny_task
 from lilliput.zoo.registry import open_model
 from lilliput.zoo.tasks import CIFAR_MEAN, CIFAR_STD, one_class_digits
-from lowered import quantized
+from lowered import quantized, quantized_tiny
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "c.md"
 GCC = shutil.which("gcc")
@@ -338,7 +337,7 @@ def test_networks_with_other_answers_have_an_example_too(name, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 def test_the_header_is_for_cpp_too(tmp_path):
-    program = lower(quantized(tiny_model("conv"), tiny_task(), Quantization(signed=True)))
+    program = lower(quantized_tiny("conv", Quantization(signed=True)))
     for file, text in Writer(program).files(Interface(labels=("@N", "@U_PLAIN", 'a"\\\n'))).items():
         (tmp_path / file).write_text(text)
     (tmp_path / "main.cpp").write_text(
@@ -354,7 +353,7 @@ def test_the_header_is_for_cpp_too(tmp_path):
 
 
 def test_every_generated_file_says_that_it_is_the_users(tmp_path):
-    program = lower(quantized(tiny_model("linear"), tiny_task(), Quantization(signed=True)))
+    program = lower(quantized_tiny("linear", Quantization(signed=True)))
     for path in project.write(program, tmp_path):
         assert "The output is yours: no licence of Lilliput applies to it." in path.read_text(), path
         assert "@" not in path.read_text().replace("-o $@", ""), path
@@ -372,7 +371,7 @@ def test_every_generated_file_says_that_it_is_the_users(tmp_path):
     ],
 )
 def test_an_interface_that_does_not_fit_is_refused(interface, text):
-    program = lower(quantized(tiny_model("linear"), tiny_task(), Quantization(signed=True)))
+    program = lower(quantized_tiny("linear", Quantization(signed=True)))
     with pytest.raises(ExportError, match=text):
         Writer(program).files(interface)
 

@@ -7,9 +7,9 @@ from test_c_writer import GCC, check, samples
 
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import TINY, tiny_model, tiny_task
-from lowered import Operations, quantized, task_of
-from program_networks import NETS, SHAPE, chain_of_functions, network
+from lilliput.testing import TINY, tiny_task
+from lowered import Operations, quantized, quantized_tiny, task_of
+from program_networks import NETS, SHAPE, chain_of_functions, quantized_network
 
 pytestmark = pytest.mark.skipif(GCC is None, reason="gcc is not installed")
 
@@ -18,17 +18,22 @@ pytestmark = pytest.mark.skipif(GCC is None, reason="gcc is not installed")
 @pytest.mark.parametrize("name", NETS)
 def test_operations_compute_what_the_interpreter_computes(name, bits, tmp_path):
     task = task_of(SHAPE)
-    program = lower(quantized(network(name), task, Quantization(activation_bits=bits)))
+    program = lower(quantized_network(name, Quantization(activation_bits=bits)))
     check(program, samples(task), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"activation_bits": 16}, {"activation_bits": 16, "signed": False}, {"weight_bits": 14}]
-)
-@pytest.mark.parametrize("name", TINY)
+WIDE = {"activation_bits": 16}
+MANIFOLD = ("conv1d", "residual", "grouped")
+"""Those with operations that the others do not have."""
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    pytest.param(name, settings, marks=() if settings == WIDE or name in MANIFOLD else pytest.mark.slow)
+    for name in TINY for settings in (WIDE, {"activation_bits": 16, "signed": False}, {"weight_bits": 14})
+])  # fmt: skip
 def test_wide_networks_compute_what_the_interpreter_computes(name, settings, tmp_path):
     task = tiny_task()
-    check(lower(quantized(tiny_model(name), task, Quantization(**settings))), samples(task), tmp_path)
+    check(lower(quantized_tiny(name, Quantization(**settings))), samples(task), tmp_path)
 
 
 def test_all_operations_of_8_bits_have_16(tmp_path):

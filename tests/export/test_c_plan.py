@@ -6,15 +6,14 @@ import subprocess
 import pytest
 import torch
 
-from lilliput.core.task import Task
 from lilliput.export.c.kernel_sizes import KERNELS
 from lilliput.export.c.plan import plan
 from lilliput.export.c.writer import Writer
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import TINY, tiny_model, tiny_task
+from lilliput.testing import TINY
 from lilliput.zoo.registry import ZOO
-from lowered import quantized
+from lowered import calibrated_on, quantized, quantized_tiny
 
 GCC = shutil.which("arm-none-eabi-gcc")
 needs_gcc = pytest.mark.skipif(GCC is None, reason="arm-none-eabi-gcc is not installed")
@@ -25,9 +24,8 @@ def zoo_program(name, bits):
     entry = ZOO[name]
     torch.manual_seed(0)
     model = entry.model().eval()
-    x, y = torch.randn((32, *entry.shape)), torch.arange(32) % 3
-    task = Task.classification(train=(x, y), validation=(x, y))
-    return lower(quantized(model, task, Quantization(signed=True, weight_bits=bits)))
+    task = calibrated_on(torch.randn((32, *entry.shape)))
+    return lower(quantized(model, task, Quantization(signed=True, weight_bits=bits), name=name))
 
 
 def sizes(program, folder):
@@ -53,7 +51,7 @@ def test_planned_flash_is_within_two_percent_and_planned_arena_exact(name, bits,
 @needs_gcc
 @pytest.mark.parametrize("name", list(TINY))
 def test_the_smallest_networks_are_planned_within_a_few_bytes(name, tmp_path):
-    program = lower(quantized(tiny_model(name), tiny_task(), Quantization(signed=True)))
+    program = lower(quantized_tiny(name, Quantization(signed=True)))
     planned, (flash, ram) = plan(program), sizes(program, tmp_path)
     assert abs(planned.flash - flash) <= max(64, 0.02 * flash)
     assert planned.arena == ram
@@ -70,5 +68,5 @@ def test_parts_of_a_plan_add_up():
 def test_every_kernel_has_a_size():
     for bits in (12, 8, 4):
         for name in TINY:
-            program = lower(quantized(tiny_model(name), tiny_task(), Quantization(signed=True, weight_bits=bits)))
+            program = lower(quantized_tiny(name, Quantization(signed=True, weight_bits=bits)))
             assert set(Writer(program).keys.values()) <= set(KERNELS)

@@ -6,13 +6,12 @@ from lilliput.core.errors import UsageError
 from lilliput.export.c import project
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import tiny_model, tiny_task
-from lowered import quantized
+from lowered import quantized_tiny
 
 
 @pytest.fixture(scope="module")
 def program():
-    return lower(quantized(tiny_model("linear"), tiny_task(), Quantization(signed=True)))
+    return lower(quantized_tiny("linear", Quantization(signed=True)))
 
 
 def contents(folder):

@@ -10,19 +10,24 @@ from lilliput.export.c import project
 from lilliput.export.c.replay import replay
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import tiny_model, tiny_task
-from lowered import quantized
+from lowered import quantized_tiny
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 HOST = ["host C, -O2", "host C, sanitizers"]
+REFUSE = 'case "$*" in *fsanitize*) echo "ld: cannot find -lasan" >&2; exit 1;; esac'
 EMULATED = ["emulated Cortex-M4", "emulated Cortex-M4, plain"]
 ARM = all(shutil.which(tool) for tool in ("arm-none-eabi-gcc", "qemu-system-arm"))
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def program():
+    return lower(quantized_tiny("conv", Quantization(signed=True)))
+
+
+@pytest.fixture(scope="module")
+def written(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
-    project.write(lower(quantized(tiny_model("residual"), tiny_task(), Quantization(signed=True))), folder)
+    project.write(program, folder)
     return folder
 
 
@@ -48,6 +53,11 @@ def only(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(place))
 
     return limit
+
+
+def without_sanitizers():
+    """A compiler: half of the work where one target is enough."""
+    return f'{REFUSE}; PATH={os.environ["PATH"]} exec {shutil.which("gcc")} "$@"'
 
 
 def statuses(results):
@@ -99,8 +109,7 @@ def test_without_any_tool_all_is_skipped(folder, only):
 
 
 def test_a_compiler_without_sanitizers_skips_these(folder, only):
-    refuse = 'case "$*" in *fsanitize*) echo "ld: cannot find -lasan" >&2; exit 1;; esac'
-    only(cc=f'{refuse}; PATH={os.environ["PATH"]} exec {shutil.which("gcc")} "$@"')
+    only(cc=without_sanitizers())
     results = replay(folder)[1]
     assert statuses(results)["host C, -O2"] == "equal"
     assert (results[1].status, results[1].reason) == ("skipped", "no sanitizers: ld: cannot find -lasan")
@@ -136,14 +145,14 @@ def test_code_that_does_not_build_is_named_with_the_first_lines_of_the_compiler(
     [('  for (;;) __asm__ volatile("");', "not done after 2 s"), ("  *(volatile char *)8 = 1;", "exit code -11")],
 )
 def test_code_that_hangs_or_crashes_ends(folder, only, line, reason):
-    only("gcc")
+    only(cc=without_sanitizers())
     edit(folder, at_the_start(line))
     results = replay(folder, deadline=2)[1]
     assert (results[0].status, results[0].reason) == ("failed", f"the test: {reason}")
 
 
 def test_a_test_that_did_not_run_all_vectors_has_failed(folder, only):
-    only("gcc")
+    only(cc=without_sanitizers())
     declared = "extern int printf(const char *, ...); extern void exit(int);"
     edit(folder, at_the_start(f'  {declared} printf("1 vectors, 0 outputs differ\\n"); exit(0);'))
     results = replay(folder)[1]
@@ -165,8 +174,7 @@ def test_nothing_of_the_folder_runs_but_the_network(folder, tmp_path):
 
 
 @pytest.mark.skipif(not ARM, reason="needs arm-none-eabi-gcc and qemu-system-arm")
-def test_the_flash_and_ram_of_the_folder_hold(written, tmp_path):
-    program = lower(quantized(tiny_model("residual"), tiny_task(), Quantization(signed=True)))
+def test_the_flash_and_ram_of_the_folder_hold(program, tmp_path):
     project.write(program, tmp_path, flash=1000, ram=8000)
     results = replay(tmp_path)[1]
     assert results[0].status == "equal"

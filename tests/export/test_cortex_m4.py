@@ -15,9 +15,8 @@ from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import tiny_model, tiny_task
 from lilliput.zoo.registry import open_model
-from lowered import quantized
+from lowered import calibrated_on, quantized, quantized_tiny
 
 TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm", "make")
 pytestmark = pytest.mark.skipif(
@@ -35,7 +34,7 @@ def emulated(program, folder, **limits):
 
 @pytest.mark.parametrize("name", ["linear", "conv1d", "residual", "grouped"])
 def test_tiny_networks_compute_the_same_on_an_emulated_cortex_m4(name, tmp_path):
-    found = emulated(lower(quantized(tiny_model(name), tiny_task(), Quantization(signed=True))), tmp_path)
+    found = emulated(lower(quantized_tiny(name, Quantization(signed=True))), tmp_path)
     assert (found["vectors"], found["differ"]) == (11, 0)
 
 
@@ -53,23 +52,25 @@ def test_consolidated_pruned_and_quantized_weights_compute_the_same_and_get_smal
     model, task = open_model("digits-cnn")
     sic, prune = Sic(error_budget=0.01), MagnitudePruning(sparsity=0.75)
 
-    def net_of(*passes):
-        net = Artifact.of(model, task.spec)
-        for method in (FoldBatchNorm(), *passes):
+    def after(net, *passes):
+        net = net.copy()
+        for method in passes:
             apply_checked_(method, net, Context.of(task, model))
         return net
 
+    consolidated = after(Artifact.of(model, task.spec), FoldBatchNorm(), sic)
+    pruned = after(consolidated, prune)
     eight, six = (Quantization(weight_bits=bits, activation_bits=0) for bits in (8, 6))
-    steps = [(sic,), (sic, eight), (sic, six), (sic, prune, six)]
-    sizes = [len(container.dumps(net_of(*passes), strip=True)) for passes in steps]
+    nets = [consolidated, after(consolidated, eight), after(consolidated, six), after(pruned, six)]
+    sizes = [len(container.dumps(net, strip=True)) for net in nets]
     assert sizes == sorted(set(sizes), reverse=True)
-    net = net_of(sic, prune, Quantization(weight_bits=6, signed=True))
-    found = emulated(lower(net), tmp_path)
+    found = emulated(lower(after(pruned, Quantization(weight_bits=6, signed=True))), tmp_path)
     assert (found["vectors"], found["differ"]) == (11, 0)
 
 
 def test_the_published_resnet_20_runs_on_an_emulated_cortex_m4(published_data, tmp_path):
     weights = published_data / "models" / "resnet20_cifar10.safetensors"
     model, task = open_model("resnet20", weights=weights, data_root=published_data)
-    found = emulated(lower(quantized(model, task, Quantization(signed=True))), tmp_path)
+    images = next(iter(task.data("test").batches(20)))[0]
+    found = emulated(lower(quantized(model, calibrated_on(images), Quantization(signed=True))), tmp_path)
     assert (found["vectors"], found["differ"]) == (11, 0)

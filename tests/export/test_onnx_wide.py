@@ -7,9 +7,9 @@ from lilliput.core.errors import ExportError
 from lilliput.export.onnx import build
 from lilliput.export.onnx_check import check_layers, check_with_runtime
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import TINY, tiny_model, tiny_task
-from lowered import quantized, task_of
-from program_networks import NETS, SHAPE, network
+from lilliput.testing import TINY, tiny_task
+from lowered import quantized_tiny, task_of
+from program_networks import NETS, SHAPE, quantized_network
 
 TARGETS = ("onnx-x86", "onnx-arm")
 
@@ -22,7 +22,7 @@ def inputs(task):
 @pytest.mark.parametrize("name", TINY)
 def test_wide_networks_agree(name, settings):
     task = tiny_task()
-    net, x = quantized(tiny_model(name), task, Quantization(**settings)), inputs(task)
+    net, x = quantized_tiny(name, Quantization(**settings)), inputs(task)
     for target in TARGETS:
         model = build(net, target=target)
         assert check_with_runtime(model, net, x, classes=False).drift < 1e-3
@@ -34,7 +34,7 @@ def test_wide_networks_agree(name, settings):
 @pytest.mark.parametrize("name", NETS)
 def test_operations_agree_or_are_refused_by_name(name, bits):
     task = task_of(SHAPE)
-    net, x = quantized(network(name), task, Quantization(activation_bits=bits)), inputs(task)
+    net, x = quantized_network(name, Quantization(activation_bits=bits)), inputs(task)
     if name in ("adaptive max", "padding", "called twice"):
         assert check_with_runtime(build(net, target="onnx-x86"), net, x, classes=False).drift < 1e-2
     else:

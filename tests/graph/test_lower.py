@@ -13,8 +13,8 @@ from lilliput.graph.lower import lower
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.testing import TINY, tiny_model, tiny_task
-from lowered import Operations, quantized, task_of
+from lilliput.testing import TINY, tiny_task
+from lowered import Operations, quantized, quantized_tiny, task_of
 
 
 def check(net, x):
@@ -55,7 +55,7 @@ def check(net, x):
 @pytest.mark.parametrize("signed", [False, True])
 def test_program_computes_what_the_integer_net_computes(name, signed):
     task = tiny_task()
-    net = quantized(tiny_model(name), task, Quantization(signed=signed))
+    net = quantized_tiny(name, Quantization(signed=signed))
     check(net, torch.cat([b[0] for b in task.data("validation").batches(64)]))
 
 
@@ -63,9 +63,7 @@ def test_program_computes_what_the_integer_net_computes(name, signed):
 def test_narrow_weights_pruned_and_clustered_need_no_special_case(bits):
     task = tiny_task()
     passes = (MagnitudePruning(sparsity=0.5), WeightClustering(n_clusters=6), Quantization(weight_bits=bits))
-    check(
-        quantized(tiny_model("residual"), task, *passes), torch.cat([b[0] for b in task.data("validation").batches(64)])
-    )
+    check(quantized_tiny("residual", *passes), torch.cat([b[0] for b in task.data("validation").batches(64)]))
 
 
 def test_every_operation_with_an_integer_rule_is_lowered():
@@ -128,15 +126,13 @@ def test_one_bias_for_layers_with_different_weights_is_refused():
 
 
 def test_float_activations_are_refused():
-    task = tiny_task()
     with pytest.raises(ExportError, match="activations have no grids; quantize with activation_bits: 8"):
-        lower(quantized(tiny_model("linear"), task, Quantization(activation_bits=0)))
+        lower(quantized_tiny("linear", Quantization(activation_bits=0)))
 
 
 def test_sums_are_proved_and_reached():
     """The bounds are not only safe: an input that reaches them exists for the first layer."""
-    task = tiny_task()
-    net = quantized(tiny_model("linear"), task)
+    net = quantized_tiny("linear")
     program = lower(net)
     layer = next(o for o in program if o.kind == "linear")
     value = program.values[layer.inputs[0]]
@@ -150,8 +146,7 @@ def test_sums_are_proved_and_reached():
 
 
 def test_interpreter_refuses_other_shapes_and_codes():
-    task = tiny_task()
-    program = lower(quantized(tiny_model("conv"), task))
+    program = lower(quantized_tiny("conv"))
     with pytest.raises(interpreter.UsageError, match="input of shape"):
         run(program, np.zeros((2, 16), np.int64))
     with pytest.raises(interpreter.UsageError, match="codes from 0 to 999"):

@@ -15,8 +15,18 @@ from lilliput.graph.trace import graph_of
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.ops.interpolation import interpolate, look_up
 from lilliput.testing import TINY, tiny_model, tiny_task
-from lowered import Operations, quantized, task_of
-from program_networks import FUNCTIONS, NETS, SHAPE, Code, chain_of_functions, network, prelu, sequence
+from lowered import Operations, quantized, quantized_tiny, task_of
+from program_networks import (
+    FUNCTIONS,
+    NETS,
+    SHAPE,
+    Code,
+    chain_of_functions,
+    network,
+    prelu,
+    quantized_network,
+    sequence,
+)
 
 
 def inputs(task):
@@ -27,7 +37,7 @@ def inputs(task):
 @pytest.mark.parametrize("name", NETS)
 def test_operations_compute_what_the_integer_net_computes(name, bits):
     task = task_of(SHAPE)
-    program = check(quantized(network(name), task, Quantization(activation_bits=bits)), inputs(task))
+    program = check(quantized_network(name, Quantization(activation_bits=bits)), inputs(task))
     sums = {o.output for o in program if o.sums and not o.rescale}
     widest = max(v.bits for n, v in program.values.items() if n not in sums)
     assert widest == (8 if bits <= 8 else 16)
@@ -38,7 +48,7 @@ def test_operations_compute_what_the_integer_net_computes(name, bits):
 @pytest.mark.parametrize("name", TINY)
 def test_wide_activations_are_lowered_end_to_end(name, signed, bits):
     task = tiny_task()
-    check(quantized(tiny_model(name), task, Quantization(activation_bits=bits, signed=signed)), inputs(task))
+    check(quantized_tiny(name, Quantization(activation_bits=bits, signed=signed)), inputs(task))
 
 
 def test_all_operations_of_8_bits_have_16():
@@ -55,7 +65,7 @@ def test_all_operations_of_8_bits_have_16():
 @pytest.mark.parametrize("name", TINY)
 def test_wide_weights_are_lowered_end_to_end(name, bits):
     task = tiny_task()
-    program = check(quantized(tiny_model(name), task, Quantization(weight_bits=bits)), inputs(task))
+    program = check(quantized_tiny(name, Quantization(weight_bits=bits)), inputs(task))
     assert max(int(np.abs(w).max()) for w in program.tensors.values()) > 127
 
 
@@ -314,7 +324,7 @@ def test_all_refusals_are_found_at_once_but_not_what_follows_from_them():
 
 def test_every_function_is_lowered():
     """`FUNCTIONS` has a function for each word, and the graph of the network has each word."""
-    net = quantized(network("functions"), task_of(SHAPE))
+    net = quantized_network("functions")
     assert {n.op for n in graph_of(net).nodes} >= set(FUNCTIONS)
     assert prelu(3).weight.tolist() == [-0.5, 0.75, 2.0]
 

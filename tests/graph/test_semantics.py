@@ -1,5 +1,7 @@
 """A word computes what the recorded call computes, bit by bit, on every operation of the test networks."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -39,22 +41,22 @@ def check(model: nn.Module, graph: Graph, x: torch.Tensor) -> None:
                 assert value.dtype == wanted.dtype, node
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_word_computes_what_the_recorded_call_computes(name):
+@cache
+def traced(name):
+    """The network, its graph, and samples."""
     model, shape = example(name)
     x = torch.randn((3, *shape), generator=torch.Generator().manual_seed(0))
-    check(model, trace(model, x), x)
+    return model, trace(model, x), x
 
 
-def graphs():
-    for name in CASES:
-        model, shape = example(name)
-        yield trace(model, torch.randn(2, *shape))
+@pytest.mark.parametrize("name", CASES)
+def test_a_word_computes_what_the_recorded_call_computes(name):
+    check(*traced(name))
 
 
 def test_every_word_and_call_that_is_read_has_a_rule_a_number_and_a_test_network():
     """A new word needs a function in `RULES`, a row in `OPERATIONS`, and a network here that uses it."""
-    nodes = [node for graph in graphs() for node in graph.nodes]
+    nodes = [node for name in CASES for node in traced(name)[1].nodes]
     words = {node.op for node in nodes} - PASSED_ON
     assert words <= set(RULES)
     assert set(RULES) == set(CODES) == words

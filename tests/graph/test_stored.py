@@ -28,6 +28,7 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import tiny_task
 from lilliput.zoo.registry import ZOO, open_model
 from lowered import quantized, task_of
+from shared_traces import share_traces_
 from stored_cases import CASES, example
 
 SMALL = 30_000
@@ -35,7 +36,7 @@ SMALL = 30_000
 
 def artifact_of(name):
     model, shape = example(name)
-    return Artifact.of(model, InputSpec(shape=shape))
+    return share_traces_(Artifact.of(model, InputSpec(shape=shape)), f"stored {name}")
 
 
 def loaded(net):
@@ -116,7 +117,8 @@ def generated(net, folder):
 def test_quantized_network_gives_the_same_integers_program_and_code(name, tmp_path):
     model, shape = example(name)
     task = tiny_task() if name.startswith("tiny") else task_of(shape)
-    net = quantized(model, task, MagnitudePruning(sparsity=0.3), WeightClustering(n_clusters=9), Quantization())
+    passes = MagnitudePruning(sparsity=0.3), WeightClustering(n_clusters=9), Quantization()
+    net = quantized(model, task, *passes, name=f"stored {name}")
     again = loaded(net)
     check(net, again, samples=16)
     assert IntegerNet(again).floats == IntegerNet(net).floats

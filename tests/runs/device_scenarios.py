@@ -47,6 +47,7 @@ from lilliput.training import fit as fit_module
 from lilliput.training.fit import fit
 from lilliput.training.hooks import Hook
 from lilliput.training.settings import FitSettings
+from shared_traces import share_traces_
 
 TUNE = {"fine_tune": {"epochs": 2, "batch_size": 16}}
 RECIPES = {
@@ -122,7 +123,7 @@ def contexts_take_a_device():
     task, found = tiny_task(48), {}
     for method in (m for methods in SETTINGS.values() for m in methods):
         for device in ("cpu", "fake"):
-            net = Artifact.of(tiny_model("batch_norm"), task.spec).to_(device)
+            net = share_traces_(Artifact.of(tiny_model("batch_norm"), task.spec).to_(device), "tiny batch_norm")
             context = Context.of(task, tiny_model("batch_norm").to(device), seed=1, device=device)
             try:
                 apply_checked_(method, net, context)
@@ -198,7 +199,7 @@ def compress_takes_a_device():
     texts = []
     for place, device in (("cpu", "cpu"), ("cpu", "fake"), ("fake", "fake"), ("fake", "cpu")):
         model = tiny_model("residual").to(place)
-        result = compress(model, task, recipe=recipe(RECIPES["everything"]), device=device)
+        result = compress(model, task, recipe=recipe(["fold_batchnorm", "quantization"]), device=device)
         assert {p.device.type for p in model.parameters()} == {place}
         assert {t.device.type for t in result.artifact.module.state_dict().values()} == {"cpu"}
         columns = [c.measurements for c in result.columns]

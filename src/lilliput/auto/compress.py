@@ -149,8 +149,10 @@ def measured(
     target, context = outcome.recipe.target, outcome.context
     progress.say("plain int8 for comparison ...")
     int8 = replace(plain_int8(target, outcome.recipe.seed), threads=outcome.recipe.threads)
-    plain = run(model, task, int8, device=context.device, batch_size=context.batch_size)
-    artifacts = {"float": Artifact.of(model, task.spec), "plain int8": plain.artifact, "ours": outcome.artifact}
+    plain = run(model, task, int8, device=context.device, batch_size=context.batch_size, like=outcome.artifact)
+    original = Artifact.of(model, task.spec)
+    original.memo = outcome.artifact.memo
+    artifacts = {"float": original, "plain int8": plain.artifact, "ours": outcome.artifact}
     kept = [s for s, e in zip(outcome.recipe.steps, outcome.trail, strict=True) if e["verdict"]["accepted"]]
     with threads(outcome.recipe.threads), TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder.path

@@ -107,10 +107,11 @@ def fit(
     best = torch.full((count,), math.inf, dtype=torch.float64)
     search = scale = error = torch.zeros(0)
     zero_point = torch.zeros(0, dtype=torch.int64)
-    for share in torch.logspace(math.log10(WIDEST), math.log10(NARROWEST), STEPS, dtype=torch.float64).tolist():
-        tried, zero = affine_parameters(
-            ends.low * share, ends.high * share, bit_width=bit_width, signed=True, symmetric=symmetric, narrow=symmetric
-        )
+    shares = torch.logspace(math.log10(WIDEST), math.log10(NARROWEST), STEPS, dtype=torch.float64)[:, None]
+    grids = affine_parameters(
+        ends.low * shares, ends.high * shares, bit_width=bit_width, signed=True, symmetric=symmetric, narrow=symmetric
+    )
+    for tried, zero in zip(*grids, strict=True):
         spread, offset = (v.expand(len(rows)) for v in (tried, zero))
         codes = quantize_rows(rows, spread, offset, low_code, high_code)
         centred = (codes - offset[:, None]).double()

@@ -48,11 +48,13 @@ def run(
     progress: Progress = SILENT,
     device: str | torch.device = "cpu",
     batch_size: int = 256,
+    like: Artifact | None = None,
 ) -> Outcome:
     """Apply the recipe to a copy of `model`. The caller's model is never changed.
 
     With a folder, finished steps are saved; if the folder already holds finished steps of the same recipe, model and
-    data, the run goes on after them and ends in the same bytes as an uninterrupted one.
+    data, the run goes on after them and ends in the same bytes as an uninterrupted one. `like` is an artifact of the
+    same model: its traces serve this run too.
     """
     place = as_device(device)
     for step in recipe.steps:  # a guard that cannot be judged is found before the first step, not after it
@@ -61,6 +63,8 @@ def run(
     with folder.held() if folder is not None else nullcontext(), threads(recipe.threads) as used:
         recipe = replace(recipe, threads=used)
         net = Artifact.of(model, task.spec)
+        if like is not None:
+            net.memo = like.memo
         original = net.copy().module.to(place)
         context = Context.of(
             task,
