@@ -56,7 +56,7 @@ def measure(name, method, folder):
     net, context = Artifact.of(model, task.spec), Context.of(task, model)
     graph_of(net)
     started = time.process_time()
-    for role in ("train", "validation"):
+    for role in ("train", "validation") if method.eval_max is None else ():
         context.evaluator.reference(role)
     middle = time.process_time()
     result = apply_checked_(method, net, context)

@@ -85,3 +85,23 @@ def test_a_network_that_gets_nothing_right_is_refused():
 
 def test_choosing_more_than_there_is_gives_all():
     assert choose(torch.arange(5.0), torch.zeros(5, dtype=torch.long), 9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_only_as_many_samples_are_looked_at_as_the_set_needs():
+    x, y = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)), torch.arange(500) % 3
+    seen = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x
+
+    task = Task.classification(train=(x, y), validation=(x[:30], y[:30]))
+    few = acceptance_set(task, FullForward(task, Counting(), batch_size=50), size=40)
+    looked = sum(seen)
+    whole = acceptance_set(task, FullForward(task, Counting()))
+    assert looked < 500
+    assert few.seen == looked
+    assert few.where == whole.where[:40]
+    assert torch.equal(few.inputs, whole.inputs[:40])
+    assert torch.equal(few.margins, whole.margins[:40])

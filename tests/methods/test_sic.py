@@ -383,6 +383,21 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(settings, tmp_path, monk
     assert context.evaluator.uses["train"] >= len(result.statistics["convergence"]) // 2
 
 
+def test_the_product_of_sums_answers_like_the_dense_network():
+    model, task = trained("convolutions")
+    net = Artifact.of(model, task.spec)
+    method = Sic(mode="exact", enable_product_of_sums=True)
+    data = apply_checked_(method, net, Context.of(task, model)).statistics["product_of_sums"]
+    assert data["same"] == data["samples"] > 100
+    assert 0 <= data["largest_difference"] <= 1e-4 * data["largest_output"]
+    values = {"a": 16, "b": 16, "depth": 16, "head": 1}  # places of each layer
+    wanted = sum(
+        places * sum(len(row[row != 0].unique()) for row in net.module.get_submodule(path).weight)
+        for path, places in values.items()
+    )
+    assert data["product_of_sums_multiplies"] == wanted
+
+
 def test_statistics_count_what_is_in_the_network():
     model, task = trained("convolutions")
     net = Artifact.of(model, task.spec)

@@ -104,6 +104,25 @@ class FullForward:
             self._kept[role] = evaluate(self.original, self.task, data, role, None, self.batch_size, self.device)
         return self._kept[role]
 
+    def first_ok(self, role: Role, count: int) -> Evaluation:
+        """The original network on the first samples of a role, on so many that `count` are ok if there are as many."""
+        if role in self._kept:
+            return self._kept[role]
+        data = self.task.data(role)
+        parts: list[Evaluation] = []
+        done = 0
+        while done < len(data) and sum(int(p.ok.sum()) for p in parts) < count:
+            index = torch.arange(done, min(len(data), done + max(count, self.batch_size)))
+            part = data.subset(index)
+            parts.append(evaluate(self.original, self.task, part, role, None, self.batch_size, self.device))
+            done += len(index)
+        return Evaluation(
+            role=role,
+            rows=torch.cat([p.rows for p in parts]),
+            ok=torch.cat([p.ok for p in parts]),
+            outputs=torch.cat([p.outputs for p in parts if p.outputs is not None]),
+        )
+
 
 def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device) -> Tensor:
     """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""

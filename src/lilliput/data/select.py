@@ -32,7 +32,7 @@ class AcceptanceSet:
     """`inputs` [n, ...], `targets` and the `original` outputs [n, ...] of samples that the original gets right.
 
     `margins` [n] say how far each is from being lost (NaN where the task has no classes); `where` are (role, number).
-    `seen` counts all samples of the roles.
+    `seen` counts the samples that were looked at for it.
     """
 
     inputs: Tensor
@@ -68,11 +68,12 @@ def acceptance_set(
     where: list[tuple[str, int]] = []
     seen = 0
     for role in SOURCES[source]:
-        found = evaluator.reference(role)
-        right = torch.nonzero(found.ok).reshape(-1)
+        left = None if filtered or size is None else size - len(where)
+        if left == 0:
+            break
+        found = evaluator.reference(role) if left is None else evaluator.first_ok(role, left)
+        right = torch.nonzero(found.ok).reshape(-1)[:left]
         seen += len(found.ok)
-        if not filtered and size is not None:
-            right = right[: max(0, size - len(where))]
         if len(right):
             x, y = task.data(role).batch(right)
             outputs = found.outputs if found.outputs is not None else torch.empty((len(found.ok), 0))

@@ -9,7 +9,7 @@ Incremental sums round differently from a plain forward: by about 1e-6 of the va
 border a sample is on compares with `run`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,14 +80,23 @@ class Suffix:
 
     def commit_(self, block: Tensor, start: int) -> Tensor:
         """The channels from `start` on are `block` [samples, ...] from now on; gives the outputs."""
+        outputs, change_ = self.prepared(block, start)
+        change_()
+        return outputs
+
+    def prepared(self, block: Tensor, start: int) -> tuple[Tensor, Callable[[], None]]:
+        """The outputs with these channels for all samples, and what makes them so from now on."""
         found = self._run(block.unsqueeze(0), start, slice(None), places := {})
-        for name, value in found.items():
-            part = places.get(name)
-            if part is None:
-                self.values[name] = value
-            else:
-                self.values[name].narrow(part.dim, part.start, part.stop - part.start).copy_(value)
-        return self.values[self.output]
+
+        def change_() -> None:
+            for name, value in found.items():
+                part = places.get(name)
+                if part is None:
+                    self.values[name] = value
+                else:
+                    self.values[name].narrow(part.dim, part.start, part.stop - part.start).copy_(value)
+
+        return found[self.output], change_
 
     def constant(self, channel: int) -> tuple[Node, Block, float] | None:
         """(the next layer that mixes channels, where the channel is in its input, its value), if that is a constant.

@@ -27,6 +27,7 @@ from lilliput.methods.consolidation.engine import (
     part_of,
     search_kind,
     verified,
+    with_lost,
 )
 from lilliput.methods.consolidation.inputs import neuron_axis, second_moments, sparse_places
 from lilliput.methods.consolidation.refit import WIDEST, Products, refit
@@ -142,7 +143,7 @@ class Budget:
                 lost = int((~right).sum())
                 if lost <= allowed[-1] and self._holds(state):
                     break
-                hard = torch.unique(torch.cat([hard, torch.nonzero(~right).reshape(-1)]))
+                hard = with_lost(hard, right)
             else:
                 state[weight] = before
                 right, distance, kept = verified(trunk, state, self.samples, self.judge, after)

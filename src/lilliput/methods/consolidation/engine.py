@@ -8,6 +8,7 @@ and the layer starts again. Where incremental sums leave a sample too near to th
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from lilliput.graph.suffix import Suffix
 from lilliput.graph.trace import Graph, Node, evaluate
 from lilliput.methods.consolidation.inputs import neuron_axis
 
+LOOKS = (16, 64)
+"""Samples that candidates meet before the rest of the fast tier: the first ones several candidates at once."""
+TOGETHER = 4
+"""Candidates of a convolution: each is as much work as the network."""
 NEAR = 1e-4
 """Of the largest output: a margin below is settled by a plain forward."""
 
@@ -179,6 +184,7 @@ class RowSearch(ABC):
         self.order = torch.arange(len(samples))
         self.fast = min(fast, len(samples))
         self.plain = self.looked = 0
+        self.together = TOGETHER if node.op == "conv" else 1 << 30
 
     @abstractmethod
     def right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
@@ -189,19 +195,37 @@ class RowSearch(ABC):
 
     def first_accepted(self, row: int, rows: Tensor, allowed: int = 0) -> int | None:
         """The number of the first of `rows` [k, ...] with which at most `allowed` samples are wrong."""
-        front, rest = self.order[: self.fast].clone(), self.order[self.fast :].clone()
-        right = self.right(row, rows, front)
-        for k in range(len(rows)):
-            wrong = int((~right[k]).sum())
-            if wrong > allowed:
-                self._promote(front[torch.nonzero(~right[k])[-1]])
-                continue
-            good = self.right(row, rows[k : k + 1], rest)[0] if len(rest) else right[k, :0]
-            if wrong + int((~good).sum()) > allowed:
-                self._promote(rest[torch.nonzero(~good)[-1]])
-            elif self.screen is None or self._screened(self.screen, row, rows[k]):
-                return k
+        order = self.order.clone()
+        looks = [order[a:b] for a, b in pairwise((0, *(n for n in LOOKS if n < self.fast), self.fast))]
+        for start in range(0, len(rows), self.together):
+            seen = self.right(row, rows[start : start + self.together], looks[0])
+            for k, first in enumerate(seen, start):
+                lost = self._lost(row, rows[k], first, looks, allowed)
+                if lost is not None:
+                    self._promote(lost)
+                elif self.screen is None or self._screened(self.screen, row, rows[k]):
+                    return k
         return None
+
+    def _lost(self, row: int, values: Tensor, first: Tensor, looks: list[Tensor], allowed: int) -> Tensor | None:
+        """A sample that is lost, if more than `allowed` are; `first` says who is right of the first look."""
+        found, wrong = [first], int((~first).sum())
+        for part in looks[1:]:
+            if wrong > allowed:
+                break
+            found.append(self.right(row, values[None], part)[0])
+            wrong += int((~found[-1]).sum())
+        if wrong > allowed:
+            return torch.cat(looks)[torch.nonzero(~torch.cat(found))[-1]]
+        if self.fast == len(self.order):
+            return None
+        right = self.all_right(row, values)
+        lost = torch.nonzero(~right)
+        return None if len(lost) <= allowed else self.order[~right[self.order]][-1:]
+
+    def all_right(self, row: int, values: Tensor) -> Tensor:
+        """bool [samples]: of all hard ones."""
+        return self.right(row, values[None], torch.arange(len(self.samples)))[0]
 
     def accept_(self, row: int, values: Tensor) -> None:
         """The neuron is `values` from now on."""
@@ -279,10 +303,15 @@ class CachedSearch(RowSearch):
         super().__init__(*args, **settings)
         self.bias = self.node.state.get("bias")
         self.suffix = Suffix(self.graph, self.state, self.node.name, self._forward(dict(self.trunk)))
+        self._ready: tuple[int, Tensor, Callable[[], None]] | None = None
 
     def right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
+        outputs = self.suffix.outputs(self._block(row, rows, index), row, index)
+        return self._judged(row, rows, index, outputs.flatten(0, 1))
+
+    def _judged(self, row: int, rows: Tensor, index: Tensor, outputs: Tensor) -> Tensor:
+        """bool [k, samples] of outputs [k x samples, ...]; near the border by a plain forward."""
         count = len(rows)
-        outputs = self.suffix.outputs(self._block(row, rows, index), row, index).flatten(0, 1)
         every = index if count == 1 else index.repeat(count)
         right = self.judge(outputs, self.samples, every)
         distance = margins(outputs, part_of(self.samples.targets, every)).abs()
@@ -295,12 +324,22 @@ class CachedSearch(RowSearch):
             right[k, near[k]] = self.judge(self._plainly(row, rows[k], known), self.samples, doubtful)
         return right
 
+    def all_right(self, row: int, values: Tensor) -> Tensor:
+        outputs, change_ = self.suffix.prepared(self._block(row, values[None], slice(None))[0], row)
+        self._ready = (row, values, change_)
+        return self._judged(row, values[None], torch.arange(len(self.samples)), outputs)[0]
+
     def accept_(self, row: int, values: Tensor) -> None:
         super().accept_(row, values)
-        self.suffix.commit_(self._block(row, values[None], slice(None))[0], row)
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == row and torch.equal(ready[1], values):
+            ready[2]()
+        else:
+            self.suffix.commit_(self._block(row, values[None], slice(None))[0], row)
 
     def _extend_(self, screen: "Screen", index: Tensor) -> None:
         super()._extend_(screen, index)
+        self._ready = None
         known = self._forward({name: value[index] for name, value in screen.trunk.items()})
         for name in self.suffix.values:
             self.suffix.values[name] = torch.cat([self.suffix.values[name], known[name]])
@@ -331,6 +370,12 @@ def search_kind(calls: tuple[Node, ...]) -> "type[CachedSearch | PlainSearch]":
 def neurons_of(weight: Tensor, node: Node) -> Tensor:
     """A view [neurons, ...] of a layer's weight."""
     return weight.movedim(neuron_axis(node), 0)
+
+
+def with_lost(hard: Tensor, right: Tensor) -> Tensor:
+    """The samples that are not right, then the other hard ones."""
+    lost = torch.nonzero(~right).reshape(-1)
+    return torch.cat([lost, hard[~torch.isin(hard, lost)]])
 
 
 def verified(

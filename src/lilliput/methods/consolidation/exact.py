@@ -24,6 +24,7 @@ from lilliput.methods.consolidation.engine import (
     neurons_of,
     search_kind,
     verified,
+    with_lost,
 )
 from lilliput.methods.consolidation.statistics import Attempt, Trail
 
@@ -97,7 +98,7 @@ class Exact:
             right, distance, kept = verified(trunk, self.state, self.samples, self.judge, after)
             if bool(right.all()):
                 break
-            known, hard = len(hard), torch.unique(torch.cat([hard, torch.nonzero(~right).reshape(-1)]))
+            known, hard = len(hard), with_lost(hard, right)
             if len(hard) == known:  # seen, and taken for right: rounding
                 near *= WIDER
             self.failed = failed

@@ -24,8 +24,9 @@ from lilliput.core.encoding import Encoding, Sharing
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
 from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, subset
+from lilliput.graph.product_of_sums import product_of_sums
 from lilliput.graph.trace import Node, graph_of
-from lilliput.measure.macs import count_macs
+from lilliput.measure.macs import count_macs, of_layers
 from lilliput.methods.consolidation.budget import Budget, short
 from lilliput.methods.consolidation.engine import Judge, Trunk, neurons_of, verified
 from lilliput.methods.consolidation.exact import BATCH, Exact, Rules
@@ -39,7 +40,7 @@ from lilliput.methods.consolidation.statistics import (
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 
 TIERS = {"enable": True, "fast": 192, "medium": 1500}
-SASIC = {"enable": False, "calibration_fraction": 0.1, "statistic": "p_above", "threshold": 0.05}
+SASIC = {"enable": False, "calibration_fraction": 0.1, "statistic": "p_above", "threshold": 0.01}
 ABOVE = 0.01
 """Inputs larger than this count as there, for the statistic `p_above`."""
 MOST_DECIMALS = 12
@@ -159,6 +160,7 @@ class _Run:
         self.biases: set[str] = set()
         self.proof: dict[str, int] = {}
         self.lost = 0
+        self.sums: dict[str, Any] = {}
 
     def result(self) -> PassResult:
         chosen, skipped = self.method.pick(self.net)
@@ -181,7 +183,7 @@ class _Run:
         with self._phase("clustering"):
             extra = self._exact() if self.method.mode == "exact" else self._budget()
         changed = self._written()
-        notes = (self._proved(), *extra)
+        notes = (self._proved(), *extra, *self._as_product_of_sums())
         return PassResult(changed=changed, skipped=skipped, notes=notes, statistics=self._statistics())
 
     def _refused(self, weight: str, calls: tuple[Node, ...]) -> str:
@@ -365,6 +367,35 @@ class _Run:
             found.append(f"{int(right.sum()):,} of {len(right):,} that the search did not see are right")
         return found
 
+    def _as_product_of_sums(self) -> list[str]:
+        """The network as product of sums beside the dense one, on the hardest samples."""
+        if not self.method.enable_product_of_sums:
+            return []
+        if self.net.activations:
+            return ["not compared as product of sums: activations have grids (export with product_of_sums does it)"]
+        hardest = torch.argsort(self.samples.margins.nan_to_num(0.0), stable=True)[: int(self.tiers["medium"])]
+        few = subset(self.samples, hardest)
+        summed = product_of_sums(self.net, self.graph)
+        place = self.net.device
+        table = of_layers(count_macs(self.graph, self.net), self.graph)
+        largest, range_, right = 0.0, 0.0, 0
+        for start in range(0, len(few), BATCH):
+            part = slice(start, min(start + BATCH, len(few)))
+            with torch.no_grad():
+                dense, sums = (m(few.inputs[part].to(place)).cpu() for m in (self.net.module, summed))
+            largest = max(largest, float((dense - sums).abs().max()))
+            range_ = max(range_, float(dense.abs().max()))
+            right += int((self.judge(dense, few, part) == self.judge(sums, few, part)).sum())
+        names = ("multiplies", "product_of_sums_multiplies", "effective_additions")
+        self.sums = {name: int(table.total(name).value) for name in names}
+        self.sums |= {"samples": len(few), "same": right, "largest_difference": largest, "largest_output": range_}
+        dense_ones, multiplies, additions = (f"{self.sums[name]:,}" for name in names)
+        note = (
+            f"as product of sums: {multiplies} of {dense_ones} multiplies, {additions} additions; {right:,} of "
+            f"{len(few):,} samples as with the dense network, outputs differ by {largest:.1e} of {range_:.1f}"
+        )
+        return [note]
+
     def _free(self, node: Node) -> bool:
         weight = node.state["weight"]
         return len(self.graph.users_of(weight)) == 1 and self.net.encoding(weight).grid is None
@@ -451,7 +482,7 @@ class _Run:
             "acceptance": {
                 "source": self.method.acceptance_from,
                 "samples": len(self.samples),
-                "of_the_roles": self.samples.seen,
+                "looked_at": self.samples.seen,
                 "not_seen_by_the_search": 0 if self.unseen is None else len(self.unseen),
                 **self.proof,
             },
@@ -464,6 +495,7 @@ class _Run:
                 "avg_k_trials_per_neuron": round(tried / max(1, neurons), 3),
             },
             "sasic": {**SASIC, **self.method.sasic},
+            "product_of_sums": self.sums,
             "convergence": convergence(self.trail, self.paths),
         }
 
