@@ -393,7 +393,7 @@ class _Run:
             "acceptance": {
                 "source": self.method.acceptance_from,
                 "samples": len(self.samples),
-                "of_the_roles": self.samples.seen,
+                "looked_at": self.samples.seen,
                 **self.proof,
             },
             "layers": layers,
