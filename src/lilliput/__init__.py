@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lilliput.core.task import Task as Task
     from lilliput.graph.product_of_sums import product_of_sums as product_of_sums
     from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
+    from lilliput.methods.consolidation.pruning import AcceptancePruning as AcceptancePruning
     from lilliput.methods.consolidation.sic import Sic as Sic
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
@@ -79,6 +80,7 @@ _HOMES = {
     "lilliput.core.task": ("Data", "Task"),
     "lilliput.graph.product_of_sums": ("product_of_sums",),
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
+    "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),

@@ -11,6 +11,7 @@ from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, apply_checked_
 from lilliput.methods import BUILT_IN
 from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
@@ -39,6 +40,11 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         Sic(),
         Sic(mode="exact", strict=True),
         Sic(error_budget=0.1, held_out=0.0, weighting="none", refit=False, drop_dead=False, finish=True),
+    ],
+    AcceptancePruning: [
+        AcceptancePruning(),
+        AcceptancePruning(strategy="per_layer_binary_search", include_bias=True),
+        AcceptancePruning(strategy="per_neuron_binary_values", max_passes=2),
     ],
     FineTune: [FineTune(epochs=2, batch_size=16)],
     Quantization: [

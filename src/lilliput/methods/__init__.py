@@ -2,6 +2,7 @@
 
 from lilliput.core.method import Pass
 from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
@@ -17,6 +18,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     MagnitudePruning,
     WeightClustering,
     Sic,
+    AcceptancePruning,
     FineTune,
     CrossLayerEqualization,
     BiasCorrection,

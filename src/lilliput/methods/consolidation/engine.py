@@ -23,10 +23,12 @@ from lilliput.methods.consolidation.inputs import neuron_axis
 
 LOOKS = (16, 64)
 """Samples that candidates meet before the rest of the fast tier: the first ones several candidates at once."""
-TOGETHER = 4
-"""Candidates of a convolution: each is as much work as the network."""
+FEW = 4
+"""Candidates of a convolution at once: each is as much work as the network."""
 NEAR = 1e-4
 """Of the largest output: a margin below is settled by a plain forward."""
+TOGETHER = 4096
+"""Outputs that are computed at once for several candidates on several samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ class RowSearch(ABC):
         self.order = torch.arange(len(samples))
         self.fast = min(fast, len(samples))
         self.plain = self.looked = 0
-        self.together = TOGETHER if node.op == "conv" else 1 << 30
+        self.together = FEW if node.op == "conv" else 1 << 30
 
     @abstractmethod
     def right(self, row: int, rows: Tensor, index: Tensor) -> Tensor:
@@ -226,6 +228,34 @@ class RowSearch(ABC):
     def all_right(self, row: int, values: Tensor) -> Tensor:
         """bool [samples]: of all hard ones."""
         return self.right(row, values[None], torch.arange(len(self.samples)))[0]
+
+    def accepted_run(self, row: int, rows: Tensor) -> int:
+        """How many of `rows` [k, ...] keep all samples right before the first that loses one."""
+        run, start, size, order = len(rows), 0, self.fast, self.order
+        lost: Tensor | None = None
+        while run > 0 and start < len(order):
+            part = order[start : start + size]
+            wrong = ~self.right(row, rows[:run], part)
+            if bool(wrong.any()):
+                run = int(wrong.any(1).int().argmax())
+                lost = part[torch.nonzero(wrong[run])[-1]]
+            start += len(part)
+            size = max(1, TOGETHER // max(1, run))
+        if lost is not None:
+            self._promote(lost)
+        return run
+
+    def holds(self) -> bool:
+        """Are all samples right with the layer as the state has it now? By plain forwards."""
+        for index in (self.order[: self.fast].clone(), self.order[self.fast :].clone()):
+            if len(index) == 0:
+                continue
+            outputs = self._forward({name: value[index] for name, value in self.trunk.items()})[self.graph.outputs[0]]
+            wrong = torch.nonzero(~self.judge(outputs, self.samples, index))
+            if len(wrong):
+                self._promote(index[wrong[-1]])
+                return False
+        return True
 
     def accept_(self, row: int, values: Tensor) -> None:
         """The neuron is `values` from now on."""

@@ -8,8 +8,6 @@ and another way to it: a small part of the samples may be lost, and all neurons 
 weights cost in the file (`budget`).
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +17,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.container import dumps
 from lilliput.core.encoding import Encoding, Sharing
-from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
 from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, subset
 from lilliput.graph.product_of_sums import product_of_sums
@@ -29,17 +25,25 @@ from lilliput.graph.trace import Node, graph_of
 from lilliput.measure.macs import count_macs, of_layers
 from lilliput.methods.consolidation.budget import Budget, short
 from lilliput.methods.consolidation.engine import Judge, Trunk, neurons_of, verified
-from lilliput.methods.consolidation.exact import BATCH, Exact, Rules
+from lilliput.methods.consolidation.exact import Exact, Rules
 from lilliput.methods.consolidation.inputs import neuron_axis, second_moments
+from lilliput.methods.consolidation.layerwise import (
+    BATCH,
+    TIERS,
+    Chosen,
+    check_group,
+    check_overrides,
+    check_tiers,
+)
 from lilliput.methods.consolidation.statistics import (
     Trail,
     convergence,
     layer_statistics,
+    totals,
     unique_weights,
 )
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 
-TIERS = {"enable": True, "fast": 192, "medium": 1500}
 SASIC = {"enable": False, "calibration_fraction": 0.1, "statistic": "p_above", "threshold": 0.01}
 ABOVE = 0.01
 """Inputs larger than this count as there, for the statistic `p_above`."""
@@ -119,29 +123,17 @@ class Sic(Pass):
         for name in ("eval_max", "k_sweep"):
             if getattr(self, name) is not None:
                 check_range(f"sic {name}", getattr(self, name), 1, 1_000_000_000)
-        _check_group("sic tiered_asc", self.tiered_asc, TIERS)
-        for key in ("fast", "medium"):
-            check_range(f"sic tiered_asc {key}", {**TIERS, **self.tiered_asc}[key], 1, 1_000_000_000)
-        _check_group("sic sasic", self.sasic, SASIC)
+        check_tiers("sic tiered_asc", self.tiered_asc)
+        check_group("sic sasic", self.sasic, SASIC)
         sasic = {**SASIC, **self.sasic}
         check_choice("sic sasic statistic", sasic["statistic"], ("p_above", "mean_abs"))
         check_range("sic sasic calibration_fraction", sasic["calibration_fraction"], 1e-6, 1.0)
         check_range("sic sasic threshold", sasic["threshold"], 0.0, 1e30)
-        for pattern, settings in self.overrides.items():
-            for key in settings:
-                if key not in PER_LAYER:
-                    raise RecipeError(f"sic override for {pattern!r}", f"{key} counts for all layers", "set it once")
+        check_overrides(self, PER_LAYER)
         super().__post_init__()
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         return _Run(self, net, context).result()
-
-
-def _check_group(asked: str, given: Any, known: Mapping[str, Any]) -> None:
-    if not isinstance(given, Mapping):
-        raise RecipeError(asked, f"{given!r}", f"give a group of settings like {dict(known)}")
-    for key in given:
-        check_choice(asked, key, tuple(known))
 
 
 class _Run:
@@ -163,21 +155,10 @@ class _Run:
         self.sums: dict[str, Any] = {}
 
     def result(self) -> PassResult:
-        chosen, skipped = self.method.pick(self.net)
-        self.paths: dict[str, str] = {}
-        position = {node.name: i for i, node in enumerate(self.graph.nodes)}
-        layers: dict[str, tuple[Node, ...]] = {}
-        for path, weight in chosen.items():
-            calls = tuple(n for n in self.graph.users_of(weight) if n.state.get("weight") == weight)
-            reason = self._refused(weight, calls)
-            if reason:
-                skipped[path] = reason
-            else:
-                layers[weight] = tuple(sorted(calls, key=lambda n: position[n.name]))
-                self.paths[weight] = path
-        if not layers:
+        chosen = Chosen.of(self.method, self.net, self.graph, self._refused)
+        self.layers, self.paths, skipped = chosen.layers, chosen.paths, chosen.skipped
+        if not self.layers:
             return PassResult(skipped=skipped)
-        self.layers = dict(sorted(layers.items(), key=lambda item: position[item[1][0].name]))
         with self._phase("filtering"):
             self.samples, self.unseen = self._samples()
         with self._phase("clustering"):
@@ -186,16 +167,10 @@ class _Run:
         notes = (self._proved(), *extra, *self._as_product_of_sums())
         return PassResult(changed=changed, skipped=skipped, notes=notes, statistics=self._statistics())
 
-    def _refused(self, weight: str, calls: tuple[Node, ...]) -> str:
-        if not calls or any(n.op not in ("conv", "linear") for n in calls):
-            return "its weight is not that of a convolution or a linear layer when the network runs"
-        axis = neuron_axis(calls[0])
-        if any(neuron_axis(n) != axis for n in calls) or (axis and calls[0].attributes["groups"] > 1):
-            return "it is transposed and grouped"
+    def _refused(self, weight: str, node: Node) -> str:
         grid = self.net.encoding(weight).grid
-        if grid is not None and grid.axis not in (None, axis):
-            return "its weights are on a grid that differs inside a neuron"
-        return ""
+        inside = grid is not None and grid.axis not in (None, neuron_axis(node))
+        return "its weights are on a grid that differs inside a neuron" if inside else ""
 
     def _samples(self) -> tuple[AcceptanceSet, AcceptanceSet | None]:
         """What the search sees, and what it does not."""
@@ -237,23 +212,14 @@ class _Run:
             )
             known = None if self.context.checkpoint is None else read_checkpoint(self.context.checkpoint, identity)
             if known is not None:
-                first, done = known["pass"], known["done"]
-                self.state.update(known["weights"])
-                self.trail = search.trail = Trail.of_data(known["trail"])
-                search.margin, search.failed = known["margin"], {(w, r): n for w, r, n in known["failed"]}
-                sizes = [len(neurons_of(self.state[w], calls[0])) for w, calls in self.layers.items()]
-                advance(first * neurons + sum(sizes[:done]))
+                first, done = search.restore_(known)
+                self.trail = search.trail
             for sweep in range(first, method.max_passes):
                 started, before = time.time(), {w: self.state[w].clone() for w in self.layers}
 
                 def report(count: int, sweep: int = sweep) -> None:
                     if self.context.checkpoint is not None:
-                        state = {
-                            "pass": sweep, "done": count, "weights": {w: self.state[w] for w in self.layers},
-                            "trail": search.trail.to_data(), "margin": search.margin,
-                            "failed": [(w, r, n) for (w, r), n in search.failed.items()],
-                        }  # fmt: skip
-                        write_checkpoint(self.context.checkpoint, identity, state)
+                        write_checkpoint(self.context.checkpoint, identity, search.to_data(sweep, count))
 
                 search.sweep_(done, report)
                 done = 0
@@ -460,23 +426,13 @@ class _Run:
         zero = sum(row["zero_weights_after"] for row in layers.values())
         total = sum(row["total_params"] for row in layers.values())
         original = sum(t.numel() for t in self.before.values())
-        stored = len(dumps(self.net, strip=True))
         neurons = sum(row["neurons_total"] for row in layers.values())
         tried = self.trail.candidates
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "global": {
                 "mode": self.method.mode,
-                "start_time": self.started,
-                "end_time": time.time(),
-                "total_duration": round(time.time() - self.started, 3),
-                "original_params": original,
-                "final_params": original - zero,
                 "effective_params": original - total + sum(row["final_unique_weights"] for row in layers.values()),
-                "zero_params": zero,
-                "file_bytes": stored,
-                "compression_ratio": round(4 * original / stored, 3),
-                "memory_peak_bytes": peak if sys.platform == "darwin" else 1024 * peak,
+                **totals(self.net, self.started, original, zero),
             },
             "settings": self.method.settings(),
             "acceptance": {

@@ -4,6 +4,8 @@ The fields carry the names that the published implementation gives them, where i
 """
 
 import io
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,24 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilliput.core.artifact import Artifact
+from lilliput.core.container import dumps
 from lilliput.core.errors import UsageError
 from lilliput.core.files import write_atomically
 
 REASONS = (
     *("zeroed_perceptron", "zero_rejected", "converged", "accuracy_loss", "max_clusters_exceeded"),
-    *("frozen_by_patience", "all_zero_weights"),
+    *("frozen_by_patience", "all_zero_weights", "pruned"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One candidate of one neuron: k shared values. `reason` is one of `REASONS`; `timestamp` in seconds since 1970."""
+    """One candidate of one neuron: k shared values. `reason` is one of `REASONS`; `timestamp` in seconds since 1970.
+
+    Where weights become zero one after the other, it stands for all `candidates` of the neuron, and k of these became
+    zero.
+    """
 
     neuron: int
     k: int
     accepted: bool
     reason: str
     timestamp: float = field(default_factory=time.time)
+    candidates: int = 1
 
     @property
     def tried(self) -> bool:
@@ -54,13 +63,14 @@ class Trail:
 
     @property
     def candidates(self) -> int:
-        return sum(a.tried for found in self.attempts.values() for a in found)
+        return sum(a.candidates for found in self.attempts.values() for a in found if a.tried)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data, from which `of_data` makes it again."""
         return {
             "attempts": {
-                w: [[a.neuron, a.k, a.accepted, a.reason, a.timestamp] for a in v] for w, v in self.attempts.items()
+                w: [[a.neuron, a.k, a.accepted, a.reason, a.timestamp, a.candidates] for a in v]
+                for w, v in self.attempts.items()
             },
             "again": dict(self.again),
             "seconds": dict(self.seconds),
@@ -69,7 +79,7 @@ class Trail:
 
     @staticmethod
     def of_data(data: Mapping[str, Any]) -> "Trail":
-        names = ("neuron", "k", "accepted", "reason", "timestamp")
+        names = ("neuron", "k", "accepted", "reason", "timestamp", "candidates")
         attempts = {w: [Attempt(**dict(zip(names, a, strict=True))) for a in v] for w, v in data["attempts"].items()}
         return Trail(
             attempts=attempts,
@@ -123,6 +133,23 @@ def _distribution(rows: Tensor) -> dict[str, float]:
         return {}
     values = {"min": rows.min(), "max": rows.max(), "mean": rows.mean(), "std": rows.std(correction=0)}
     return {name: float(v) for name, v in values.items()}
+
+
+def totals(net: Artifact, started: float, original: int, zero: int) -> dict[str, Any]:
+    """Of the whole network: times, its values and how many of them are zero, bytes."""
+    stored = len(dumps(net, strip=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "start_time": started,
+        "end_time": time.time(),
+        "total_duration": round(time.time() - started, 3),
+        "original_params": original,
+        "final_params": original - zero,
+        "zero_params": zero,
+        "file_bytes": stored,
+        "compression_ratio": round(4 * original / stored, 3),
+        "memory_peak_bytes": peak if sys.platform == "darwin" else 1024 * peak,
+    }
 
 
 def convergence(trail: Trail, names: Mapping[str, str]) -> list[dict[str, Any]]:
