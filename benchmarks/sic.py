@@ -252,8 +252,8 @@ def kept(name, row):
     path = RESULTS / "sic.json"
     found = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     found["rows"][name] = row
-    order = {name: i for i, name in enumerate([*ROWS, PUBLISHED, PLAINLY, CHAIN])}
-    found["rows"] = {n: found["rows"][n] for n in sorted(found["rows"], key=order.__getitem__) if n in order}
+    order = [*ROWS, PUBLISHED, PLAINLY, CHAIN]
+    found["rows"] = {n: found["rows"][n] for n in order if n in found["rows"]}
     found["environment"] = environment()
     path.write_text(json.dumps(found, indent=1) + "\n")
     lines = [f"{name}: {json.dumps(row)}" for name, row in found["rows"].items()]

@@ -1,5 +1,7 @@
 """Acceptance sets hold what the network gets right, balanced and hard where that is asked for."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from lilliput.core.errors import DataError
 from lilliput.core.guard import FullForward
 from lilliput.core.task import Task
-from lilliput.data.select import acceptance_set, choose, margins
+from lilliput.data.select import acceptance_set, choose, margins, runs_of
 
 
 class Same(nn.Module):
@@ -105,3 +107,12 @@ def test_only_as_many_samples_are_looked_at_as_the_set_needs():
     assert few.where == whole.where[:40]
     assert torch.equal(few.inputs, whole.inputs[:40])
     assert torch.equal(few.margins, whole.margins[:40])
+
+
+def test_runs_name_every_sample_once():
+    x, y = scores()
+    task = Task.classification(train=(x, y), validation=(x[:30], y[:30]))
+    found = acceptance_set(task, FullForward(task, Same()), source="train+validation")
+    runs = runs_of(found)
+    assert [(role, n) for role, own in runs.items() for a, b in own for n in range(a, b + 1)] == list(found.where)
+    assert all(later[0] > earlier[1] + 1 for own in runs.values() for earlier, later in pairwise(own))

@@ -114,6 +114,9 @@ def test_exact_mode_takes_the_decisions_of_the_published_algorithm(name, setting
     for parameter, value in model.named_parameters():
         assert torch.equal(net.module.get_parameter(parameter), value), parameter
     assert any(note.startswith(f"{candidates:,} candidates") for note in result.notes)
+    plain = [note for note in result.notes if note.startswith("by forwards")]
+    assert bool(plain) == (name == "twice")
+    assert all("up, again" in note for note in plain)
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -46,6 +46,18 @@ class AcceptanceSet:
         return len(self.inputs)
 
 
+def runs_of(chosen: AcceptanceSet) -> dict[str, list[list[int]]]:
+    """Which samples of each role: [first, last] of runs of neighbours."""
+    runs: dict[str, list[list[int]]] = {}
+    for role, number in chosen.where:
+        own = runs.setdefault(role, [])
+        if own and own[-1][1] == number - 1:
+            own[-1][1] = number
+        else:
+            own.append([number, number])
+    return runs
+
+
 def margins(outputs: Tensor, targets: Any) -> Tensor:
     """float32 [n]: the right class's output less the largest other; NaN where targets are no classes."""
     classes = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()

@@ -11,7 +11,6 @@ rest, which must not be lost more often than the budget says.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -371,17 +370,5 @@ def ideal_bits(rows: Tensor) -> Tensor:
     return torch.tensor(bits, dtype=torch.float64)
 
 
-def short(values: Tensor) -> Tensor:
-    """With 11 bits of mantissa, where that keeps them finite and not zero."""
-    rounded = values.half().float()
-    return torch.where((rounded != 0) & rounded.isfinite(), rounded, values)
-
-
 def _channel(call: Node) -> int:
     return 1 if call.op == "conv" else len(call.shape) - 1
-
-
-def describe(state: Mapping[str, Tensor], weight: str, axis: int) -> dict[str, Any]:
-    """{groups, zero neurons} of a layer's weight."""
-    rows = state[weight].movedim(axis, 0).flatten(1)
-    return {"groups": sum(len(r[r != 0].unique()) for r in rows), "zero": int((~rows.any(1)).sum())}

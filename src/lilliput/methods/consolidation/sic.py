@@ -10,21 +10,19 @@ weights cost in the file (`budget`).
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.encoding import Encoding, Sharing
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
-from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, subset
-from lilliput.graph.product_of_sums import product_of_sums
+from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, runs_of, subset
 from lilliput.graph.trace import Node, graph_of
-from lilliput.measure.macs import count_macs, of_layers
-from lilliput.methods.consolidation.budget import Budget, short
-from lilliput.methods.consolidation.engine import Judge, Trunk, neurons_of, verified
+from lilliput.measure.macs import count_macs
+from lilliput.methods.consolidation.budget import Budget
+from lilliput.methods.consolidation.engine import Judge, PlainSearch, Trunk, neurons_of, search_kind, verified
 from lilliput.methods.consolidation.exact import Exact, Rules
 from lilliput.methods.consolidation.inputs import neuron_axis, second_moments
 from lilliput.methods.consolidation.layerwise import (
@@ -42,12 +40,16 @@ from lilliput.methods.consolidation.statistics import (
     totals,
     unique_weights,
 )
+from lilliput.methods.consolidation.storing import encoded, short, snapped
+from lilliput.methods.consolidation.summed import COUNTS, as_product_of_sums
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 
 SASIC = {"enable": False, "calibration_fraction": 0.1, "statistic": "p_above", "threshold": 0.01}
 ABOVE = 0.01
 """Inputs larger than this count as there, for the statistic `p_above`."""
 MOST_DECIMALS = 12
+PRICES = 10
+"""How many a search looks at, about."""
 PER_LAYER = ("include", "skip", "overrides", "max_k_per_neuron", "neuron_patience", "strict", "k_sweep")
 """Settings that a layer can have for itself."""
 
@@ -226,7 +228,11 @@ class _Run:
                 if self._settled(before, time.time() - started):
                     break
         self._count_uses(self.trail.candidates)
-        return [f"{self.trail.candidates:,} candidates", *self._merged()]
+        plain = [self.paths[w] for w, calls in self.layers.items() if search_kind(calls) is PlainSearch]
+        notes = [f"{self.trail.candidates:,} candidates", *self._merged()]
+        if plain:
+            notes.append(f"by forwards of all that comes after, not from kept values: {', '.join(plain)}")
+        return notes
 
     def _rules(self, weight: str) -> Rules:
         own = self.method.for_layer(self.paths[weight])
@@ -295,7 +301,7 @@ class _Run:
         known: dict[str, Any] = {"prices": {}, "lost": torch.zeros(0, dtype=torch.int64)}
         if self.context.checkpoint is not None:
             known = read_checkpoint(self.context.checkpoint, identity) or known
-        with self.context.progress.task("prices of a bit", None) as advance:
+        with self.context.progress.task("prices of a bit", PRICES) as advance:
 
             def report(judged: Mapping[float, bool], lost: Tensor) -> None:
                 advance(1)
@@ -340,25 +346,12 @@ class _Run:
         if self.net.activations:
             return ["not compared as product of sums: activations have grids (export with product_of_sums does it)"]
         hardest = torch.argsort(self.samples.margins.nan_to_num(0.0), stable=True)[: int(self.tiers["medium"])]
-        few = subset(self.samples, hardest)
-        summed = product_of_sums(self.net, self.graph)
-        place = self.net.device
-        table = of_layers(count_macs(self.graph, self.net), self.graph)
-        largest, range_, right = 0.0, 0.0, 0
-        for start in range(0, len(few), BATCH):
-            part = slice(start, min(start + BATCH, len(few)))
-            with torch.no_grad():
-                dense, sums = (m(few.inputs[part].to(place)).cpu() for m in (self.net.module, summed))
-            largest = max(largest, float((dense - sums).abs().max()))
-            range_ = max(range_, float(dense.abs().max()))
-            right += int((self.judge(dense, few, part) == self.judge(sums, few, part)).sum())
-        names = ("multiplies", "product_of_sums_multiplies", "effective_additions")
-        self.sums = {name: int(table.total(name).value) for name in names}
-        self.sums |= {"samples": len(few), "same": right, "largest_difference": largest, "largest_output": range_}
-        dense_ones, multiplies, additions = (f"{self.sums[name]:,}" for name in names)
+        self.sums = found = as_product_of_sums(self.net, self.graph, subset(self.samples, hardest), self.judge)
+        dense, multiplies, additions = (f"{found[name]:,}" for name in COUNTS)
         note = (
-            f"as product of sums: {multiplies} of {dense_ones} multiplies, {additions} additions; {right:,} of "
-            f"{len(few):,} samples as with the dense network, outputs differ by {largest:.1e} of {range_:.1f}"
+            f"as product of sums: {multiplies} of {dense} multiplies, {additions} additions; {found['same']:,} of "
+            f"{found['samples']:,} samples as with the dense network, outputs differ by "
+            f"{found['largest_difference']:.1e} of {found['largest_output']:.1f}"
         )
         return [note]
 
@@ -373,9 +366,7 @@ class _Run:
         grid = self.net.encoding(weight).grid
         if grid is None:
             return rows if self.method.mode == "exact" else short(rows)
-        own = grid if grid.axis is None else replace(grid.select(grid.axis, torch.tensor(neurons)), axis=0)
-        own = own.to(rows.device)
-        return own.dequantize(own.quantize(rows))
+        return snapped(rows, grid, neurons)
 
     def _right(self, samples: AcceptanceSet) -> Tensor:
         return verified(Trunk(self.graph, samples.inputs, BATCH), self.state, samples, self.judge)[0]
@@ -440,6 +431,7 @@ class _Run:
                 "samples": len(self.samples),
                 "looked_at": self.samples.seen,
                 "not_seen_by_the_search": 0 if self.unseen is None else len(self.unseen),
+                "runs": runs_of(self.samples),
                 **self.proof,
             },
             "phases": {name: round(seconds, 3) for name, seconds in self.phases.items()},
@@ -469,25 +461,3 @@ class _Phase:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.started
-
-
-def encoded(weight: Tensor, axis: int, before: Encoding) -> Encoding:
-    """The neurons as they are, slices of `axis`: zeros masked, each one's other values as its table.
-
-    On the grid that it is on `before`, if there is one.
-    """
-    grid = before.grid
-    stored = weight if grid is None else grid.quantize(weight)
-    rows, live = (t.movedim(axis, 0).flatten(1) for t in (stored, weight != 0))
-    tables: list[Tensor] = []
-    indices = torch.zeros(rows.shape, dtype=torch.int64, device=weight.device)
-    for i, row in enumerate(rows):
-        values, labels = torch.unique(row[live[i]], return_inverse=True)
-        indices[i, live[i]] = labels
-        tables.append(values if len(values) else rows.new_zeros(1))
-    sizes = torch.tensor([len(t) for t in tables], device=weight.device)
-    shape = weight.movedim(axis, 0).shape
-    sharing = Sharing(indices=indices.reshape(shape).movedim(0, axis).contiguous(), sizes=sizes, axis=axis)
-    base = Encoding.of(weight) if grid is None else Encoding.of(weight).with_grid(grid, stored)
-    whole = base if bool((weight != 0).all()) else base.with_mask(weight != 0)
-    return whole.with_sharing(sharing, torch.cat(tables))
