@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lilliput.auto.analyse import analyse as analyse
     from lilliput.auto.check import check as check
     from lilliput.auto.compress import apply as apply
     from lilliput.auto.compress import compress as compress
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from lilliput.report.result import Result as Result
 
 _HOMES = {
+    "lilliput.auto.analyse": ("analyse",),
     "lilliput.auto.check": ("check",),
     "lilliput.auto.load": ("load",),
     "lilliput.auto.compress": ("apply", "compress", "default_recipe"),

@@ -231,6 +231,45 @@ def check(
 
 
 @app.command()
+def analyse(
+    model: Model,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    kinds: Annotated[str, typer.Option(help="of bits, sparsity and clusters, with commas")] = "bits,sparsity,clusters",
+    samples: Annotated[int, typer.Option(min=1, help="calibration samples that measure the outputs")] = 256,
+    max_drop: Annotated[str, typer.Option(help="what the proposals may lose on validation: 0.5pt, or 1%")] = "1%",
+    picture: Annotated[Path | None, typer.Option(help="draw the curves here: .png, .svg or .pdf")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it does, and how long it takes")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far each layer's bits, sparsity and shared values move the outputs, and how much of it the score bears."""
+    from lilliput.auto.analyse import analyse as run_analysis
+    from lilliput.auto.analyse import plan
+    from lilliput.report.curves import check_picture
+    from lilliput.zoo.registry import open_model
+
+    progress = ConsoleProgress(quiet=quiet)
+    if picture is not None:
+        check_picture(picture)
+    net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
+    chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    if dry_run:
+        out(str(plan(net, task, kinds=chosen, samples=samples)))
+        return
+    found = run_analysis(net, task, kinds=chosen, samples=samples, max_drop=max_drop, seed=seed, progress=progress)
+    if picture is not None:
+        found.draw(picture)
+    if as_json:
+        out_json(found.to_data())
+    else:
+        out(str(found))
+
+
+@app.command()
 def train(
     model: Model,
     out_file: Annotated[Path | None, typer.Option("--out", help="where the trained .lil goes")] = None,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.container import dumps
-from lilliput.core.errors import UsageError
+from lilliput.core.errors import MissingExtraError
 from lilliput.core.files import write_atomically
 
 REASONS = (
@@ -206,8 +206,8 @@ def write_excel(data: Mapping[str, Any], path: Path) -> None:
     try:
         from openpyxl import Workbook
     except ImportError as error:
-        raise UsageError(
-            f"write {path}", "openpyxl is not installed", "pip install openpyxl, or take the JSON"
+        raise MissingExtraError(
+            f"write {path}", "openpyxl is not installed", "pip install 'lilliput[report]'"
         ) from error
     book = Workbook()
     book.remove(book.worksheets[0])
