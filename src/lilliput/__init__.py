@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lilliput.core.errors import UsageError as UsageError
     from lilliput.core.errors import VerificationError as VerificationError
     from lilliput.core.guard import MaxDrop as MaxDrop
+    from lilliput.core.guard import MinAgreement as MinAgreement
     from lilliput.core.method import Context as Context
     from lilliput.core.method import Pass as Pass
     from lilliput.core.method import PassResult as PassResult
@@ -74,7 +75,7 @@ _HOMES = {
         "UsageError",
         "VerificationError",
     ),
-    "lilliput.core.guard": ("MaxDrop",),
+    "lilliput.core.guard": ("MaxDrop", "MinAgreement"),
     "lilliput.core.method": ("Context", "Pass", "PassResult"),
     "lilliput.core.progress": ("Progress",),
     "lilliput.core.score": ("Score",),

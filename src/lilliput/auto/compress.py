@@ -31,6 +31,7 @@ from lilliput.pipeline.folder import RunFolder
 from lilliput.pipeline.recipe import Recipe, Step, from_data, load, to_step
 from lilliput.pipeline.run import Outcome, run, threads
 from lilliput.report.compare import compare
+from lilliput.report.honesty import doubts, roles_of
 from lilliput.report.result import Result, Violation
 
 DEFAULT_DROP = "1pt"
@@ -130,6 +131,9 @@ def compress(
                 progress.say(f"net.lil holds no graph, so that it needs the model's code: {reason}")
         result = measured(model, task, outcome, folder=where, progress=progress)
         result.violations += _violations(result, outcome, max_drop, most_bytes)
+        result.doubts = _doubts(task, outcome, judged=max_drop is not None)
+        for doubt in result.doubts:
+            progress.say(doubt)
         result.uses = dict(outcome.context.evaluator.uses)
         if where is not None:
             finish(result, where)
@@ -260,6 +264,13 @@ def left_out(passes: Sequence[Pass], layer: str) -> str:
     """The last of the passes that was told to leave a layer alone, as a reason; "" if none was."""
     names = [p.name for p in passes if not p.selects(layer)]
     return f"skipped by the recipe (include and skip of {names[-1]})" if names else ""
+
+
+def _doubts(task: Task, outcome: Outcome, *, judged: bool) -> list[str]:
+    """What speaks against validation, if it has chosen anything."""
+    judged = judged or any(step.guard is not None and step.guard.role == "validation" for step in outcome.recipe.steps)
+    evaluator = outcome.context.evaluator
+    return doubts(task, {role: evaluator.reference(role) for role in roles_of(task, judged=judged)})
 
 
 def _violations(

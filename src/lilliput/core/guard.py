@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.device import as_device, device_of, moved
-from lilliput.core.errors import DataError
+from lilliput.core.errors import DataError, RecipeError
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.task import Batch, Data, Role, Task
@@ -45,6 +45,9 @@ class MaxDrop:
     max_drop: str | float
     role: Role = "validation"
 
+    def decide(self, evaluator: "FullForward", model: nn.Module) -> Verdict:
+        return self.judge(evaluator.task, evaluator(model, self.role), evaluator.reference(self.role))
+
     def judge(self, task: Task, candidate: Evaluation, original: Evaluation) -> Verdict:
         score = task.score
         before, now = score.value(original.rows), score.value(candidate.rows)
@@ -65,6 +68,53 @@ class MaxDrop:
             "role": self.role,
         }
         return Verdict(accepted=accepted, reason=reason, evidence=evidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinAgreement:
+    """Without labels: the answers must be the original's, in at least this part ("99%", or 0.99).
+
+    With classes: the part of samples (segmentation: of pixels) with the same highest output. Without: the part of the
+    outputs' variance that is the same, 1 - mean squared difference / variance. With `augmented` the inputs are those of
+    the role after the task's augmentation, if it has one: a network that knows its data by heart is judged on others.
+    """
+
+    agreement: str | float
+    role: Role = "validation"
+    augmented: bool = True
+
+    def share(self) -> float:
+        """Raises `RecipeError` for what is no share."""
+        text = str(self.agreement).strip()
+        try:
+            value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            value = -1.0
+        if not 0.0 <= value <= 1.0:
+            raise RecipeError("guard", f"agreement {self.agreement!r}", 'write "99%", or 0.99')
+        return value
+
+    def decide(self, evaluator: "FullForward", model: nn.Module) -> Verdict:
+        task = evaluator.task
+        used = self.augmented and task.augment is not None
+        ours, theirs = evaluator.answers(model, self.role, augmented=used)
+        wanted, found = self.share(), agreement(ours, theirs, task.kind)
+        where = f"{len(ours):,} {'augmented ' if used else ''}samples of {self.role}"
+        reason = f"{100 * found:.2f}% of the answers on {where} are the original's, at least {100 * wanted:g}% wanted"
+        evidence = {"agreement": found, "limit": wanted, "samples": len(ours), "role": self.role, "augmented": used}
+        return Verdict(accepted=found >= wanted - 1e-12, reason=reason, evidence=evidence)
+
+
+Guard = MaxDrop | MinAgreement
+
+
+def agreement(outputs: Tensor, original: Tensor, kind: str) -> float:
+    """The part of answers that are the same, as `MinAgreement` has it."""
+    if kind in ("classification", "segmentation"):
+        return float((outputs.argmax(1) == original.argmax(1)).double().mean())
+    variance = (original.double() - original.double().mean(0)).square().mean()
+    moved = (outputs.double() - original.double()).square().mean()
+    return 1.0 if float(moved) == 0 else max(0.0, 1.0 - float(moved / variance.clamp(min=1e-30)))
 
 
 class FullForward:
@@ -96,6 +146,23 @@ class FullForward:
     def count(self, role: Role, looks: int) -> None:
         """For methods that look at a role in their own way: so many candidates were judged by it."""
         self.uses[role] = self.uses.get(role, 0) + looks
+
+    def answers(self, model: nn.Module, role: Role, *, augmented: bool) -> tuple[Tensor, Tensor]:
+        """Outputs of `model` and of the original on the same inputs of a role, which the task may augment (seed 0)."""
+        self.count(role, 1)
+        data = self.task.data(role)
+        if not augmented:
+            ours = outputs_of(model, self.task, data, self.batch_size, self.device)
+            theirs = self.reference(role).outputs
+            return ours, theirs if theirs is not None else ours
+        augment, generator = self.task.augment, torch.Generator().manual_seed(0)
+        batches = [data.batch(index) for index in torch.arange(len(data)).split(self.batch_size)]
+        x = torch.cat([x if augment is None else augment(x, generator) for x, _ in batches])
+        moved_data = Data(x, torch.zeros(len(x), dtype=torch.int64))
+        ours, theirs = (
+            outputs_of(m, self.task, moved_data, self.batch_size, self.device) for m in (model, self.original)
+        )
+        return ours, theirs
 
     def reference(self, role: Role) -> Evaluation:
         """The original network on a role (not counted as a use)."""

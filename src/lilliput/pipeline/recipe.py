@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from lilliput.core.errors import RecipeError
-from lilliput.core.guard import MaxDrop
+from lilliput.core.guard import Guard, MaxDrop, MinAgreement
 from lilliput.core.method import Pass, nearest
 from lilliput.core.target import Target
 from lilliput.core.task import Role
@@ -40,7 +40,7 @@ class Step:
     """Passes that are applied together and kept or dropped together. `guard` None = kept always."""
 
     passes: tuple[Pass, ...]
-    guard: MaxDrop | None = None
+    guard: Guard | None = None
 
     def __post_init__(self) -> None:
         if self.guard is not None and (self.guard.role not in get_args(Role) or self.guard.role == "test"):
@@ -218,12 +218,12 @@ def load(path: str | Path) -> Recipe:
     return from_data(data)
 
 
-def to_step(item: Any, default: MaxDrop | None = None) -> Step:
+def to_step(item: Any, default: Guard | None = None) -> Step:
     """A step from a pass, several passes, or plain data."""
     return item if isinstance(item, Step) else _step(item, default)
 
 
-def _step(item: Any, default: MaxDrop | None) -> Step:
+def _step(item: Any, default: Guard | None) -> Step:
     if isinstance(item, Pass):
         return Step(passes=(item,), guard=default)
     if isinstance(item, str):
@@ -258,20 +258,29 @@ def _step(item: Any, default: MaxDrop | None) -> Step:
     return Step(passes=(build_pass(str(key), settings),), guard=guard)
 
 
-def _guard(data: Any, where: str) -> MaxDrop | None:
+def _guard(data: Any, where: str) -> Guard | None:
     if data is None or data == "none":
         return None
-    if isinstance(data, MaxDrop):
+    if isinstance(data, Guard):
         return data
+    forms = "write {max_drop: 1pt}, {agreement: 99%} or none"
     if not isinstance(data, Mapping):
-        raise RecipeError(where, f"{data!r}", "write {max_drop: 1pt} or none")
+        raise RecipeError(where, f"{data!r}", forms)
     values = cast(Mapping[str, Any], data)
-    known = {f.name for f in dataclasses.fields(MaxDrop)}
+    kind = MinAgreement if "agreement" in values else MaxDrop
+    known = {f.name for f in dataclasses.fields(kind)}
     for key in values:
         if key not in known:
             raise RecipeError(where, f"unknown key {key!r}", nearest(str(key), known))
+    if kind is MinAgreement:
+        augmented = values.get("augmented", True)
+        if not isinstance(augmented, bool):
+            raise RecipeError(where, f"augmented {augmented!r}", "write true or false")
+        guard = MinAgreement(agreement=values["agreement"], role=values.get("role", "validation"), augmented=augmented)
+        guard.share()
+        return guard
     if "max_drop" not in values:
-        raise RecipeError(where, "no max_drop", "write {max_drop: 1pt}")
+        raise RecipeError(where, "no max_drop", forms)
     drop = values["max_drop"]
     if isinstance(drop, bool) or not isinstance(drop, (str, int, float)):
         raise RecipeError(where, f"max_drop {drop!r}", 'write "0.5pt", "1%" or a number in the score\'s unit')
@@ -310,7 +319,8 @@ def _step_data(step: Step) -> Any:
     body: Any = items[0] if len(items) == 1 else items
     if step.guard is None:
         return body
-    guard = {k: v for k, v in dataclasses.asdict(step.guard).items() if not (k == "role" and v == "validation")}
+    usual = {"role": "validation", "augmented": True}
+    guard = {k: v for k, v in dataclasses.asdict(step.guard).items() if usual.get(k) != v}
     if len(items) == 1:
         return {**(body if isinstance(body, dict) else {body: {}}), "guard": guard}
     return {"together": body, "guard": guard}

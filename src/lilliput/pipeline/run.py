@@ -17,7 +17,7 @@ from lilliput.core.device import as_device
 from lilliput.core.edits import fingerprint
 from lilliput.core.errors import ArtifactError
 from lilliput.core.files import explained
-from lilliput.core.guard import Verdict
+from lilliput.core.guard import Guard, MinAgreement, Verdict
 from lilliput.core.method import Context, Pass, PassResult, apply_checked_
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
@@ -59,7 +59,7 @@ def run(
     place = as_device(device)
     for step in recipe.steps:  # a guard that cannot be judged is found before the first step, not after it
         if step.guard is not None:
-            parse_drop(step.guard.max_drop, task.score, 0.0)
+            _check_guard(step.guard, task)
     with folder.held() if folder is not None else nullcontext(), threads(recipe.threads) as used:
         recipe = replace(recipe, threads=used)
         net = Artifact.of(model, task.spec)
@@ -158,9 +158,14 @@ def _noted(
 def _judge(step: Step, net: Artifact, context: Context) -> Verdict:
     if step.guard is None:
         return Verdict(accepted=True, reason="no guard")
-    role = step.guard.role
-    candidate = context.evaluator(runnable(net), role)
-    return step.guard.judge(context.task, candidate, context.evaluator.reference(role))
+    return step.guard.decide(context.evaluator, runnable(net))
+
+
+def _check_guard(guard: Guard, task: Task) -> None:
+    if isinstance(guard, MinAgreement):
+        guard.share()
+    else:
+        parse_drop(guard.max_drop, task.score, 0.0)
 
 
 def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outcome: Outcome) -> int:

@@ -51,6 +51,8 @@ class Result:
     trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     statistics: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     """What methods noted beside the trail (SIC: every candidate), by the name of its file in the run folder."""
+    doubts: list[str] = field(default_factory=list[str])
+    """What speaks against the data: validation that the network was trained on, samples in two roles."""
     violations: list[Violation] = field(default_factory=list[Violation])
     uses: dict[str, int] = field(default_factory=dict[str, int])
     folder: Path | None = None
@@ -77,9 +79,10 @@ class Result:
         return self.task.score
 
     def table(self) -> str:
-        """The comparison as text, and below it each budget that is missed."""
+        """The comparison as text, and below it each budget that is missed, and what speaks against the data."""
         text = comparison(self.columns, self.score.name)
-        return text + "".join(f"\nMISSED {v.text}" for v in self.violations)
+        notes = [*(f"MISSED {v.text}" for v in self.violations), *(f"NOTE {doubt}" for doubt in self.doubts)]
+        return "\n".join([text, *notes])
 
     def save(self, path: str | os.PathLike[str], *, strip: bool = False) -> int:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
@@ -126,6 +129,7 @@ class Result:
             "recipe": self.recipe.to_data(),
             "trail": self.trail,
             "uses": self.uses,
+            "doubts": self.doubts,
             "roles": self.task.roles(),
             "feasible": self.feasible,
             "violations": [asdict(v) for v in self.violations],
