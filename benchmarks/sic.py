@@ -212,8 +212,11 @@ def plainly(folder, size):
 
 
 def equal_rows(net, model, layers):
-    pairs = [(m.get_parameter(f"{layer}.weight") for m in (net.module, model)) for layer in layers]
-    return sum(int(torch.equal(a, b)) for pair in pairs for a, b in zip(*pair, strict=True))
+    found = 0
+    for layer in layers:
+        ours, theirs = (m.get_parameter(f"{layer}.weight") for m in (net.module, model))
+        found += sum(int(torch.equal(a, b)) for a, b in zip(ours, theirs, strict=True))
+    return found
 
 
 def chain(folder):
