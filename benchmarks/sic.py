@@ -7,8 +7,9 @@ The acceptance set is what the network gets right of the training images in file
 
 - "small, 5,000, published": the published algorithm in the same process: jenkspy for each k, a full forward of all
   samples for each candidate; it must take the same decisions.
-- "resnet20, 500, plainly": the same rule, each candidate by forwards of the whole network that end at the first lost
-  sample; it must take the same decisions. `published_estimated_s`: its candidates, times a forward of all samples.
+- "resnet20, 500, plainly": the same rule in the first seven layers, each candidate by forwards of the whole network that
+  end at the first lost sample; it must take the same decisions. `published_estimated_s`: ours needs so many candidates
+  in all layers, times a forward of all samples.
 - "fashion ...": LeNet-5 (tanh) trained here, 8 epochs.
 - "chain ...": SIC, centroids of 8 bits, of 6 bits, then 85% of the weights pruned: bytes and accuracy of each,
   and the last one's C on an emulated Cortex-M4, if the tools are there.
@@ -81,6 +82,7 @@ ROWS = {
 }
 PUBLISHED, PLAINLY, CHAIN = "small, 5,000, published", "resnet20, 500, plainly", "chain on lenet5-tanh"
 LOOKS = (16, 64)
+FIRST = ("conv1", *(f"layer1.{block}.conv{n}" for block in range(3) for n in (1, 2)))
 KINDS = ("multiplies", "product_of_sums_multiplies", "effective_additions")
 
 
@@ -190,10 +192,8 @@ def plainly(folder, size):
             return True
 
         started = time.process_time()
-        for module in model.modules():
-            if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-                continue
-            for row in module.weight:
+        for layer in FIRST:
+            for row in model.get_parameter(f"{layer}.weight"):
                 before = row.clone()
                 live = before != 0
                 values = before[live].double().numpy()
@@ -208,7 +208,7 @@ def plainly(folder, size):
                 else:
                     row.copy_(before)
         seconds = time.process_time() - started
-    return model, candidates, seconds, once * candidates
+    return model, candidates, seconds, once
 
 
 def equal_rows(net, model, layers):
@@ -284,12 +284,13 @@ def main():
             }
             kept(PUBLISHED, found)
         if name == "resnet20, 500, exact":
-            model, candidates, seconds, published_s = plainly(folder, 500)
+            model, candidates, seconds, once = plainly(folder, 500)
+            published_s = once * int(row["notes"][1].split()[0].replace(",", ""))
             found = {
                 "cpu_s": round(seconds, 1),
                 "candidates": candidates,
-                "rows_equal_to_ours": equal_rows(net, model, row["groups"]),
-                "rows": sum(len(model.get_parameter(f"{n}.weight")) for n in row["groups"]),
+                "rows_equal_to_ours": equal_rows(net, model, FIRST),
+                "rows": sum(len(model.get_parameter(f"{n}.weight")) for n in FIRST),
                 "published_estimated_s": round(published_s),
                 "published / ours": round(published_s / row["cpu_s"], 1),
             }
