@@ -30,9 +30,9 @@ NORMALIZED = ("softmax", "log_softmax")
 JOINING = ("add", "sub", "mul")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """Channels whose slices lie in the same dimensions of the same tensors.
+    """Channels whose slices lie in the same dimensions of the same tensors, as many for each.
 
     `name` is the first layer that makes them, `made` where layers make them, `read` where layers mix them. `fixed` says
     why they must stay; it is empty where they can be removed.
@@ -172,7 +172,9 @@ class _Reader:
         known = [self.labels[name] for name in node.inputs if name in self.labels]
         if node.op == "input":
             shape = node.shape
-            self.labels[node.name] = _spread(self.new(shape[1] if len(shape) > 1 else 1, "it is an input of the network"), shape)
+            self.labels[node.name] = _spread(
+                self.new(shape[1] if len(shape) > 1 else 1, "it is an input of the network"), shape
+            )
         elif node.op in ("size", "scalar"):
             return
         elif node.op == "conv":
@@ -298,7 +300,9 @@ class _Reader:
                     ends.append(new.expand(*[count if d == dim else s for d, s in enumerate(x.shape)]))
                 x = torch.cat([ends[0], x, ends[1]], dim)
             elif x.stride(dim) == 0 or size == 1:
-                x = x.narrow(dim, 0, 1).expand(*[size + before + after if d == dim else s for d, s in enumerate(x.shape)])
+                x = x.narrow(dim, 0, 1).expand(
+                    *[size + before + after if d == dim else s for d, s in enumerate(x.shape)]
+                )
             else:
                 x = x.index_select(dim, torch.arange(-before, size + after).clamp(0, size - 1))
         self.labels[node.name] = x
@@ -356,25 +360,28 @@ class _Reader:
         for label, layer in self.makers:
             makers.setdefault(self.root(label), layer)
         order = {root: i for i, root in enumerate(makers)}
-        grouped: dict[tuple[frozenset[Place], str], list[int]] = {}
-        for root in sorted(found, key=lambda r: (order.get(r, len(order)), min(min(found[r].items())[1]))):
-            grouped.setdefault((frozenset(found[root]), self.reasons.get(root, "")), []).append(root)
+        grouped: dict[tuple[frozenset[tuple[Place, int]], str], list[int]] = {}
+        for root in sorted(found, key=lambda r: (order.get(r, len(order)), r)):
+            counts = frozenset((place, len(index)) for place, index in found[root].items())
+            grouped.setdefault((counts, self.reasons.get(root, "")), []).append(root)
         groups: list[Group] = []
         numbers: dict[int, int] = {}
-        for (places, reason), roots in grouped.items():
-            roots = sorted(roots, key=lambda r: [found[r][p] for p in sorted(places)])
+        for (counts, reason), roots in grouped.items():
+            places = {place for place, _ in counts}
+            roots.sort(key=lambda r: [sorted(found[r][p]) for p in sorted(places)])
             numbers.update({root: len(numbers) + i for i, root in enumerate(roots)})
             groups.append(
                 Group(
                     name=makers.get(roots[0], ""),
                     channels=tuple({p: tuple(sorted(found[r][p])) for p in sorted(places)} for r in roots),
-                    made=places & self.made,
-                    read=places & self.mixed,
+                    made=frozenset(places & self.made),
+                    read=frozenset(places & self.mixed),
                     fixed=reason,
                 )
             )
         readers = {
-            name: torch.tensor([numbers[r] for r in self.roots(source).tolist()]) for name, source in self.inputs.items()
+            name: torch.tensor([numbers[r] for r in self.roots(source).tolist()])
+            for name, source in self.inputs.items()
         }
         return Coupling(groups=tuple(groups), readers=readers)
 

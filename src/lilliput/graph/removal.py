@@ -87,7 +87,9 @@ def why_not(net: Artifact, graph: Graph, coupling: Coupling, channels: Iterable[
         try:
             found = _tensors(smaller(x))
         except Exception as error:  # noqa: BLE001 - a forward may raise anything
-            return f"the network's code counts its channels: without one it stops ({' '.join(str(error).split())[:120]})"
+            return (
+                f"the network's code counts its channels: without one it stops ({' '.join(str(error).split())[:120]})"
+            )
     if len(wanted) != len(found) or any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
         return "the network's code counts its channels: without one its outputs have another shape"
     for a, b in zip(wanted, found, strict=True):
