@@ -36,7 +36,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         ChannelPruning(amount=0.5),
         ChannelPruning(macs=0.8, criterion="taylor", most=0.8),
         ChannelPruning(criterion="l2", compensate=False),
-        ChannelPruning(criterion="second_order", compensate=False, max_macs=300),
+        ChannelPruning(criterion="second_order", compensate=False, max_macs=2000),
     ],
     WeightClustering: [
         WeightClustering(),

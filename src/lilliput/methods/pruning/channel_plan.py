@@ -2,10 +2,10 @@
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lilliput.graph.coupling import Coupling, Group, Place
+from lilliput.graph.coupling import Channel, Coupling, Group, Place
 from lilliput.graph.trace import Graph
 from lilliput.methods.pruning.channel_scores import Steps
 
@@ -39,7 +39,7 @@ class Costs:
     def macs(self) -> int:
         return sum(runs * math.prod(self.sizes[name]) for name, runs in self.runs.items())
 
-    def saved(self, channel: Mapping[Place, tuple[int, ...]]) -> int:
+    def saved(self, channel: Channel) -> int:
         """By a channel more."""
         fewer: dict[str, dict[int, int]] = {}
         for (name, dim), index in channel.items():
@@ -52,7 +52,7 @@ class Costs:
             total += self.runs[name] * (math.prod(size) - math.prod(left))
         return total
 
-    def remove_(self, channel: Mapping[Place, tuple[int, ...]]) -> None:
+    def remove_(self, channel: Channel) -> None:
         for (name, dim), index in channel.items():
             if name in self.sizes:
                 self.sizes[name][dim] -= len(index)
@@ -65,72 +65,99 @@ def most_of(group: Group, shapes: Mapping[str, Sequence[int]], share: float) -> 
 
 
 def for_macs(
-    costs: Costs, steps: Mapping[Group, Steps], shapes: Mapping[str, Sequence[int]], most: float, target: int
+    costs: Costs,
+    steps: Mapping[Group, Steps],
+    shapes: Mapping[str, Sequence[int]],
+    target: int,
+    *,
+    most: float = 1.0,
+    multiple: int = 1,
 ) -> dict[Group, list[int]]:
-    """The channels of each group that go until `target` MACs are left: always the one that costs least for each MAC.
+    """The channels of each group that go until `target` MACs are left: always those that cost least for each MAC.
 
-    Where the target cannot be met, all that may go.
+    As many at a time as leave a `multiple`; one by one where no more than that are left. Where the target cannot be met, all that may go. `costs` is kept up.
     """
     chosen: dict[Group, list[int]] = {group: [] for group in steps}
     limits = {group: most_of(group, shapes, most) for group in steps}
-    left = {place: shapes[place[0]][place[1]] for group in steps for place in group.places}
+    left = _sizes(steps, shapes)
     order = list(steps)
-    total = costs.macs()
 
-    def price(group: Group) -> float | None:
-        done = len(chosen[group])
-        if done >= limits[group]:
+    def offer(group: Group) -> tuple[float, Channel, list[int]] | None:
+        """(cost for each MAC, what goes, the channels) of the next removal from a group."""
+        done, kept = len(chosen[group]), len(group.channels) - len(chosen[group])
+        count = 1 if kept <= multiple else kept % multiple or multiple
+        if done + count > limits[group]:
             return None
-        number, cost = steps[group][done]
-        channel = group.channels[number]
-        gain = costs.saved(channel)
-        if not gain or any(left[place] <= len(index) for place, index in channel.items()):
+        numbers = [number for number, _ in steps[group][done : done + count]]
+        together = merged(group, numbers)
+        gain = costs.saved(together)
+        if not gain or not _fits(together, left):
             return None
-        return cost / gain
+        return sum(cost for _, cost in steps[group][done : done + count]) / gain, together, numbers
 
-    heap: list[tuple[float, int]] = []
-    for i, group in enumerate(order):
-        first = price(group)
-        if first is not None:
-            heap.append((first, i))
+    heap = [(found[0], i) for i, group in enumerate(order) if (found := offer(group)) is not None]
     heapq.heapify(heap)
+    total = costs.macs()
     while total > target and heap:
         _, i = heapq.heappop(heap)
-        group = order[i]
-        now = price(group)  # other groups may have made it dearer
-        if now is None:
+        found = offer(order[i])
+        if found is None:
             continue
-        if heap and now > heap[0][0]:
-            heapq.heappush(heap, (now, i))
+        price, together, numbers = found
+        if heap and price > heap[0][0]:  # other groups have made it dearer
+            heapq.heappush(heap, (price, i))
             continue
-        number = steps[group][len(chosen[group])][0]
-        channel = group.channels[number]
-        total -= costs.saved(channel)
-        costs.remove_(channel)
-        for place, index in channel.items():
-            left[place] -= len(index)
-        chosen[group].append(number)
-        later = price(group)
+        total -= costs.saved(together)
+        costs.remove_(together)
+        _take_(together, left)
+        chosen[order[i]].extend(numbers)
+        later = offer(order[i])
         if later is not None:
-            heapq.heappush(heap, (later, i))
+            heapq.heappush(heap, (later[0], i))
     return chosen
 
 
 def for_amount(
-    steps: Mapping[Group, Steps], shapes: Mapping[str, Sequence[int]], amounts: Mapping[Group, float]
+    steps: Mapping[Group, Steps],
+    shapes: Mapping[str, Sequence[int]],
+    amounts: Mapping[Group, float],
+    *,
+    multiple: int = 1,
 ) -> dict[Group, list[int]]:
-    """That share of each group, rounded."""
-    left = {place: shapes[place[0]][place[1]] for group in steps for place in group.places}
+    """That share of each group, rounded; fewer where a tensor would be empty, or more than a `multiple` is left that is
+    none.
+    """
+    left = _sizes(steps, shapes)
     chosen: dict[Group, list[int]] = {}
     for group, order in steps.items():
-        chosen[group] = []
-        for number, _ in order[: round(amounts[group] * len(group.channels))]:
-            channel = group.channels[number]
-            if all(left[place] > len(index) for place, index in channel.items()):
-                chosen[group].append(number)
-                for place, index in channel.items():
-                    left[place] -= len(index)
+        n = len(group.channels)
+        count = round(amounts[group] * n)
+        while count > 0 and not (
+            (n - count <= multiple or (n - count) % multiple == 0)
+            and _fits(merged(group, [number for number, _ in order[:count]]), left)
+        ):
+            count -= 1
+        chosen[group] = [number for number, _ in order[:count]]
+        _take_(merged(group, chosen[group]), left)
     return chosen
+
+
+def merged(group: Group, numbers: Sequence[int]) -> Channel:
+    """What goes with several channels of a group."""
+    return {place: tuple(i for n in numbers for i in group.channels[n][place]) for place in group.places}
+
+
+def _sizes(groups: Iterable[Group], shapes: Mapping[str, Sequence[int]]) -> dict[Place, int]:
+    return {place: shapes[place[0]][place[1]] for group in groups for place in group.places}
+
+
+def _fits(channel: Channel, left: Mapping[Place, int]) -> bool:
+    return all(left[place] > len(index) for place, index in channel.items())
+
+
+def _take_(channel: Channel, left: dict[Place, int]) -> None:
+    for place, index in channel.items():
+        left[place] -= len(index)
 
 
 def numbers_of(coupling: Coupling, chosen: Mapping[Group, Sequence[int]]) -> list[int]:
