@@ -34,9 +34,9 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
     ],
     ChannelPruning: [
         ChannelPruning(amount=0.5),
-        ChannelPruning(macs=0.8, criterion="taylor", most=0.8),
+        ChannelPruning(macs=0.8, criterion="second_order", most=0.8),
         ChannelPruning(criterion="l2", compensate=False),
-        ChannelPruning(criterion="second_order", compensate=False, max_macs=2000),
+        ChannelPruning(criterion="batchnorm", multiple=4, max_macs=2000),
     ],
     WeightClustering: [
         WeightClustering(),

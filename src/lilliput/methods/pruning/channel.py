@@ -35,7 +35,7 @@ class ChannelPruning(Pass):
         "https://arxiv.org/abs/1707.06168",
     )
 
-    criterion: str = "second_order"
+    criterion: str = "taylor"
     amount: float = 0.25
     macs: float | None = None
     max_macs: int | None = None

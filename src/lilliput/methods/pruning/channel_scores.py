@@ -24,6 +24,8 @@ from lilliput.training.lockstep import Lockstep, Turn
 from lilliput.training.moments import moments
 
 CRITERIA = ("l1", "l2", "batchnorm", "taylor", "second_order")
+DIRECTIONS = 4
+"""In which the outputs of each sample are looked at; all of them where there are no more."""
 Steps = list[tuple[int, float]]
 """(channel in its group, what it costs to remove it after those before)."""
 
@@ -107,7 +109,6 @@ class _Gated(nn.Module):
 
     def _visit(self, node: Node, value: Any) -> Any:
         if node.name in self.subject.coupling.readers and value.requires_grad:
-            value.retain_grad()
             self.seen[node.name] = value
         return value
 
@@ -125,16 +126,37 @@ def _sensitivity(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
     for x, y in data.batches(min(context.batch_size, 128)):
         with torch.enable_grad():
             outputs = context.task.forward(model, moved((x, y), net.device))
-            ways = torch.randn(outputs.shape, generator=context.generator).to(outputs.device)
-            (outputs * ways).sum().backward()
-        squares += model.gates.grad.double().square().sum(0).cpu() / len(data)  # pyright: ignore[reportOptionalMemberAccess]
-        for name, value in model.seen.items():
-            if value.grad is not None:
-                dim = 1 if subject.graph[name].op == "conv" else value.dim() - 1
-                sums = value.grad.double().square().movedim(dim, 0).flatten(1).sum(1).cpu() / len(data)
-                of_outputs[name] = of_outputs.get(name, 0) + sums
+        ways = _ways(outputs.detach(), context.generator)
+        for k, way in enumerate(ways):
+            values = list(model.seen.values())
+            slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+                outputs, [model.gates, *values], way, retain_graph=k + 1 < len(ways), allow_unused=True
+            )
+            if slopes[0] is not None:
+                squares += _sums(slopes[0], 1) / len(data)
+            for (name, value), slope in zip(model.seen.items(), slopes[1:], strict=True):
+                if slope is not None:
+                    dim = 1 if subject.graph[name].op == "conv" else value.dim() - 1
+                    of_outputs[name] = of_outputs.get(name, 0) + _sums(slope, dim) / len(data)
         model.seen.clear()
     return squares, of_outputs
+
+
+def _ways(outputs: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Like `outputs`: of each sample the directions of all its outputs, or random ones; squares along them add up to
+    what squares of all outputs do (in expectation).
+    """
+    size = outputs[0].numel()
+    if size <= DIRECTIONS:
+        eye = torch.eye(size, device=outputs.device)
+        return [row.reshape(1, *outputs.shape[1:]).expand_as(outputs) for row in eye]
+    drawn = torch.randn((DIRECTIONS, *outputs.shape), generator=generator) / DIRECTIONS**0.5
+    return list(drawn.to(outputs.device))
+
+
+def _sums(slope: Tensor, dim: int) -> Tensor:
+    """float64, on the CPU: the sum of squares for each index of a dimension."""
+    return slope.detach().double().square().movedim(dim, 0).flatten(1).sum(1).cpu()
 
 
 # --- the error of the outputs of layers ------------------------------------------------------------------------------
