@@ -30,7 +30,7 @@ PRUNABLE = {
     "twice": {"enter": 8},
     "61 layers": {"0": 4} | {f"{i}.a": 6 for i in range(1, 30)},
 }
-"""{layer that makes them: how many channels}, counted by hand; of grouped layers those that all groups lose together."""
+"""{layer that makes them: how many channels}, counted by hand; of grouped layers, those that all groups lose."""
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def test_zeroing_what_makes_a_channel_zeroes_the_channel(name):
 
 @pytest.mark.parametrize("name", ["two layers", "residual", "option A", "depthwise", "concat", "series", "scaled"])
 def test_what_a_channel_reaches_is_what_the_next_layer_loses(name):
-    """By experiment: another weight in the layer that makes a channel moves these inputs of the next layer, no others."""
+    """By trying: other weights in the layer that makes a channel move these inputs of the next layer, no others."""
     net, _, _ = found(name)
     x = torch.randn((4, *SHAPE), generator=torch.Generator().manual_seed(7))
     for group in removable(name):
@@ -99,7 +99,7 @@ def test_what_a_channel_reaches_is_what_the_next_layer_loses(name):
         seen: list[tuple[str, torch.Tensor]] = []
         for path, layer in module.named_modules():
             if (f"{path}.weight", 1) in group.read:
-                layer.register_forward_pre_hook(lambda _m, args, path=path: seen.append((path, args[0])))
+                layer.register_forward_pre_hook(lambda _m, args, path=path, seen=seen: seen.append((path, args[0])))
         for channel in group.channels:
             seen.clear()
             with torch.no_grad():

@@ -7,7 +7,7 @@ buffers that go with them. Removing such slices gives what the network computes 
 ignores them (`graph.removal`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,6 @@ SCALARS = ("add_scalar", "sub_scalar", "mul_scalar", "div_scalar", "rsub_scalar"
 ALONE = (*(word for word in POINTWISE if word != "prelu"), *SCALARS, "identity")
 SPATIAL = ("max_pool", "avg_pool", "upsample_nearest")
 REDUCTIONS = ("mean", "amax", "argmax")
-NORMALIZED = ("softmax", "log_softmax")
 JOINING = ("add", "sub", "mul")
 
 
@@ -170,46 +169,38 @@ class _Reader:
 
     def read(self, node: Node) -> None:
         known = [self.labels[name] for name in node.inputs if name in self.labels]
-        if node.op == "input":
-            shape = node.shape
-            self.labels[node.name] = _spread(
-                self.new(shape[1] if len(shape) > 1 else 1, "it is an input of the network"), shape
-            )
-        elif node.op in ("size", "scalar"):
+        if node.op in ("size", "scalar"):
             return
-        elif node.op == "conv":
-            self._conv(node, known[0])
-        elif node.op == "linear":
-            self._linear(node, known[0])
-        elif node.op in ("batch_norm", "prelu"):
-            self._by_channel(node, known[0])
-        elif node.op in ALONE:
-            self.labels[node.name] = known[0]
-        elif node.op in SPATIAL:
-            channels = self.along(known[0], 1)
+        if node.op == "input":
+            channels = self.new(node.shape[1] if len(node.shape) > 1 else 1, "it is an input of the network")
             self.labels[node.name] = _spread(channels, node.shape)
-        elif node.op in JOINING:
+        elif node.op in JOINING and known:
             self._join(node)
-        elif node.op in REDUCTIONS:
-            self._reduce(node, known[0])
-        elif node.op in NORMALIZED:
-            if self.varies(known[0], node.attributes["dim"]):
-                self.fix(known[0], f"{node.name} computes with all channels together")
-            self.labels[node.name] = known[0]
-        elif node.op == "layer_norm":
-            self._layer_norm(node, known[0])
-        elif node.op == "pad":
-            self._pad(node, known[0])
-        elif node.op in ("slice", "select"):
-            if self.varies(known[0], node.attributes["dim"]):
-                self.fix(known[0], f"{node.name} takes channels by their numbers")
-            self.labels[node.name] = RULES[node.op]([known[0]], {}, node.attributes)
-        elif node.op in ("reshape", "permute"):
-            self.labels[node.name] = RULES[node.op]([known[0]], {}, node.attributes)
         elif node.op == "concat" and len(known) == len(node.arguments[0]):
             self.labels[node.name] = torch.cat(known, node.attributes["dim"])
+        elif node.op in RULES_OF_ONE and len(known) == 1:
+            RULES_OF_ONE[node.op](self, node, known[0])
         else:
             self._unknown(node, known)
+
+    def _same(self, node: Node, x: Tensor) -> None:
+        self.labels[node.name] = x
+
+    def _moved(self, node: Node, x: Tensor) -> None:
+        self.labels[node.name] = RULES[node.op]([x], {}, node.attributes)
+
+    def _taken(self, node: Node, x: Tensor) -> None:
+        if self.varies(x, node.attributes["dim"]):
+            self.fix(x, f"{node.name} takes channels by their numbers")
+        self._moved(node, x)
+
+    def _spatial(self, node: Node, x: Tensor) -> None:
+        self.labels[node.name] = _spread(self.along(x, 1), node.shape)
+
+    def _normalized(self, node: Node, x: Tensor) -> None:
+        if self.varies(x, node.attributes["dim"]):
+            self.fix(x, f"{node.name} computes with all channels together")
+        self.labels[node.name] = x
 
     def _unknown(self, node: Node, known: Iterable[Tensor]) -> None:
         reason = f"{node.name} ({node.target}) is not an operation that channels can be followed through"
@@ -384,6 +375,23 @@ class _Reader:
             for name, source in self.inputs.items()
         }
         return Coupling(groups=tuple(groups), readers=readers)
+
+
+RULES_OF_ONE: dict[str, Callable[[_Reader, Node, Tensor], None]] = {
+    "conv": _Reader._conv,
+    "linear": _Reader._linear,
+    "batch_norm": _Reader._by_channel,
+    "prelu": _Reader._by_channel,
+    "layer_norm": _Reader._layer_norm,
+    "pad": _Reader._pad,
+    **dict.fromkeys(ALONE, _Reader._same),
+    **dict.fromkeys(SPATIAL, _Reader._spatial),
+    **dict.fromkeys(REDUCTIONS, _Reader._reduce),
+    **dict.fromkeys(("softmax", "log_softmax"), _Reader._normalized),
+    **dict.fromkeys(("slice", "select"), _Reader._taken),
+    **dict.fromkeys(("reshape", "permute"), _Reader._moved),
+}
+"""What a word with one operand does to labels."""
 
 
 def _spread(channels: Tensor, shape: Sequence[int], dim: int = 1) -> Tensor:

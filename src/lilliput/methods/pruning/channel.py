@@ -145,8 +145,7 @@ class ChannelPruning(Pass):
             if parts:
                 changed[path] = "without " + ", ".join(parts)
         if self.compensate:
-            fitted, _ = compensate_(net, old, edits, context, self.selects)
-            for path, done in fitted.items():
+            for path, done in compensate_(net, old, edits, context, self.selects).items():
                 changed[path] = f"{changed[path]}; {done}" if path in changed else done
         after = count_macs(graph_of(net), net)
         notes = tuple(

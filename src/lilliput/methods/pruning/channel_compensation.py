@@ -22,10 +22,9 @@ RIDGE = 1e-3
 
 def compensate_(
     net: Artifact, before: nn.Module, edits: list[Slice], context: Context, selects: Callable[[str], bool]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """({layer: what was done}, {layer: why not}); `before` is the network that `edits` were made to."""
+) -> dict[str, str]:
+    """{layer: what was done}, for layers that come after something removed; `before` is the network without `edits`."""
     changed: dict[str, str] = {}
-    skipped: dict[str, str] = {}
     view = replace(net, edits=list(edits))  # what was done before these edits is in `before` already
     lockstep = Lockstep(view, before, context, edited=True)
     touched = {edit.path for edit in edits}
@@ -40,40 +39,38 @@ def compensate_(
         late = any(name in reached for name in node.inputs) or any(
             edit.path == weight and edit.dim == 1 for edit in edits
         )
-        reason = turn.missing or _reason(net, lockstep, turn)
-        if not late or not selects(path):
+        if not late or not selects(path) or turn.missing or not _plain(net, lockstep, turn):
             return False
-        if reason:
-            skipped[path] = reason
-            return False
-        changed[path] = _refit_(net, turn, context)
-        return True
+        done = _refit_(net, turn, context)
+        if done:
+            changed[path] = done
+        return bool(done)
 
     with context.progress.task("least squares", len(lockstep.graph.nodes)) as advance:
         lockstep.run(visit)
         advance(len(lockstep.graph.nodes))
-    return changed, skipped
+    return changed
 
 
-def _reason(net: Artifact, lockstep: Lockstep, turn: Turn) -> str:
+def _plain(net: Artifact, lockstep: Lockstep, turn: Turn) -> bool:
+    """Can the weights take any values? Not those of encodings, and not those of other layers or calls."""
     node = turn.node
-    if node.attributes.get("transposed"):
-        return "least squares is not for transposed convolutions"
-    if any(len(lockstep.graph.users_of(name)) > 1 for name in node.state.values()):
-        return "it is called more than once, or shares its weight"
-    if any(net.canonical(name) in net.encodings for name in node.state.values()):
-        return "its weight is stored in an encoding"
-    return ""
+    alone = all(len(lockstep.graph.users_of(name)) == 1 for name in node.state.values())
+    free = not any(net.canonical(name) in net.encodings for name in node.state.values())
+    return alone and free and not node.attributes.get("transposed")
 
 
 def _refit_(net: Artifact, turn: Turn, context: Context) -> str:
-    """The weights that give least squared error; a bias takes the difference of the means."""
+    """The weights that give least squared error; a bias takes the difference of the means. Returns what was done.
+
+    Layers of more inputs than a covariance is kept for have their bias moved only.
+    """
     name, bias = turn.node.state["weight"], turn.node.state.get("bias")
     found = moments(turn, context.generator, centred=bias is not None)
     if found is None:
-        return "nothing"
+        return ""
     old = net.parameter(name).detach().double().cpu()
-    rows = old.flatten(1)
+    rows, done = old.flatten(1), ""
     if found.covariance.dim() == 3:
         groups, n, _ = found.covariance.shape
         level = found.covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12) * RIDGE
@@ -82,7 +79,9 @@ def _refit_(net: Artifact, turn: Turn, context: Context) -> str:
         wanted = found.cross.reshape(groups, -1, n) + level[:, None, None] * split
         new = torch.linalg.solve(damped, wanted.transpose(1, 2)).transpose(1, 2).reshape(rows.shape)
         net.write_(name, new.reshape(old.shape).float())
+        done = "weights fitted to the outputs that it had"
     if bias is not None:
         shift = turn.wanted_means()[0] - turn.means()[0]
         net.write_(bias, (net.parameter(bias).detach().double() + shift.to(net.device)).float())
-    return "weights fitted to the outputs that it had"
+        done = done or "bias moved to the mean that it had"
+    return done

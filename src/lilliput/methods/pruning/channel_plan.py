@@ -75,7 +75,8 @@ def for_macs(
 ) -> dict[Group, list[int]]:
     """The channels of each group that go until `target` MACs are left: always those that cost least for each MAC.
 
-    As many at a time as leave a `multiple`; one by one where no more than that are left. Where the target cannot be met, all that may go. `costs` is kept up.
+    As many at a time as leave a `multiple`; one by one where no more than that are left. Where the target
+    cannot be met, all that may go. `costs` is kept up.
     """
     chosen: dict[Group, list[int]] = {group: [] for group in steps}
     limits = {group: most_of(group, shapes, most) for group in steps}
@@ -124,8 +125,9 @@ def for_amount(
     *,
     multiple: int = 1,
 ) -> dict[Group, list[int]]:
-    """That share of each group, rounded; fewer where a tensor would be empty, or more than a `multiple` is left that is
-    none.
+    """That share of each group, rounded.
+
+    Fewer where a tensor would be empty, or where more than a `multiple` is left that is none.
     """
     left = _sizes(steps, shapes)
     chosen: dict[Group, list[int]] = {}

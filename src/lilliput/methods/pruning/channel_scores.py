@@ -114,8 +114,10 @@ class _Gated(nn.Module):
 
 
 def _sensitivity(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
-    """(float64 [channels]: E of the squared change of the outputs when a channel goes, to first order;
-    {reader: float64 [its channels]: how much a unit of squared error at every place of its output changes them}).
+    """What removal does to the outputs, and what errors of layers do.
+
+    (float64 [channels]: the mean squared change of the outputs when a channel goes, to first order; {layer that mixes
+    channels: float64 [its outputs]: the same, of an error of 1 at every place of an output}).
     """
     context, net = subject.context, subject.net
     count = sum(len(g.channels) for g in subject.coupling.groups)
@@ -129,7 +131,7 @@ def _sensitivity(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
         ways = _ways(outputs.detach(), context.generator)
         for k, way in enumerate(ways):
             values = list(model.seen.values())
-            slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+            slopes: Any = torch.autograd.grad(
                 outputs, [model.gates, *values], way, retain_graph=k + 1 < len(ways), allow_unused=True
             )
             if slopes[0] is not None:
@@ -143,8 +145,9 @@ def _sensitivity(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _ways(outputs: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Like `outputs`: of each sample the directions of all its outputs, or random ones; squares along them add up to
-    what squares of all outputs do (in expectation).
+    """Directions, each like `outputs`: squares along them add up to the square of a change, in expectation.
+
+    Those of all outputs of a sample, or random ones.
     """
     size = outputs[0].numel()
     if size <= DIRECTIONS:
@@ -164,8 +167,11 @@ def _sums(slope: Tensor, dim: int) -> Tensor:
 
 @dataclass(kw_only=True, eq=False)
 class _Layer:
-    """A layer that mixes channels: rows [groups, outputs of one, n] weighted by what their errors do; `second` moments
-    [groups, n, n] or [groups, n] of its inputs."""
+    """A layer that mixes channels.
+
+    `rows` [groups, outputs of one, inputs of one output] are its weights times the square root of what errors do there;
+    `second` moments [groups, n, n] or [groups, n] of its inputs; `numbers` of their channels, `each` so many inputs.
+    """
 
     rows: Tensor
     second: Tensor
