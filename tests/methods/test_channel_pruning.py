@@ -222,7 +222,7 @@ def test_norms_take_the_filters_of_all_layers_that_make_a_channel(criterion, pow
         1 / power
     )
     assert [n for n, _ in steps] == norms.argsort().tolist()
-    assert [c for _, c in steps] == pytest.approx((norms / norms.mean()).sort().values.tolist(), rel=1e-4)
+    assert [c for _, c in steps] == pytest.approx((2 * norms / norms.mean()).sort().values.tolist(), rel=1e-4)
 
 
 def test_batchnorm_takes_scales_and_leaves_groups_without():

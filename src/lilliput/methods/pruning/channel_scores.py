@@ -48,7 +48,7 @@ def costs(subject: Subject, groups: Sequence[Group], criterion: str, *, compensa
     """For each group, its channels in the order in which they should go; a group that cannot be judged has none.
 
     Costs of "taylor" and "second_order" are squared changes of the outputs, so they compare across groups; the others
-    are shares of the group's mean.
+    are in units of the group's mean, times how many layers make it.
     """
     if criterion == "taylor":
         squares = _sensitivity(subject)[0]
@@ -59,7 +59,7 @@ def costs(subject: Subject, groups: Sequence[Group], criterion: str, *, compensa
     state = subject.state
     for group in groups:
         score = _scale(subject.graph, group, state) if criterion == "batchnorm" else _norm(group, state, criterion)
-        found[group] = [] if score is None else _ascending(score / score.mean().clamp(min=1e-30))
+        found[group] = [] if score is None else _ascending(len(group.made) * score / score.mean().clamp(min=1e-30))
     return found
 
 
