@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lilliput.methods.consolidation.sic import Sic as Sic
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
+    from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
     from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
@@ -86,6 +87,7 @@ _HOMES = {
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
+    "lilliput.methods.pruning.channel": ("ChannelPruning",),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
     "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),

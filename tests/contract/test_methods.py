@@ -14,6 +14,7 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
@@ -30,6 +31,12 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         MagnitudePruning(),
         MagnitudePruning(sparsity=0.7, scope="layer"),
         MagnitudePruning(sparsity=0.3, scope="global"),
+    ],
+    ChannelPruning: [
+        ChannelPruning(amount=0.5),
+        ChannelPruning(macs=0.8, criterion="second_order", most=0.8),
+        ChannelPruning(criterion="l2", compensate=False),
+        ChannelPruning(criterion="batchnorm", multiple=4, max_macs=2000),
     ],
     WeightClustering: [
         WeightClustering(),

@@ -5,6 +5,7 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
@@ -16,6 +17,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     ReestimateBatchNorm,
     MagnitudePruning,
+    ChannelPruning,
     WeightClustering,
     Sic,
     AcceptancePruning,
