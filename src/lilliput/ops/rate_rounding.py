@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -68,8 +69,8 @@ class Bits:
 def rounded(
     weights: Floats,
     products: Floats,
+    outputs: Floats,
     steps: Floats,
-    importance: Floats,
     price: float,
     shape: Shape,
     *,
@@ -84,26 +85,29 @@ def rounded(
     from lilliput.ops.rate_rounding_kernels import MOST, descend, round_in_order
 
     allowed = np.ones(weights.shape, np.bool_) if keep is None else keep
-    factor = inverse_factor(products)
+    factor, spread = inverse_factor(products), inverse_factor(outputs)
     q = np.clip(np.floor(weights / steps[:, None] + 0.5), -MOST, MOST).astype(np.int64) * allowed
     for turn in range(rounds if price > 0 else 1):
         bits = Bits.of(q, shape)
         round_in_order(
-            weights, factor, steps, importance, price, allowed,
+            weights, factor, spread, steps, price, allowed,
             bits.table, bits.bounds, bits.typical, shape.plane, shape.row, q,
         )  # fmt: skip
     for turn in range(descents):
         bits = Bits.of(q, shape)
         descend(
-            weights, products, steps, importance, price, allowed,
+            weights, products, outputs, steps, price, allowed,
             bits.table, bits.bounds, bits.typical, shape.plane, shape.row, q,
         )  # fmt: skip
     return q
 
 
 def inverse_factor(products: Floats) -> Floats:
-    """Upper triangular U with U' U = the inverse of `products`; 1 / U[j, j]^2 is what is left of input j's square when the
-    later ones make up for it."""
-    flipped = np.linalg.cholesky(products[::-1, ::-1])  # products = L~ L~', from the last input on
-    upper = flipped[::-1, ::-1]  # products = upper upper', upper triangular
-    return np.ascontiguousarray(np.linalg.inv(upper))
+    """Upper triangular U with U' U = the inverse of `products`.
+
+    1 / U[j, j]^2 is what is left of the square of j when the later ones make up for it.
+    """
+    flipped = torch.from_numpy(np.ascontiguousarray(products[::-1, ::-1]))
+    upper = torch.linalg.cholesky(flipped).flip(0, 1)  # products = upper upper'
+    unit = torch.eye(len(upper), dtype=torch.float64)
+    return np.ascontiguousarray(torch.linalg.solve_triangular(upper, unit, upper=True).numpy())

@@ -81,8 +81,8 @@ def levels_of(q: Any, plane: Any, row: Any, typical: Any, bounds: Any, out: Any)
 def round_in_order(
     weights: Any,  # float64 [n, f]
     factor: Any,  # float64 [f, f], upper: the inverse of the inputs' products is factor' factor
+    spread: Any,  # float64 [n, n], upper: the same of the outputs' products
     steps: Any,  # float64 [n]
-    importance: Any,  # float64 [n]
     price: Any,
     keep: Any,  # bool [n, f]: the others become 0
     bits: Any,  # float64 [LEVELS, MOST + 1]
@@ -97,18 +97,19 @@ def round_in_order(
     planes = f // plane
     line, spot = np.full(planes, typical), np.full(plane, typical)
     slice_mean = typical
-    aim = np.empty(f)
+    aim, targets = np.empty(f), weights.copy()
     for o in range(n):
         slice_mean = 0.5 * (slice_mean + typical)
+        importance = 1.0 / (spread[o, o] * spread[o, o])
         for j in range(f):
-            aim[j] = weights[o, j]
+            aim[j] = targets[o, j]
         for j in range(f):
             i, w = j // plane, j % plane
             level = _level(_size(q, o, j, plane, row, slice_mean, line[i], spot[w]), bounds)
             pivot = factor[j, j]
             scale = steps[o] / pivot
             if keep[o, j]:
-                q[o, j] = _choice(aim[j] / steps[o], 0.5 * importance[o] * scale * scale, price, bits, level)
+                q[o, j] = _choice(aim[j] / steps[o], 0.5 * importance * scale * scale, price, bits, level)
             else:
                 q[o, j] = 0
             error = (aim[j] - q[o, j] * steps[o]) / pivot
@@ -118,14 +119,19 @@ def round_in_order(
             slice_mean += (size - slice_mean) / 32
             line[i] += (size - line[i]) / 16
             spot[w] += (size - spot[w]) / 64
+        for p in range(o + 1, n):
+            share = spread[o, p] / spread[o, o]
+            if share != 0.0:
+                for j in range(f):
+                    targets[p, j] -= share * (targets[o, j] - q[o, j] * steps[o])
 
 
 @kernel
 def descend(
     weights: Any,
     products: Any,  # float64 [f, f]
+    outputs: Any,  # float64 [n, n]
     steps: Any,
-    importance: Any,
     price: Any,
     keep: Any,
     bits: Any,
@@ -140,22 +146,27 @@ def descend(
     planes = f // plane
     line, spot = np.full(planes, typical), np.full(plane, typical)
     slice_mean = typical
-    slope = np.empty(f)
+    slope, error = np.empty(f), np.empty(f)
     changed = 0
     for o in range(n):
         slice_mean = 0.5 * (slice_mean + typical)
         for j in range(f):
             slope[j] = 0.0
+            error[j] = 0.0
+        for p in range(n):
+            share = outputs[o, p] / outputs[o, o]
+            if share != 0.0:
+                for j in range(f):
+                    error[j] += share * (q[p, j] * steps[p] - weights[p, j])
         for k in range(f):
-            error = q[o, k] * steps[o] - weights[o, k]
             for j in range(f):
-                slope[j] += error * products[k, j]
+                slope[j] += error[k] * products[k, j]
         for j in range(f):
             i, w = j // plane, j % plane
             if keep[o, j]:
                 level = _level(_size(q, o, j, plane, row, slice_mean, line[i], spot[w]), bounds)
                 real = q[o, j] - slope[j] / (products[j, j] * steps[o])
-                c = _choice(real, 0.5 * importance[o] * products[j, j] * steps[o] * steps[o], price, bits, level)
+                c = _choice(real, 0.5 * outputs[o, o] * products[j, j] * steps[o] * steps[o], price, bits, level)
                 if c != q[o, j]:
                     move = (c - q[o, j]) * steps[o]
                     for k in range(f):

@@ -169,7 +169,7 @@ def importance(
     For small independent errors of the layer's outputs, the mean squared error of the network's outputs is that of the
     layer's, weighed by it and added up. Labels do not come in.
     """
-    found = {node.name: torch.zeros(node.shape[channel_dim(node)], dtype=torch.float64) for node in layers}
+    found = {node.name: torch.zeros([node.shape[channel_dim(node)]] * 2, dtype=torch.float64) for node in layers}
     count = sum(len(args[0]) for args in inputs)
     for args in inputs:
         values: dict[str, Any] = dict(zip(graph.inputs, args, strict=True))
@@ -188,6 +188,6 @@ def importance(
             slopes = torch.autograd.grad(total, [values[name] for name in found], allow_unused=True)
         for node, slope in zip(layers, slopes, strict=True):
             if slope is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                rows = slope.movedim(channel_dim(node), 0).flatten(1).double()
-                found[node.name] += rows.square().sum(1) / count
+                rows = slope.movedim(channel_dim(node), 0).flatten(1)
+                found[node.name] += (rows @ rows.T).double() / count
     return found
