@@ -1,9 +1,10 @@
 """Rounding that weighs the error of a layer's outputs against the bits that a context coder will take.
 
-For each row w of a layer with products of inputs H, integers q with a small
-`importance / 2 (w - step q)' H (w - step q) + price x bits(q)`. First in order, each error made up for by the entries
-that follow (Frantar et al., 2023, https://arxiv.org/abs/2210.17323), then by coordinate descent. The bits of an integer
-are those of tables by the sizes around it, counted from the rounding before: close to what `ops.context_coding` takes.
+For weights W [n, f], products of inputs H and of the slopes of outputs G: integers Q of steps s, with E = W - s Q, and a
+small trace(G E H E') / 2 + price x bits(Q). First in order, each error made up for by the entries of its row and by the
+rows that follow (Frantar et al., 2023, https://arxiv.org/abs/2210.17323; for both sides Tseng et al., 2025,
+https://arxiv.org/abs/2505.22988), then by coordinate descent. The bits of an integer are those of tables by the sizes
+around it, counted from the rounding before: close to what `ops.context_coding` takes.
 """
 
 import math
@@ -75,29 +76,32 @@ def rounded(
     shape: Shape,
     *,
     keep: Bools | None = None,
+    most: int = 127,
     rounds: int = 3,
     descents: int = 2,
 ) -> Ints:
-    """int64 [n, f], -127..127, for `weights` [n, f], positive definite `products` [f, f], `steps` [n].
+    """int64 [n, f], -most..most, for `weights` [n, f], `steps` [n], positive definite `products` and `outputs`.
+
+    `products` [f, f] are those of the inputs, `outputs` [n, n] say what errors of the outputs cost together.
 
     With a price of 0 it is compensated rounding. `keep`: the entries that may differ from zero.
     """
-    from lilliput.ops.rate_rounding_kernels import MOST, descend, round_in_order
+    from lilliput.ops.rate_rounding_kernels import descend, round_in_order
 
     allowed = np.ones(weights.shape, np.bool_) if keep is None else keep
     factor, spread = inverse_factor(products), inverse_factor(outputs)
-    q = np.clip(np.floor(weights / steps[:, None] + 0.5), -MOST, MOST).astype(np.int64) * allowed
-    for turn in range(rounds if price > 0 else 1):
+    q = np.clip(np.floor(weights / steps[:, None] + 0.5), -most, most).astype(np.int64) * allowed
+    for _ in range(rounds if price > 0 else 1):
         bits = Bits.of(q, shape)
         round_in_order(
             weights, factor, spread, steps, price, allowed,
-            bits.table, bits.bounds, bits.typical, shape.plane, shape.row, q,
+            bits.table, bits.bounds, bits.typical, shape.plane, shape.row, most, q,
         )  # fmt: skip
-    for turn in range(descents):
+    for _ in range(descents):
         bits = Bits.of(q, shape)
         descend(
             weights, products, outputs, steps, price, allowed,
-            bits.table, bits.bounds, bits.typical, shape.plane, shape.row, q,
+            bits.table, bits.bounds, bits.typical, shape.plane, shape.row, most, q,
         )  # fmt: skip
     return q
 
@@ -107,7 +111,7 @@ def inverse_factor(products: Floats) -> Floats:
 
     1 / U[j, j]^2 is what is left of the square of j when the later ones make up for it.
     """
-    flipped = torch.from_numpy(np.ascontiguousarray(products[::-1, ::-1]))
+    flipped = torch.from_numpy(products).flip(0, 1)
     upper = torch.linalg.cholesky(flipped).flip(0, 1)  # products = upper upper'
     unit = torch.eye(len(upper), dtype=torch.float64)
-    return np.ascontiguousarray(torch.linalg.solve_triangular(upper, unit, upper=True).numpy())
+    return torch.linalg.solve_triangular(upper, unit, upper=True).contiguous().numpy()

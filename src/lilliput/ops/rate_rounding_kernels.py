@@ -12,7 +12,7 @@ from lilliput.ops.jit import kernel, part
 LEVELS = 12
 """Tables of bits: one for each level of the sizes around an entry."""
 MOST = 127
-"""Largest integer."""
+"""Largest integer that tables know."""
 
 
 @part
@@ -45,13 +45,13 @@ def _level(size: Any, bounds: Any) -> Any:
 
 
 @part
-def _choice(real: Any, weight: Any, price: Any, bits: Any, level: Any) -> Any:
+def _choice(real: Any, weight: Any, price: Any, bits: Any, level: Any, most: Any) -> Any:
     """The integer c with the least weight (c - real)^2 + price bits[level, |c|], of the two around `real`, one, 0."""
-    nearest = np.int64(np.floor(real + 0.5))
+    nearest = np.int64(np.floor(min(max(real, -most), most) + 0.5))
     best, least = np.int64(0), weight * real * real + price * bits[level, 0]
     for step in range(-1, 2):
         c = nearest + step
-        if c > MOST or c < -MOST or c == 0:
+        if c > most or c < -most or c == 0:
             continue
         cost = weight * (c - real) * (c - real) + price * bits[level, abs(c)]
         if cost < least:
@@ -90,6 +90,7 @@ def round_in_order(
     typical: Any,
     plane: Any,
     row: Any,
+    most: Any,  # largest integer
     q: Any,  # int64 [n, f]: written
 ) -> None:
     """Entries in order; the error of each goes into what the later ones of its row aim at."""
@@ -109,7 +110,7 @@ def round_in_order(
             pivot = factor[j, j]
             scale = steps[o] / pivot
             if keep[o, j]:
-                q[o, j] = _choice(aim[j] / steps[o], 0.5 * importance * scale * scale, price, bits, level)
+                q[o, j] = _choice(aim[j] / steps[o], 0.5 * importance * scale * scale, price, bits, level, most)
             else:
                 q[o, j] = 0
             error = (aim[j] - q[o, j] * steps[o]) / pivot
@@ -139,6 +140,7 @@ def descend(
     typical: Any,
     plane: Any,
     row: Any,
+    most: Any,  # largest integer
     q: Any,  # read and written
 ) -> Any:
     """Each entry in order becomes what costs least, the others as they are; how many changed."""
@@ -166,7 +168,7 @@ def descend(
             if keep[o, j]:
                 level = _level(_size(q, o, j, plane, row, slice_mean, line[i], spot[w]), bounds)
                 real = q[o, j] - slope[j] / (products[j, j] * steps[o])
-                c = _choice(real, 0.5 * outputs[o, o] * products[j, j] * steps[o] * steps[o], price, bits, level)
+                c = _choice(real, 0.5 * outputs[o, o] * products[j, j] * steps[o] * steps[o], price, bits, level, most)
                 if c != q[o, j]:
                     move = (c - q[o, j]) * steps[o]
                     for k in range(f):

@@ -138,6 +138,8 @@ def products_of(
         stride += 1  # not the same columns of each image
     inner = cross = mean = total = torch.zeros(())
     count, skip = 0, 0
+    origin = patches_of(node, inputs[0][:1]).mean(1, keepdim=True) if centred else torch.zeros(())  # keeps sums small
+    goal = wanted[0].movedim(dim, -1).reshape(-1, channels).mean(0) if centred else torch.zeros(())
     for x, y in zip(inputs, wanted, strict=True):
         outputs = y.movedim(dim, -1).reshape(-1, channels)
         each = max(1, len(outputs) // len(x))
@@ -147,6 +149,7 @@ def products_of(
             if stride > 1:
                 found, target = found[:, skip::stride], target[skip::stride]
                 skip = (skip - found.shape[1]) % stride
+            found, target = found - origin, target - goal
             inner = inner + torch.bmm(found.mT, found).double()
             split = target.reshape(len(target), groups, -1).permute(1, 2, 0)
             cross = cross + torch.bmm(split, found).double().flatten(0, 1)
@@ -158,6 +161,7 @@ def products_of(
     if centred:
         inner = inner - mean[:, :, None] * mean[:, None, :]
         cross = cross - total[:, None] * mean.repeat_interleave(channels // groups, 0)
+        mean, total = mean + origin[:, 0].double(), total + goal.double()
     return Products(inner=inner, cross=cross, mean=mean, wanted=total, centred=centred)
 
 
