@@ -22,6 +22,7 @@ from lilliput.core.method import Context, apply_checked_
 from lilliput.graph.integer import runnable
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.report.result import environment
 
@@ -41,6 +42,10 @@ def rows():
     found |= {
         f"{bits} bits, compensated": [FOLD, RateDistortion(weight_bits=bits)] for bits in (4, 3)
     }
+    for scope in ("layer", "global"):
+        found |= {
+            f"{round(100 * s)}% zero, {scope}": [FOLD, SecondOrderPruning(sparsity=s, scope=scope)] for s in (0.5, 0.7)
+        }
     found["at most 53,000 bytes, 8-bit activations"] = [FOLD, RateDistortion(max_bytes=53_000), Quantization()]
     return found
 
@@ -74,7 +79,7 @@ def main():
     for name, passes in rows().items():
         if wanted in name:
             row = found["rows"][name] = measure(model, task, passes)
-            print(f"{name:48}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s  {row['notes'][-1:]}")
+            print(f"{name:48}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s  {row['notes'][-1:]}", flush=True)
             found["environment"] = environment()
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -166,7 +166,7 @@ class _Run:
             advance(1)
             return value
 
-        best = best_price(measure, limit, self._start(), rising=not by_bytes)
+        best = best_price(measure, limit, self._start(), rising=not by_bytes, close=0.015 if by_bytes else 0.1)
         if best is None:
             word = f"{int(least):,} bytes" if by_bytes else f"an agreement of {1 - least:.4f}"
             raise RecipeError("rate_distortion", f"the nearest to the limit is {word}", "choose a wider limit")
