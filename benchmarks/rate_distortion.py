@@ -36,12 +36,8 @@ def rows():
         f"at most {size:,} bytes": [FOLD, RateDistortion(max_bytes=size)]
         for size in (70_000, 60_000, 58_000, 53_000, 50_000, 44_000, 35_000)
     }
-    found |= {
-        f"agreement of {share}": [FOLD, RateDistortion(min_agreement=share)] for share in (0.995, 0.99, 0.98)
-    }
-    found |= {
-        f"{bits} bits, compensated": [FOLD, RateDistortion(weight_bits=bits)] for bits in (4, 3)
-    }
+    found |= {f"agreement of {share}": [FOLD, RateDistortion(min_agreement=share)] for share in (0.995, 0.99, 0.98)}
+    found |= {f"{bits} bits, compensated": [FOLD, RateDistortion(weight_bits=bits)] for bits in (4, 3)}
     for scope in ("layer", "global"):
         found |= {
             f"{round(100 * s)}% zero, {scope}": [FOLD, SecondOrderPruning(sparsity=s, scope=scope)] for s in (0.5, 0.7)
@@ -79,7 +75,11 @@ def main():
     for name, passes in rows().items():
         if wanted in name:
             row = found["rows"][name] = measure(model, task, passes)
-            print(f"{name:48}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s  {row['notes'][-1:]}", flush=True)
+            print(
+                f"{name:48}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s",
+                row["notes"][-1:],
+                flush=True,
+            )
             found["environment"] = environment()
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

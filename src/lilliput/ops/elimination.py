@@ -1,8 +1,8 @@
 """Optimal brain surgery: weights of a row go one by one, each time the one whose loss the others make up for best.
 
 With H the products of the inputs, the error d' H d / 2 grows by w_j^2 / (2 [H^-1]_jj) when weight j goes, and the
-others move by -w_j / [H^-1]_jj times column j. Hassibi and Stork (1993); row by row, on the inverse without what is gone:
-Frantar et al. (2022), https://arxiv.org/abs/2208.11580.
+others move by -w_j / [H^-1]_jj times column j. Hassibi and Stork (1993); row by row, on the inverse without what is
+gone: Frantar et al. (2022), https://arxiv.org/abs/2208.11580.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Rounding that weighs the error of a layer's outputs against the bits that a context coder will take.
 
-For weights W [n, f], products of inputs H and of the slopes of outputs G: integers Q of steps s, with E = W - s Q, and a
-small trace(G E H E') / 2 + price x bits(Q). First in order, each error made up for by the entries of its row and by the
+For weights W [n, f], products of inputs H and of the slopes of outputs G: integers Q of steps s, with E = W - s Q and
+a small trace(G E H E') / 2 + price x bits(Q). First in order, each error made up for by the entries of its row and by the
 rows that follow (Frantar et al., 2023, https://arxiv.org/abs/2210.17323; for both sides Tseng et al., 2025,
 https://arxiv.org/abs/2505.22988), then by coordinate descent. The bits of an integer are those of tables by the sizes
 around it, counted from the rounding before: close to what `ops.context_coding` takes.
@@ -91,7 +91,7 @@ def rounded(
     allowed = np.ones(weights.shape, np.bool_) if keep is None else keep
     factor, spread = inverse_factor(products), inverse_factor(outputs)
     q = np.clip(np.floor(weights / steps[:, None] + 0.5), -most, most).astype(np.int64) * allowed
-    for _ in range(rounds if price > 0 else 1):
+    for _ in range(rounds if price > 0 else min(rounds, 1)):
         bits = Bits.of(q, shape)
         round_in_order(
             weights, factor, spread, steps, price, allowed,

@@ -6,7 +6,7 @@ it also makes up for the errors of what it is added to, a shortcut that carries 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,12 @@ class Products:
     def of_channels(self, values: Tensor) -> Tensor:
         """Something of each group, for each of its channels."""
         return values.repeat_interleave(len(self.wanted) // len(self.inner), 0)
+
+
+class Wanted(Protocol):
+    """Computes a layer's products, of at most about `most` places."""
+
+    def __call__(self, *, centred: bool, most: int) -> Products: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,11 +79,11 @@ def walk(
     before: Mapping[str, Tensor],
     now: Mapping[str, Tensor],
     layers: set[str],
-    visit: Callable[[Node, Callable[[bool, int], Products]], None],
+    visit: Callable[[Node, Wanted], None],
 ) -> None:
     """`visit(node, products)` for each node of `layers` in order; it may change `now`, with which the walk goes on.
 
-    `products(centred, most places)` computes them when they are wanted.
+    `products(centred=, most=)` computes them when they are wanted.
     """
     sums = {node.name: sum_after(graph, node) for node in graph.nodes if node.op in LAYERS and node.name in layers}
     targets = {name: found.node if found else name for name, found in sums.items()}
@@ -93,12 +99,13 @@ def walk(
             found = sums[node.name]
 
             def products(
-                centred: bool, most: int, node: Node = node, wanted: list[Tensor] = wanted, found: Sum | None = found
+                *, centred: bool, most: int, node: Node = node, wanted: list[Tensor] = wanted, found: Sum | None = found
             ) -> Products:
                 parts = wanted
                 if found is not None:
                     parts = [
-                        w - _value(graph, found.other, values, now) for w, values in zip(wanted, run.values, strict=True)
+                        w - _value(graph, found.other, values, now)
+                        for w, values in zip(wanted, run.values, strict=True)
                     ]
                 return products_of(node, [v[node.inputs[0]] for v in run.values], parts, centred=centred, most=most)
 
@@ -144,12 +151,13 @@ def products_of(
         outputs = y.movedim(dim, -1).reshape(-1, channels)
         each = max(1, len(outputs) // len(x))
         samples = max(1, AT_ONCE // max(1, x[0].numel() * 9))
-        for part, target in zip(x.split(samples), outputs.split(samples * each), strict=True):
-            found = patches_of(node, part)
+        for part, given in zip(x.split(samples), outputs.split(samples * each), strict=True):
             if stride > 1:
-                found, target = found[:, skip::stride], target[skip::stride]
-                skip = (skip - found.shape[1]) % stride
-            found, target = found - origin, target - goal
+                places = torch.arange(skip, len(given), stride)
+                skip = (skip - len(given)) % stride
+                found, target = _patches_at(node, part, places) - origin, given[places] - goal
+            else:
+                found, target = patches_of(node, part) - origin, given - goal
             inner = inner + torch.bmm(found.mT, found).double()
             split = target.reshape(len(target), groups, -1).permute(1, 2, 0)
             cross = cross + torch.bmm(split, found).double().flatten(0, 1)
@@ -163,6 +171,23 @@ def products_of(
         cross = cross - total[:, None] * mean.repeat_interleave(channels // groups, 0)
         mean, total = mean + origin[:, 0].double(), total + goal.double()
     return Products(inner=inner, cross=cross, mean=mean, wanted=total, centred=centred)
+
+
+def _patches_at(node: Node, x: Tensor, places: Tensor) -> Tensor:
+    """`patches_of` these outputs alone, counted over samples and places."""
+    if node.op == "linear":
+        return x.reshape(1, -1, x.shape[-1])[:, places]
+    a = node.attributes
+    rank, sizes = len(a["kernel"]), node.shape[2:]
+    wide = torch.nn.functional.pad(x, [p for pair in reversed(a["pads"]) for p in pair])
+    for d, (k, s, step) in enumerate(zip(a["kernel"], a["stride"], a["dilation"], strict=True)):
+        wide = wide.unfold(d + 2, step * (k - 1) + 1, s)[..., ::step]
+    index: list[Tensor] = []
+    for size in reversed(sizes):
+        index.insert(0, places % size)
+        places = places // size
+    first = wide.permute(0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))[(places, *index)]
+    return first.reshape(len(places), int(a["groups"]), -1).transpose(0, 1)
 
 
 def importance(

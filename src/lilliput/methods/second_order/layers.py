@@ -41,7 +41,9 @@ class Layers:
                 nodes += calls
         order = {node.name: i for i, node in enumerate(graph.nodes)}
         nodes.sort(key=lambda n: order[n.name])
-        return Layers(graph=graph, nodes=tuple(nodes), names={n.module: chosen[n.module] for n in nodes}, skipped=skipped)
+        return Layers(
+            graph=graph, nodes=tuple(nodes), names={n.module: chosen[n.module] for n in nodes}, skipped=skipped
+        )
 
     def free_bias(self, net: Artifact, node: Node) -> str | None:
         """The name of the layer's bias if it is plain, and this layer's alone."""

@@ -8,7 +8,6 @@ Frantar et al. (2022), "Optimal brain compression", https://arxiv.org/abs/2208.1
 Alistarh (2023), "SparseGPT", https://arxiv.org/abs/2301.00774.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ from lilliput.core.method import Context, Pass, PassResult, check_choice, check_
 from lilliput.graph.trace import Node
 from lilliput.methods.second_order.layers import Layers, damped, samples_of, shares_values, wanted_cross
 from lilliput.ops.elimination import eliminated, least_squares
-from lilliput.training.layer_targets import Products, importance, walk
+from lilliput.training.layer_targets import Wanted, importance, walk
 
 MOST_PLACES = 2**16
 DENSEST = 0.02
@@ -114,9 +113,9 @@ class _Run:
         values = self.before[weight].flatten(1)
         return torch.zeros_like(values, dtype=torch.bool) if mask is None else ~mask.cpu().flatten(1)
 
-    def _order(self, node: Node, products: Callable[[bool, int], Products]) -> None:
+    def _order(self, node: Node, products: Wanted) -> None:
         weight = self.net.canonical(node.state["weight"])
-        seen = products(self.layers.free_bias(self.net, node) is not None, MOST_PLACES)
+        seen = products(centred=self.layers.free_bias(self.net, node) is not None, most=MOST_PLACES)
         rows, gone = self.before[weight].flatten(1).double(), self._gone(weight)
         system = damped(seen.inner, self.method.for_layer(node.module).damping)
         most = rows.shape[1] - max(1, round(DENSEST * rows.shape[1]))
@@ -149,14 +148,14 @@ class _Run:
                 if bool((new & ~gone).any()):
                     self.keep[weight] = ~new
 
-    def _fit(self, node: Node, products: Callable[[bool, int], Products]) -> None:
+    def _fit(self, node: Node, products: Wanted) -> None:
         self.advance(1)
         weight = self.net.canonical(node.state["weight"])
         bias = self.layers.free_bias(self.net, node)
         keep = self.keep.get(weight)
         if keep is None:
             return
-        seen = products(bias is not None, MOST_PLACES)
+        seen = products(centred=bias is not None, most=MOST_PLACES)
         kept_bias = None if bias is not None or "bias" not in node.state else self.before[node.state["bias"]]
         rows = self.before[weight].flatten(1).double()
         system = damped(seen.inner, self.method.for_layer(node.module).damping)
@@ -164,10 +163,7 @@ class _Run:
         own = (rows.reshape(groups, -1, rows.shape[1]) @ (system - seen.inner)).reshape(rows.shape)
         right = wanted_cross(seen, kept_bias) + own
         fitted = torch.cat(
-            [
-                least_squares(r, s, k)
-                for r, s, k in zip(right.chunk(groups), system, keep.chunk(groups), strict=True)
-            ]
+            [least_squares(r, s, k) for r, s, k in zip(right.chunk(groups), system, keep.chunk(groups), strict=True)]
         )
         old = self.net.encoding(weight)
         new = old.with_mask(keep.reshape(old.shape).to(self.net.device))

@@ -34,7 +34,7 @@ from lilliput.methods.second_order.layers import (
 from lilliput.methods.second_order.search import best_price
 from lilliput.ops.affine import mse
 from lilliput.ops.rate_rounding import Shape, inverse_factor, rounded
-from lilliput.training.layer_targets import Products, importance, walk
+from lilliput.training.layer_targets import Products, Wanted, importance, walk
 
 MOST_PLACES = 2**17
 OUTPUT_DAMPING = 0.01
@@ -48,12 +48,12 @@ GOALS = ("price", "max_bytes", "min_agreement", "weight_bits")
 
 @dataclass(frozen=True, kw_only=True)
 class RateDistortion(Pass):
-    """One of four goals: `max_bytes` of the file (without recipe and graph), `min_agreement` with the network before
-    on held-out unlabelled samples (the default, 0.99), a `price` for a bit, or `weight_bits`: integers of so many bits,
-    compensated, whatever they take when coded.
+    """Round weights and biases so that the file is small and the outputs move little.
 
-    Agreement is the share of equal answers where the task has classes, else the share of the outputs' variance that is
-    kept. `samples` of train are looked at; `step` scales the grids' steps (more: fewer and larger integers);
+    One of four goals: `max_bytes` of the file (without recipe and graph), `min_agreement` with the network before on
+    held-out unlabelled samples (the default, 0.99), a `price` for a bit, or `weight_bits`: integers of so many bits,
+    compensated, whatever they take when coded. Agreement is the share of equal answers where the task has classes, else the share of the outputs' variance that is
+    kept. `samples` of train are looked at; `step` scales the grids' steps (more: coarser);
     `damping` is the share of the mean squared input that holds weights where they are. `bias_bits` 0 leaves biases in
     float. Put it after fold_batchnorm, and before quantization of activations.
     """
@@ -117,9 +117,7 @@ class _Run:
         self.method, self.net, self.context, self.layers = method, net, context, layers
         goal = next((name for name in GOALS if getattr(method, name) is not None), "min_agreement")
         self.goal = goal
-        self.inputs, self.held = samples_of(
-            net, context, method.samples, HELD_OUT if goal == "min_agreement" else 0
-        )
+        self.inputs, self.held = samples_of(net, context, method.samples, HELD_OUT if goal == "min_agreement" else 0)
         self.before = {name: t.detach().cpu().clone() for name, t in net.module.state_dict().items()}
         self.slopes: dict[str, Tensor] = {}
         self.found: dict[str, Encoding] = {}
@@ -128,9 +126,7 @@ class _Run:
 
     def result(self) -> PassResult:
         method, notes = self.method, list[str]()
-        self.slopes = importance(
-            self.layers.graph, self.inputs, self.before, self.layers.nodes, self.context.generator
-        )
+        self.slopes = importance(self.layers.graph, self.inputs, self.before, self.layers.nodes, self.context.generator)
         with self.context.progress.task("prices of a bit", None) as advance:
             if self.goal == "weight_bits":
                 self.found = self.at(0.0)
@@ -207,9 +203,9 @@ class _Run:
         """The encodings at this price (0: of `weight_bits` bits)."""
         state, found = dict(self.before), dict[str, Encoding]()
 
-        def visit(node: Node, products: Callable[[bool, int], Products]) -> None:
+        def visit(node: Node, products: Wanted) -> None:
             bias = self.layers.free_bias(self.net, node)
-            seen = products(bias is not None, MOST_PLACES)
+            seen = products(centred=bias is not None, most=MOST_PLACES)
             weight = self.net.canonical(node.state["weight"])
             new = found[weight] = self._layer(node, weight, seen, bias, price)
             state[node.state["weight"]] = state[weight] = new.decode()
@@ -237,7 +233,9 @@ class _Run:
             part = slice(group * each, (group + 1) * each)
             rows, inner, outputs = fitted[part], system[group], slopes[part, part].contiguous()
             steps[part] = (
-                steps_at(rows, inner, outputs, price, own.step) if price else steps_of_bits(rows, self.method.weight_bits)
+                steps_at(rows, inner, outputs, price, own.step)
+                if price
+                else steps_of_bits(rows, self.method.weight_bits)
             )
             q = rounded(
                 rows.numpy(), inner.numpy(), outputs.numpy(), steps[part].numpy(), price,
