@@ -1,8 +1,8 @@
 """Rounding that weighs the error of a layer's outputs against the bits that a context coder will take.
 
 For weights W [n, f], products of inputs H and of the slopes of outputs G: integers Q of steps s, with E = W - s Q and
-a small trace(G E H E') / 2 + price x bits(Q). First in order, each error made up for by the entries of its row and by the
-rows that follow (Frantar et al., 2023, https://arxiv.org/abs/2210.17323; for both sides Tseng et al., 2025,
+a small trace(G E H E') / 2 + price x bits(Q). First in order, each error made up for by the entries of its row and by
+the rows that follow (Frantar et al., 2023, https://arxiv.org/abs/2210.17323; for both sides Tseng et al., 2025,
 https://arxiv.org/abs/2505.22988), then by coordinate descent. The bits of an integer are those of tables by the sizes
 around it, counted from the rounding before: close to what `ops.context_coding` takes.
 """

@@ -52,10 +52,12 @@ class RateDistortion(Pass):
 
     One of four goals: `max_bytes` of the file (without recipe and graph), `min_agreement` with the network before on
     held-out unlabelled samples (the default, 0.99), a `price` for a bit, or `weight_bits`: integers of so many bits,
-    compensated, whatever they take when coded. Agreement is the share of equal answers where the task has classes, else the share of the outputs' variance that is
-    kept. `samples` of train are looked at; `step` scales the grids' steps (more: coarser);
-    `damping` is the share of the mean squared input that holds weights where they are. `bias_bits` 0 leaves biases in
-    float. Put it after fold_batchnorm, and before quantization of activations.
+    compensated, whatever they take when coded. Agreement is the share of equal answers where the task has classes, else
+    the share of the outputs' variance that is kept.
+
+    `samples` of train are looked at; `step` scales the grids' steps (more: coarser); `damping` is the share of the mean
+    squared input that holds weights where they are. `bias_bits` 0 leaves biases in float. Put it after fold_batchnorm,
+    and before quantization of activations.
     """
 
     name: ClassVar[str] = "rate_distortion"
