@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
     from lilliput.methods.quantization.mixed_precision import MixedPrecision as MixedPrecision
     from lilliput.methods.quantization.post_training import Quantization as Quantization
+    from lilliput.methods.second_order.pruning import SecondOrderPruning as SecondOrderPruning
+    from lilliput.methods.second_order.rate_distortion import RateDistortion as RateDistortion
     from lilliput.methods.tuning.fine_tune import FineTune as FineTune
     from lilliput.pipeline.recipe import Recipe as Recipe
     from lilliput.pipeline.recipe import Step as Step
@@ -93,6 +95,8 @@ _HOMES = {
     "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),
     "lilliput.methods.quantization.mixed_precision": ("MixedPrecision",),
     "lilliput.methods.quantization.post_training": ("Quantization",),
+    "lilliput.methods.second_order.pruning": ("SecondOrderPruning",),
+    "lilliput.methods.second_order.rate_distortion": ("RateDistortion",),
     "lilliput.methods.tuning.fine_tune": ("FineTune",),
     "lilliput.pipeline.recipe": ("Recipe", "Step"),
     "lilliput.report.result": ("Result",),

@@ -11,6 +11,8 @@ from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.second_order.pruning import SecondOrderPruning
+from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.tuning.fine_tune import FineTune
 
 BUILT_IN: tuple[type[Pass], ...] = (
@@ -24,6 +26,8 @@ BUILT_IN: tuple[type[Pass], ...] = (
     FineTune,
     CrossLayerEqualization,
     BiasCorrection,
+    SecondOrderPruning,
+    RateDistortion,
     MixedPrecision,
     Quantization,
 )
