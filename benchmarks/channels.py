@@ -8,6 +8,8 @@ image in ONNX Runtime fp32 on one thread, BatchNorm folded, in turn with the pub
 results/channels.json.
 """
 
+# pyright: reportArgumentType=false, reportOptionalSubscript=false
+
 import json
 import sys
 import tempfile

@@ -7,9 +7,9 @@ The acceptance set is what the network gets right of the training images in file
 
 - "small, 5,000, published": the published algorithm in the same process: jenkspy for each k, a full forward of all
   samples for each candidate; it must take the same decisions.
-- "resnet20, 500, plainly": the same rule in the first seven layers, each candidate by forwards of the whole network that
-  end at the first lost sample; it must take the same decisions. `published_estimated_s`: ours needs so many candidates
-  in all layers, times a forward of all samples.
+- "resnet20, 500, plainly": the same rule in the first seven layers, each candidate by forwards of the whole network
+  that end at the first lost sample; it must take the same decisions. `published_estimated_s`: ours needs so many
+  candidates in all layers, times a forward of all samples.
 - "fashion ...": LeNet-5 (tanh) trained here, 8 epochs.
 - "chain ...": SIC, centroids of 8 bits, of 6 bits, then 85% of the weights pruned: bytes and accuracy of each,
   and the last one's C on an emulated Cortex-M4, if the tools are there.

@@ -1,5 +1,7 @@
 """Networks whose channels are coupled in every way that is known, for inputs of shape (3, 8, 8)."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Callable
 
 import torch

@@ -1,6 +1,6 @@
 """Pruning under an acceptance set decides as a plain loop with a full forward for each candidate."""
 
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportOptionalSubscript=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportOptionalSubscript=false, reportArgumentType=false, reportIndexIssue=false, reportOptionalMemberAccess=false, reportOptionalOperand=false, reportCallIssue=false
 
 import json
 

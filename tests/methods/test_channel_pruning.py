@@ -1,5 +1,7 @@
 """Channel pruning: what goes, how much, what is left; files of the smaller network are files like any other."""
 
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import itertools
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Second-order pruning: so many zeros as asked, and less lost than by magnitude."""
 
+# pyright: reportOptionalOperand=false
+
 import pytest
 import torch
 

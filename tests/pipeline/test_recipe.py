@@ -188,8 +188,14 @@ REFUSED = {
         {"guard": {"maxdrop": 1}, "passes": []},
         "recipe guard: unknown key 'maxdrop'; did you mean 'max_drop'?",
     ),
-    "guard without drop": ({"guard": {}, "passes": []}, "recipe guard: no max_drop; write {max_drop: 1pt}, {agreement: 99%} or none"),
-    "guard as text": ({"guard": "1pt", "passes": []}, "recipe guard: '1pt'; write {max_drop: 1pt}, {agreement: 99%} or none"),
+    "guard without drop": (
+        {"guard": {}, "passes": []},
+        "recipe guard: no max_drop; write {max_drop: 1pt}, {agreement: 99%} or none",
+    ),
+    "guard as text": (
+        {"guard": "1pt", "passes": []},
+        "recipe guard: '1pt'; write {max_drop: 1pt}, {agreement: 99%} or none",
+    ),
     "guard drop": (
         {"guard": {"max_drop": [1]}, "passes": []},
         'recipe guard: max_drop [1]; write "0.5pt", "1%" or a number in the score\'s unit',
