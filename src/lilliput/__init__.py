@@ -48,11 +48,14 @@ if TYPE_CHECKING:
     from lilliput.methods.consolidation.sic import Sic as Sic
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
+    from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
     from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
     from lilliput.methods.quantization.mixed_precision import MixedPrecision as MixedPrecision
     from lilliput.methods.quantization.post_training import Quantization as Quantization
+    from lilliput.methods.second_order.pruning import SecondOrderPruning as SecondOrderPruning
+    from lilliput.methods.second_order.rate_distortion import RateDistortion as RateDistortion
     from lilliput.methods.tuning.fine_tune import FineTune as FineTune
     from lilliput.pipeline.recipe import Recipe as Recipe
     from lilliput.pipeline.recipe import Step as Step
@@ -86,11 +89,14 @@ _HOMES = {
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
+    "lilliput.methods.pruning.channel": ("ChannelPruning",),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
     "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),
     "lilliput.methods.quantization.mixed_precision": ("MixedPrecision",),
     "lilliput.methods.quantization.post_training": ("Quantization",),
+    "lilliput.methods.second_order.pruning": ("SecondOrderPruning",),
+    "lilliput.methods.second_order.rate_distortion": ("RateDistortion",),
     "lilliput.methods.tuning.fine_tune": ("FineTune",),
     "lilliput.pipeline.recipe": ("Recipe", "Step"),
     "lilliput.report.result": ("Result",),

@@ -14,11 +14,14 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.second_order.pruning import SecondOrderPruning
+from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
 from shared_traces import share_traces_
@@ -30,6 +33,12 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         MagnitudePruning(),
         MagnitudePruning(sparsity=0.7, scope="layer"),
         MagnitudePruning(sparsity=0.3, scope="global"),
+    ],
+    ChannelPruning: [
+        ChannelPruning(amount=0.5),
+        ChannelPruning(macs=0.8, criterion="second_order", most=0.8),
+        ChannelPruning(criterion="l2", compensate=False),
+        ChannelPruning(criterion="batchnorm", multiple=4, max_macs=2000),
     ],
     WeightClustering: [
         WeightClustering(),
@@ -60,6 +69,12 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
     ],
     BiasCorrection: [BiasCorrection(), BiasCorrection(match="mean")],
     CrossLayerEqualization: [CrossLayerEqualization()],
+    SecondOrderPruning: [SecondOrderPruning(), SecondOrderPruning(sparsity=0.7, scope="layer", samples=32)],
+    RateDistortion: [
+        RateDistortion(price=1e-4),
+        RateDistortion(max_bytes=100_000, bias_bits=0),
+        RateDistortion(weight_bits=3, samples=32),
+    ],
     MixedPrecision: [MixedPrecision(average_bits=20.0, choices=(2, 8), size_weights=(0.0,), samples=8)],
 }
 FILLERS = (MagnitudePruning(sparsity=0.4, scope="layer"), WeightClustering(n_clusters=4), Quantization())

@@ -122,6 +122,40 @@ def test_sliced_layers_remember_their_new_sizes():
     assert multiplied(torch.zeros(1, 4, 5, 5)).shape == (1, 8, 3, 3)
 
 
+def test_sliced_transposed_layers_multiplied_depthwise_ones_and_prelu_remember_their_new_sizes():
+    turned, multiplied, prelu = nn.ConvTranspose2d(4, 6, 3), nn.Conv1d(4, 8, 3, groups=4), nn.PReLU(5)
+    apart, pairs = nn.ConvTranspose1d(4, 8, 3, groups=4, bias=False), nn.ConvTranspose1d(4, 6, 3, groups=2, bias=False)
+    module = nn.ModuleDict({"turned": turned, "multiplied": multiplied, "prelu": prelu, "apart": apart, "pairs": pairs})
+    for path, dim, index in (
+        ("turned.weight", 0, (0, 2, 3)),
+        ("turned.weight", 1, (1, 5)),
+        ("turned.bias", 0, (1, 5)),
+        ("multiplied.weight", 0, (0, 1, 4, 5)),
+        ("multiplied.bias", 0, (0, 1, 4, 5)),
+        ("prelu.weight", 0, (0, 4)),
+        ("apart.weight", 0, (1, 2, 3)),
+        ("pairs.weight", 1, (0, 2)),
+    ):
+        Slice(path=path, dim=dim, index=index).replay_(module)
+    assert (turned.in_channels, turned.out_channels, turned.groups) == (3, 2, 1)
+    assert (multiplied.in_channels, multiplied.out_channels, multiplied.groups) == (2, 4, 2)
+    assert (apart.in_channels, apart.out_channels, apart.groups) == (3, 6, 3)
+    assert (pairs.in_channels, pairs.out_channels, pairs.groups) == (4, 4, 2)
+    assert prelu.num_parameters == 2
+    assert turned(torch.zeros(1, 3, 5, 5)).shape == (1, 2, 7, 7)
+    assert multiplied(torch.zeros(1, 2, 5)).shape == (1, 4, 3)
+    assert apart(torch.zeros(1, 3, 5)).shape == (1, 6, 7)
+    assert pairs(torch.zeros(1, 4, 5)).shape == (1, 4, 7)
+
+
+def test_slice_of_a_tied_weight_keeps_it_tied():
+    module: Any = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    module["b"].weight = module["a"].weight
+    Slice(path="a.weight", dim=1, index=(2, 0)).replay_(module)
+    assert module["b"].weight is module["a"].weight
+    assert (module["b"].in_features, module["b"].out_features) == (2, 3)
+
+
 def test_slice_of_a_parameter_of_the_network_itself():
     module = nn.Linear(2, 3)
     Slice(path="bias", dim=0, index=(1,)).replay_(module)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from coupled_networks import SHAPE, network
+from lilliput.core.edits import Slice
 from lilliput.export.c.writer import Writer, c_type
 from lilliput.graph.interpreter import quantize_input, run
 from lilliput.graph.lower import lower
+from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.zoo.registry import ZOO, open_model
 from lowered import calibrated_on, quantized
@@ -88,3 +91,11 @@ def test_the_published_resnet_20_computes_the_same_in_c(published_data, tmp_path
     program = lower(quantized(model, calibrated_on(x), Quantization(signed=True)))
     check(program, x.numpy(), tmp_path)
     assert Writer(program).arena <= 51_000
+
+
+@pytest.mark.parametrize("name", ["option A", "depthwise", "grouped", "series", "transposed"])
+def test_a_network_without_half_of_its_channels_computes_the_same_in_c(name, tmp_path):
+    x = torch.randn((24, *SHAPE), generator=torch.Generator().manual_seed(2))
+    net = quantized(network(name), calibrated_on(x), ChannelPruning(amount=0.5))
+    assert any(isinstance(edit, Slice) for edit in net.edits)
+    check(lower(net), x.numpy(), tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.edits import Edit, fingerprint
+from lilliput.core.edits import Edit, Slice, fingerprint
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import MethodError, UsageError
 
@@ -171,6 +171,15 @@ class Artifact:
             raise MethodError(f"write {name!r}", "it is stored in an encoding", "change the encoding instead")
         with torch.no_grad():
             self.parameter(name).copy_(values)
+
+    def slice_(self, edit: Slice) -> None:
+        """Keep only these slices of a parameter or buffer, in the module and in its encoding; the edit is recorded."""
+        name = self.canonical(edit.path)
+        edit.replay_(self.module)
+        if name in self.encodings:
+            index = torch.tensor(edit.index, dtype=torch.int64, device=self.device)
+            self.encodings[name] = self.encodings[name].select(edit.dim, index)
+        self.edits.append(edit)
 
     def check(self) -> None:
         """Raises `MethodError` unless every parameter holds exactly what its encoding decodes to."""

@@ -75,11 +75,13 @@ class Slice:
         sliced = tensor.detach().index_select(
             self.dim, torch.tensor(self.index, dtype=torch.int64, device=tensor.device)
         )
-        if isinstance(tensor, nn.Parameter):
-            setattr(owner, name, nn.Parameter(sliced, requires_grad=tensor.requires_grad))
-        else:
-            owner.register_buffer(name, sliced)
-        _resize_(owner)
+        new = nn.Parameter(sliced, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
+        for holder in list(module.modules()):  # a tied tensor has several places, and stays tied
+            held = [key for key, t in (*holder._parameters.items(), *holder._buffers.items()) if t is tensor]
+            for key in held:
+                setattr(holder, key, new)
+            if held:
+                _resize_(holder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +159,13 @@ def _resize_(layer: nn.Module) -> None:
         return
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
-    elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        depthwise = layer.groups == layer.in_channels == layer.out_channels != 1
-        layer.out_channels = weight.shape[0]
-        if depthwise:  # a group for each channel
-            layer.groups = layer.in_channels = weight.shape[0]
-        elif layer.groups == 1:
-            layer.in_channels = weight.shape[1]
+    elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        turned = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+        if layer.groups == layer.in_channels != 1:  # a group for each input channel
+            layer.groups = weight.shape[0] // (1 if turned else layer.out_channels // layer.groups)
+        many, few = weight.shape[0], weight.shape[1] * layer.groups
+        layer.in_channels, layer.out_channels = (many, few) if turned else (few, many)
     elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
         layer.num_features = weight.shape[0]
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = weight.shape[0]

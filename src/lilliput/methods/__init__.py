@@ -5,23 +5,29 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.second_order.pruning import SecondOrderPruning
+from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.tuning.fine_tune import FineTune
 
 BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     ReestimateBatchNorm,
     MagnitudePruning,
+    ChannelPruning,
     WeightClustering,
     Sic,
     AcceptancePruning,
     FineTune,
     CrossLayerEqualization,
     BiasCorrection,
+    SecondOrderPruning,
+    RateDistortion,
     MixedPrecision,
     Quantization,
 )

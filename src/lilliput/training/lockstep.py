@@ -7,7 +7,7 @@ be changed, and the run goes on with the changed one. Each network is run once, 
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.device import device_of, moved
 from lilliput.core.edits import Edit, Fold, Slice
 from lilliput.core.method import Context
+from lilliput.core.task import Batch, Task
 from lilliput.graph.integer import IntegerNet, Quantized
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import Graph, Node, evaluate, graph_of, trace
@@ -98,15 +99,15 @@ class Lockstep:
             return evaluate(node, values, self._state) if x is None else x
 
         integer = IntegerNet(self.net, self.graph) if self.net.activations else None
-        reference = _Run(self.other, self.inputs, theirs, held=[name for name, _ in self.partners.values()])
-        run = _Run(self.graph, self.inputs, ours)
+        reference = Run(self.other, self.inputs, theirs, held=[name for name, _ in self.partners.values()])
+        run = Run(self.graph, self.inputs, ours)
         with torch.no_grad():
             for node in self.graph.nodes:
                 if node.op in LAYERS and visit(self._turn(node, run, reference)) and integer is not None:
                     integer = IntegerNet(self.net, self.graph)
                 run.step()
 
-    def _turn(self, node: Node, run: "_Run", reference: "_Run") -> Turn:
+    def _turn(self, node: Node, run: "Run", reference: "Run") -> Turn:
         wanted: list[Tensor] = []
         if node.name in self.partners:
             partner, index = self.partners[node.name]
@@ -130,7 +131,7 @@ class Lockstep:
         )
 
 
-class _Run:
+class Run:
     """One network on all batches, node by node. Values go after their last reader; the `held` ones are for `take`."""
 
     def __init__(
@@ -186,12 +187,17 @@ def channel_dim(node: Node) -> int:
 
 def _inputs(module: nn.Module, context: Context, place: torch.device, samples: int | None) -> list[tuple[Tensor, ...]]:
     """What the task gives the network for each calibration batch."""
-    recorder = _Recorder(module).eval()
     data = context.task.data("calibration")
     order = torch.arange(len(data) if samples is None else min(samples, len(data)))
+    return calls_of(module, context.task, data.batches(context.batch_size, order), place)
+
+
+def calls_of(module: nn.Module, task: Task, batches: Iterable[Batch], place: torch.device) -> list[tuple[Tensor, ...]]:
+    """What the task gives the network for each batch."""
+    recorder = _Recorder(module).eval()
     with torch.no_grad():
-        for x, y in data.batches(context.batch_size, order):
-            context.task.forward(recorder, moved((x, y), place))
+        for x, y in batches:
+            task.forward(recorder, moved((x, y), place))
     return recorder.calls
 
 

@@ -1,0 +1,88 @@
+"""Rate-distortion rounding and second-order pruning of the published ResNet-20: bytes, accuracy, seconds.
+
+    LILLIPUT_TEST_DATA=folder python benchmarks/rate_distortion.py [part of a row's name]
+
+No training and no labels: 1,024 training images for rounding, 256 for pruning, one seed. Accuracy is that of the 10,000
+test images, each row read once; prices were chosen by the size of the file, or by the agreement with the float network
+on 2,048 other training images. Bytes are those of the `.lil` file without recipe and graph. Writes
+results/rate_distortion.json.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from published_resnet20 import make
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.method import Context, apply_checked_
+from lilliput.graph.integer import runnable
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.second_order.pruning import SecondOrderPruning
+from lilliput.methods.second_order.rate_distortion import RateDistortion
+from lilliput.report.result import environment
+
+RESULTS = Path(__file__).parent / "results" / "rate_distortion.json"
+FOLD = FoldBatchNorm()
+
+
+def rows():
+    """{name: passes}."""
+    found = {
+        f"at most {size:,} bytes": [FOLD, RateDistortion(max_bytes=size)]
+        for size in (70_000, 60_000, 58_000, 53_000, 50_000, 44_000, 35_000)
+    }
+    found |= {f"agreement of {share}": [FOLD, RateDistortion(min_agreement=share)] for share in (0.995, 0.99, 0.98)}
+    found |= {f"{bits} bits, compensated": [FOLD, RateDistortion(weight_bits=bits)] for bits in (4, 3)}
+    for scope in ("layer", "global"):
+        found |= {
+            f"{round(100 * s)}% zero, {scope}": [FOLD, SecondOrderPruning(sparsity=s, scope=scope)] for s in (0.5, 0.7)
+        }
+    found["at most 53,000 bytes, 8-bit activations"] = [FOLD, RateDistortion(max_bytes=53_000), Quantization()]
+    return found
+
+
+def measure(model, task, passes):
+    started = time.process_time()
+    net, context = Artifact.of(model, task.spec), Context.of(task, model)
+    notes = []
+    for method in passes:
+        notes += apply_checked_(method, net, context).notes
+    seconds = time.process_time() - started
+    run, right, seen = runnable(net), 0, []
+    with torch.inference_mode():
+        for x, y in task.data("test").batches(250):
+            seen.append(run(x).argmax(1) == y)
+    right = torch.cat(seen)
+    return {
+        "accuracy": float(right.double().mean()) * 100,
+        "accuracy_first_4000": float(right[:4000].double().mean()) * 100,
+        "lil_bytes": len(container.dumps(net, strip=True)),
+        "compress_cpu_s": round(seconds, 1),
+        "notes": notes,
+    }
+
+
+def main():
+    torch.set_num_threads(1)
+    model, task = make()
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    found = json.loads(RESULTS.read_text()) if wanted and RESULTS.is_file() else {"rows": {}}
+    for name, passes in rows().items():
+        if wanted in name:
+            row = found["rows"][name] = measure(model, task, passes)
+            print(
+                f"{name:48}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s",
+                row["notes"][-1:],
+                flush=True,
+            )
+            found["environment"] = environment()
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What the second-order methods share: which layers they change, on which samples, and least squares for weights."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.method import Context, Pass
+from lilliput.graph.trace import Graph, Node, graph_of
+from lilliput.training.layer_targets import Inputs, Products
+from lilliput.training.lockstep import LAYERS, calls_of
+
+WIDEST = 8192
+"""Inputs of one output: beyond, their products take too much memory."""
+BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """`nodes` are the calls of the layers to change, in order; `names` their weights by path."""
+
+    graph: Graph
+    nodes: tuple[Node, ...]
+    names: Mapping[str, str]
+    skipped: dict[str, str]
+
+    @staticmethod
+    def of(method: Pass, net: Artifact) -> "Layers":
+        graph = graph_of(net)
+        chosen, skipped = method.pick(net)
+        nodes: list[Node] = []
+        for path, weight in chosen.items():
+            calls = [n for n in graph.nodes if n.op in LAYERS and n.module == path]
+            reason = _refused(net, graph, calls, weight)
+            if reason:
+                skipped[path] = reason
+            else:
+                nodes += calls
+        order = {node.name: i for i, node in enumerate(graph.nodes)}
+        nodes.sort(key=lambda n: order[n.name])
+        return Layers(
+            graph=graph, nodes=tuple(nodes), names={n.module: chosen[n.module] for n in nodes}, skipped=skipped
+        )
+
+    def free_bias(self, net: Artifact, node: Node) -> str | None:
+        """The name of the layer's bias if it is plain, and this layer's alone."""
+        name = node.state.get("bias")
+        if name is None or net.canonical(name) in net.encodings or len(self.graph.users_of(name)) > 1:
+            return None
+        return net.canonical(name)
+
+
+def _refused(net: Artifact, graph: Graph, calls: list[Node], weight: str) -> str:
+    if not calls:
+        return "it is not run"
+    if len(calls) > 1 or len(graph.users_of(calls[0].state["weight"])) > 1:
+        return "it is called more than once, or shares its weight"
+    if calls[0].attributes.get("transposed"):
+        return "it is a transposed convolution"
+    if net.encoding(weight).grid is not None:
+        return f"its weight is on a grid already ({net.encoding(weight).describe()})"
+    if net.encoding(weight).decode()[0].numel() > WIDEST:
+        return f"its outputs read more than {WIDEST:,} inputs each"
+    return ""
+
+
+def shares_values(net: Artifact) -> bool:
+    return any(e.sharing is not None for e in net.encodings.values())
+
+
+def samples_of(net: Artifact, context: Context, count: int, further: int = 0) -> tuple[Inputs, Inputs]:
+    """What the network is called with for `count` samples drawn from train, and for as many `further` ones.
+
+    Without labels; from validation where there is no train. Of few samples a quarter is left for `further` ones.
+    """
+    task = context.task
+    data = task.data("train" if task.train is not None else "validation")
+    order = torch.randperm(len(data), generator=context.generator)
+    first = min(count, len(data) if not further else max(1, 3 * len(data) // 4))
+    module, cpu = copy.deepcopy(net.module).cpu(), torch.device("cpu")
+    parts = (order[:first], order[first : first + further])
+    a, b = (calls_of(module, task, data.batches(BATCH, part), cpu) if len(part) else [] for part in parts)
+    return a, b
+
+
+def damped(inner: Tensor, damping: float) -> Tensor:
+    """Products [..., f, f] with a share of their mean square added to each input's own; never singular."""
+    diagonal = inner.diagonal(dim1=-2, dim2=-1)
+    more = damping * diagonal.mean(-1, keepdim=True)
+    floor = torch.finfo(torch.float32).tiny
+    return inner + torch.diag_embed((more + 1e-9 * diagonal).clamp(min=floor).expand_as(diagonal))
+
+
+def wanted_cross(products: Products, bias: Tensor | None) -> Tensor:
+    """Products of inputs with what the weights should give: without the bias, which is `None` if it is free."""
+    if products.centred or bias is None:
+        return products.cross
+    return products.cross - bias.double()[:, None] * products.of_channels(products.mean)
+
+
+def refitted(weight: Tensor, products: Products, cross: Tensor, system: Tensor) -> Tensor:
+    """float64 [channels, f]: ridge regression from `weight` [channels, f] towards what the layer should give."""
+    groups, each = len(system), len(weight) // len(system)
+    rows = weight.double().reshape(groups, each, -1)
+    miss = cross.reshape(groups, each, -1) - rows @ products.inner
+    return (rows + torch.linalg.solve(system, miss.mT).mT).reshape(len(weight), -1)
