@@ -12,23 +12,20 @@ results/channels.json.
 
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from published_resnet20 import make
+from resnet20_tools import answers, exported_runner, times_faster
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, apply_checked_
-from lilliput.export import onnx
 from lilliput.graph import stored
 from lilliput.graph.coupling import channel_groups, shapes_of
 from lilliput.graph.removal import remove_
 from lilliput.graph.trace import graph_of
-from lilliput.measure.latency import interleaved, session_runner
 from lilliput.measure.macs import count_macs
-from lilliput.measure.runtime import session
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.report.result import environment
@@ -55,11 +52,7 @@ def rows():
 
 
 def accuracy(module, task):
-    right = 0
-    with torch.inference_mode():
-        for x, y in task.data("test").batches(250):
-            right += int((module(x).argmax(1) == y).sum())
-    return right / 100
+    return round(float(answers(module, task).double().mean()) * 100, 2)
 
 
 def narrowed(model, task, counts):
@@ -72,19 +65,12 @@ def narrowed(model, task, counts):
 
 
 def measure_latency(found, model, task):
-    """Each network in turn with the published one, the two alone: more of them would take each other's caches."""
-    image = task.data("test").batch(torch.arange(1))[0].numpy()
-    runners = {}
+    image = task.data("test").batch(torch.arange(1))[0]
+    published = exported_runner(narrowed(model, task, {}), image)
     for name, row in found.items():
-        net = narrowed(model, task, row["channels"])
-        with tempfile.TemporaryDirectory() as folder:
-            onnx.export(net, Path(folder) / "net.onnx", target="onnx-x86")
-            opened = session(Path(folder) / "net.onnx")
-        runners[name] = session_runner(opened, {opened.get_inputs()[0].name: image}, threads=1)
-        both = {"as published": runners["as published"], name: runners[name]}
-        timings = interleaved(both, repeats=100, min_time_ms=5)
-        row["latency_ms"] = round(timings.latency(name).value, 4)
-        row["times_faster"] = round(1 / timings.ratio(name, "as published").value, 3)
+        runner = exported_runner(narrowed(model, task, row["channels"]), image)
+        latency, faster = times_faster(runner, published)
+        row["latency_ms"], row["times_faster"] = round(latency, 4), round(faster, 3)
         print(f"{name:42}{row['latency_ms']:8.3f} ms{row['times_faster']:7.2f} x", flush=True)
 
 
