@@ -25,7 +25,10 @@ KEPT: list[Any] = []
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """One compressed network. One of `weights`, `logits` (called after the clock has stopped), `onnx`."""
+    """One compressed network. One of `weights`, `logits` (called after the clock has stopped), `onnx`.
+
+    `facts` go into the row as they are; `cpu_s` among them replaces the time of the whole call.
+    """
 
     artifact: bytes
     weights: Arrays | None = None
