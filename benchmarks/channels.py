@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from published_resnet20 import make
-from resnet20_tools import answers, exported_runner, times_faster
+from resnet20_tools import WIDTHS, answers, exported_runner, times_faster
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, apply_checked_
@@ -31,11 +31,6 @@ from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.report.result import environment
 
 RESULTS = Path(__file__).parent / "results" / "channels.json"
-WIDTHS = {
-    "layer1*": {"amount": 0.75}, "layer2*": {"amount": 0.5}, "layer3.0*": {"amount": 0.25},
-    "layer3.1*": {"amount": 0.75}, "layer3.2*": {"amount": 0.25},
-}  # fmt: skip
-"""Where layers 2 and 3 keep multiples of 16."""
 
 
 def rows():

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from channels import WIDTHS
 from peer_runs import judged_artifact
-from resnet20_tools import compressed, exported_runner, published_runner, times_faster
+from resnet20_tools import WIDTHS, compressed, exported_runner, published_runner, times_faster
 
 from lilliput.core import container
 from lilliput.graph import stored

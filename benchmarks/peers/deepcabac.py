@@ -31,7 +31,5 @@ def made(**settings):
 if __name__ == "__main__":
     os.chdir(folder())
     rows = [Row(group=g, name=f"DeepCABAC, qp {qp}", make=lambda qp=qp: made(qp=qp)) for qp, g in STEPS.items()]
-    codebook = Row(
-        group="small", name="DeepCABAC, codebook, qp -24", make=lambda: made(qp=-24, approx_method="codebook")
-    )
-    run([*rows, codebook], ("nncodec", "torch", "numpy"))
+    plain = Row(group="small", name="DeepCABAC, qp -24, steps not dependent", make=lambda: made(qp=-24, use_dq=False))
+    run([*rows, plain], ("nncodec", "torch", "numpy"))

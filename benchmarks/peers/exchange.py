@@ -6,6 +6,7 @@ images, no labels), and `test.npz` (test images, no labels) only for runners who
 logits of the test images, or an ONNX file. Nothing here knows a label.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -78,7 +79,7 @@ def fold_(model):
     model.eval()
     for block in model.modules():
         children = list(block.named_children())
-        for (first, conv), (second, norm) in zip(children, children[1:], strict=False):
+        for (first, conv), (second, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(block, first, fuse_conv_bn_eval(conv, norm))
                 setattr(block, second, nn.Identity())

@@ -5,7 +5,7 @@
 # [tool.lilliput]
 # test_images = true
 # ///
-"""LiteRT: litert-torch converts, ai-edge-quantizer quantizes by its own recipes, the interpreter answers (one thread)."""
+"""LiteRT: litert-torch converts, ai-edge-quantizer quantizes by its own recipes, the interpreter answers."""
 
 # pyright: reportMissingImports=false
 

@@ -20,7 +20,7 @@ def layers(model):
     return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
-def magnitude_(model, share, calibration):
+def magnitude_(model, share, _calibration):
     for layer in layers(model):
         flat = layer.weight.data.abs().reshape(-1)
         gone = flat.argsort()[: round(share * len(flat))]

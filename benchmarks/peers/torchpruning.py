@@ -3,7 +3,7 @@
 #   "torch==2.13.0", "torch-pruning==1.6.1", "numpy==2.4.6", "onnx==1.23.2", "onnxscript==0.7.2", "setuptools==80.9.0",
 # ]
 # ///
-"""Torch-Pruning (DepGraph): half of the MACs by channels, nothing trained; BatchNorm statistics taken anew, and as pruned.
+"""Torch-Pruning (DepGraph): half of the MACs by channels, nothing trained; "with BN": statistics taken anew.
 
 "all groups" is the tool as its users call it. The other rows leave every channel alone that meets a shortcut. Taylor
 needs a loss: the cross-entropy of the network's own answers, for there are no labels.
