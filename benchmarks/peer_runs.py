@@ -23,6 +23,8 @@ from peers.exchange import fold_, weights_of
 from published_resnet20 import ResNet
 from resnet20_tools import answers, file_runner, published_runner, times_faster
 
+from lilliput.core.errors import LilliputError
+
 PEERS = Path(__file__).parent / "peers"
 MOST_SECONDS = 3600
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -92,17 +94,24 @@ def peer_rows(runner, model, given, task, venvs):
             failed = str(error)
         if (folder / "rows.json").is_file():
             found = json.loads((folder / "rows.json").read_text())
-        found["rows"] = [judged(row, folder, model, task) for row in found["rows"]]
+        found["rows"] = [judged_or_error(row, folder, model, task) for row in found["rows"]]
     if failed:
         found["rows"].append({"group": "other", "name": f"{runner.stem}: all further rows", "error": failed[:800]})
     return found
 
 
-def judged(row, folder, model, task):
-    """The row with its accuracy and sizes: the same code for every tool."""
+def judged_or_error(row, folder, model, task):
     if "error" in row:
         return row
-    row = dict(row)
+    try:
+        return judged(dict(row), folder, model, task)
+    except (RuntimeError, LilliputError, KeyError, ValueError, OSError) as error:
+        kept = {"group": row["group"], "name": row["name"]}
+        return kept | {"error": f"what it gave cannot be judged: {type(error).__name__}: {error}"[:800]}
+
+
+def judged(row, folder, model, task):
+    """The row with its accuracy and sizes: the same code for every tool."""
     row |= sizes((folder / row.pop("artifact")).read_bytes())
     if "weights" in row:
         with np.load(folder / row.pop("weights")) as arrays:
