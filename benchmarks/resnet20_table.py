@@ -16,6 +16,11 @@ COLUMNS = {
     "times_faster": "x ORT fp32", "cpu_s": "CPU s",
 }  # fmt: skip
 
+TITLES = {
+    "aimet": "AIMET", "deepcabac": "nncodec", "kmeans": "kmeans1d", "litert": "LiteRT",
+    "sparse": "plain reimplementation", "torchpruning": "Torch-Pruning",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
@@ -31,8 +36,8 @@ class Bar:
         return all(row[k] >= v for k, v in self.least.items()) and all(row[k] <= v for k, v in self.most.items())
 
     def line(self, rows):
-        bounds = [f"{COLUMNS[k]} >= {v:g}" for k, v in self.least.items()]
-        bounds += [f"{COLUMNS[k]} <= {v:,g}" if v < 1e4 else f"{COLUMNS[k]} <= {v:,.0f}" for k, v in self.most.items()]
+        bounds = [f"{COLUMNS[k]} >= {cell(k, self.least)}" for k in self.least]
+        bounds += [f"{COLUMNS[k]} <= {cell(k, self.most)}" for k in self.most]
         row = rows.get(self.row)
         found = "not measured"
         if row is not None:
@@ -82,13 +87,16 @@ def text(found):
     """All of results/resnet20.txt."""
     ours = found.get("ours", {})
     rows = [{"tool": "Lilliput", "name": name, **row} for name, row in ours.items()]
-    rows += [{"tool": peer, **row} for peer, one in found.get("peers", {}).items() for row in one["rows"]]
+    rows += [
+        {"tool": TITLES.get(peer, peer), **row} for peer, one in found.get("peers", {}).items() for row in one["rows"]
+    ]
     lines = [found["how"], ""]
     for group, title in GROUPS.items():
         members = [row for row in rows if row["group"] == group]
         if not members:
             continue
         keys = [k for k in COLUMNS if any(row.get(k) is not None for row in members)]
+        keys = [k for k in keys if k != "zeros" or group == "sparse"]
         lines += [f"## {title}", "", "| " + " | ".join(COLUMNS[k] for k in keys) + " |"]
         lines.append("|" + "|".join("---" if k in ("tool", "name") else "---:" for k in keys) + "|")
         for row in sorted(members, key=lambda r: -r.get("accuracy", 0)):
@@ -98,5 +106,7 @@ def text(found):
     lines += ["## Versions", ""]
     lines += [f"- Lilliput: {', '.join(f'{k} {v}' for k, v in found.get('environment', {}).items())}"]
     for peer, one in found.get("peers", {}).items():
-        lines.append(f"- {peer}: {', '.join(f'{k} {v}' for k, v in one['versions'].items()) or 'did not run'}")
+        lines.append(
+            f"- {TITLES.get(peer, peer)}: {', '.join(f'{k} {v}' for k, v in one['versions'].items()) or 'did not run'}"
+        )
     return "\n".join(lines) + "\n"
