@@ -86,6 +86,21 @@ def fold_(model):
     return model
 
 
+def reestimate_(model, calibration):
+    """BatchNorm statistics taken anew: the mean over batches of 128."""
+    import torch
+
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+    with torch.no_grad():
+        for batch in calibration.split(128):
+            model(batch)
+    model.eval()
+
+
 def weights_of(model):
     return {key: value.detach().numpy() for key, value in model.state_dict().items()}
 

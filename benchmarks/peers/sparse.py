@@ -11,7 +11,7 @@ these methods' users do. The file: one bit for each weight, what is left in floa
 
 import numpy as np
 import torch
-from exchange import Made, Row, fold_, images, network, run, weights_of
+from exchange import Made, Row, fold_, images, network, reestimate_, run, weights_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,17 +49,6 @@ def wanda_(model, share, calibration):
         scores = rows.abs() * input_norms(model, layer, calibration)
         gone = scores.argsort(1)[:, : round(share * rows.shape[1])]
         layer.weight.data.copy_(rows.scatter(1, gone, 0.0).reshape(layer.weight.shape))
-
-
-def reestimate_(model, calibration):
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for batch in calibration.split(128):
-        model(batch)
-    model.eval()
 
 
 def packed(weights):

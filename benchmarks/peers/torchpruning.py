@@ -14,7 +14,7 @@ needs a loss: the cross-entropy of the network's own answers, for there are no l
 import time
 
 import torch
-from exchange import Made, Row, fold_, folder, images, network, run
+from exchange import Made, Row, fold_, folder, images, network, reestimate_, run
 from torch.nn import functional as F
 
 SHARES = {0.5: "", 0.53: ", narrower"}
@@ -46,18 +46,6 @@ def pruned(scope, criterion, share):
     model(example)
     after, _ = tp.utils.count_ops_and_params(model, example)
     return model, calibration, after / before
-
-
-@torch.no_grad()
-def reestimate_(model, calibration):
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for batch in calibration.split(128):
-        model(batch)
-    model.eval()
 
 
 def exported(model, example):
