@@ -1,6 +1,7 @@
 """What the second-order methods share: which layers they change, on which samples, and least squares for weights."""
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, Pass
+from lilliput.core.method import Context, Pass, PassResult
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.training.layer_targets import Inputs, Products
 from lilliput.training.lockstep import LAYERS, calls_of
@@ -67,8 +68,22 @@ def _refused(net: Artifact, graph: Graph, calls: list[Node], weight: str) -> str
     return ""
 
 
-def shares_values(net: Artifact) -> bool:
-    return any(e.sharing is not None for e in net.encodings.values())
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder(Pass):
+    """A method that changes `Layers`, whose weights have values of their own."""
+
+    def requires(self, net: Artifact) -> list[str]:
+        if any(e.sharing is not None for e in net.encodings.values()):
+            return [f"weights share values already; put {self.name} before weight_clustering and sic"]
+        return []
+
+    def apply_(self, net: Artifact, context: Context) -> PassResult:
+        found = Layers.of(self, net)
+        return self.change_(net, context, found) if found.nodes else PassResult(skipped=found.skipped)
+
+    @abstractmethod
+    def change_(self, net: Artifact, context: Context, layers: Layers) -> PassResult:
+        """Changes at least some of `layers`, which are not empty."""
 
 
 def samples_of(net: Artifact, context: Context, count: int, further: int = 0) -> tuple[Inputs, Inputs]:

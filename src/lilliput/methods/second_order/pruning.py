@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
-from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
+from lilliput.core.method import Context, PassResult, check_choice, check_range
 from lilliput.graph.trace import Node
-from lilliput.methods.second_order.layers import Layers, damped, samples_of, shares_values, wanted_cross
+from lilliput.methods.second_order.layers import Layers, SecondOrder, damped, samples_of, wanted_cross
 from lilliput.ops.elimination import eliminated, least_squares
 from lilliput.training.layer_targets import Wanted, importance, walk
 
@@ -28,7 +28,7 @@ DENSEST = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOrderPruning(Pass):
+class SecondOrderPruning(SecondOrder):
     """Set the share `sparsity` of the selected weights to zero.
 
     `scope` "global" compares weights of all layers by what they add to the error of the network's outputs, "layer"
@@ -60,15 +60,7 @@ class SecondOrderPruning(Pass):
                     "override damping, or sparsity with scope: layer",
                 )
 
-    def requires(self, net: Artifact) -> list[str]:
-        if shares_values(net):
-            return ["weights share values already; put second_order_pruning before weight_clustering and sic"]
-        return []
-
-    def apply_(self, net: Artifact, context: Context) -> PassResult:
-        layers = Layers.of(self, net)
-        if not layers.nodes:
-            return PassResult(skipped=layers.skipped)
+    def change_(self, net: Artifact, context: Context, layers: Layers) -> PassResult:
         return _Run(self, net, context, layers).result()
 
 
