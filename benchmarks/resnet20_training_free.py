@@ -78,21 +78,26 @@ def entropy(net):
     return found
 
 
-def measure(model, task, passes):
+def compressed(model, task, passes):
+    """The network, notes, CPU seconds, and for each test image whether it is right."""
     started = time.process_time()
     net, context = Artifact.of(model, task.spec), Context.of(task, model)
     notes = []
-    for method in (FoldBatchNorm(), *passes):
+    for method in passes:
         notes += apply_checked_(method, net, context).notes
     seconds = time.process_time() - started
-    run, right = runnable(net), 0
+    run = runnable(net)
     with torch.inference_mode():
-        for x, y in task.data("test").batches(250):
-            right += int((run(x).argmax(1) == y).sum())
+        right = torch.cat([run(x).argmax(1) == y for x, y in task.data("test").batches(250)])
+    return net, notes, seconds, right
+
+
+def measure(model, task, passes):
+    net, notes, seconds, right = compressed(model, task, (FoldBatchNorm(), *passes))
     bits = entropy(net)
     sizes = {name: math.prod(net.encodings[name].shape) for name in bits}
     return {
-        "accuracy": right / 100,
+        "accuracy": float(right.double().mean()) * 100,
         "lil_bytes": len(container.dumps(net, strip=True)),
         "order0_bytes": round(sum(bits[n] * sizes[n] for n in bits) / 8),
         "compress_cpu_s": round(seconds, 1),
