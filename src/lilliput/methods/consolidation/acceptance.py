@@ -33,7 +33,6 @@ class UnderAcceptance(Pass):
         check_choice(f"{self.name} acceptance_from", self.acceptance_from, tuple(SOURCES))
         if self.eval_max is not None:
             check_range(f"{self.name} eval_max", self.eval_max, 1, MANY)
-        check_choice(f"{self.name} filtered", self.filtered, (True, False))
         check_group(f"{self.name} tiered_asc", self.tiered_asc, TIERS)
         for key in ("fast", "medium"):
             check_range(f"{self.name} tiered_asc {key}", self.tiers[key], 1, MANY)
