@@ -17,6 +17,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.method import Pass
 from lilliput.data.select import AcceptanceSet, subset
 from lilliput.graph.trace import Graph, Node
+from lilliput.methods.consolidation.acceptance import BATCH
 from lilliput.methods.consolidation.engine import (
     NEAR,
     Judge,
@@ -31,8 +32,6 @@ from lilliput.methods.consolidation.engine import (
 from lilliput.methods.consolidation.inputs import neuron_axis
 from lilliput.methods.consolidation.statistics import Attempt, Trail
 
-BATCH = 250
-"""Samples at once: the values between layers stay in the cache."""
 WIDER = 30.0
 """How much more is settled by plain forwards where rounding has misled a search."""
 

@@ -6,7 +6,7 @@ evaluated many at once, on what they change (`engine`), and decided one after th
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, PassResult, check_choice
-from lilliput.data.select import AcceptanceSet, subset
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import Graph, graph_of
-from lilliput.methods.consolidation.acceptance import UnderAcceptance
+from lilliput.methods.consolidation.acceptance import BATCH, UnderAcceptance, lost_before
 from lilliput.methods.consolidation.engine import Judge, PlainSearch, RowSearch, Trunk, neurons_of, verified
-from lilliput.methods.consolidation.layerwise import BATCH, Chosen, Layerwise
+from lilliput.methods.consolidation.layerwise import Chosen, Layerwise
 from lilliput.methods.consolidation.statistics import Attempt, Trail, layer_statistics, totals
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 
@@ -211,10 +210,9 @@ class _Run:
         self.chosen = chosen = Chosen.of(self.method, self.net, self.graph)
         if not chosen.layers:
             return PassResult(skipped=chosen.skipped)
-        self.samples, self.lost = self._samples()
+        self.samples, self.lost = self.method.accepted(self.graph, self.state, self.context)
         if len(self.samples) == 0:
-            reason = f"the network gets no sample of {self.method.acceptance_from} right that the original does"
-            return PassResult(skipped=chosen.skipped | dict.fromkeys(chosen.paths.values(), reason))
+            return PassResult(skipped=chosen.skipped | dict.fromkeys(chosen.paths.values(), self.method.none_left()))
         search = self._searched()
         changed, skipped = self._written(search)
         return PassResult(
@@ -224,17 +222,8 @@ class _Run:
             statistics=self._statistics(search),
         )
 
-    def _samples(self) -> tuple[AcceptanceSet, int]:
-        """What is right now, with the margins that it has now; and how many samples the network has lost before."""
-        found = self.method.accepted(self.context)
-        right, distance = self._right(found)
-        kept = subset(replace(found, margins=distance), torch.nonzero(right).reshape(-1))
-        return kept, len(found) - len(kept)
-
-    def _right(self, samples: AcceptanceSet) -> tuple[Tensor, Tensor]:
-        trunk = Trunk(self.graph, samples.inputs, BATCH)
-        right, distance, _ = verified(trunk, self.state, samples, self.judge)
-        return right, distance
+    def _right(self) -> Tensor:
+        return verified(Trunk(self.graph, self.samples.inputs, BATCH), self.state, self.samples, self.judge)[0]
 
     def _searched(self) -> Pruner:
         method, chosen = self.method, self.chosen
@@ -328,7 +317,7 @@ class _Run:
 
     def _notes(self, search: Pruner) -> tuple[str, ...]:
         total, role = len(self.samples), self.method.acceptance_from
-        right = int(self._right(self.samples)[0].sum())
+        right = int(self._right().sum())
         word = "keep their class" if not bool(self.samples.margins.isnan().any()) else "stay right"
         self.proof = {"right": right, "of": total, "lost_before": self.lost}
         names = self._touched(search)
@@ -339,8 +328,7 @@ class _Run:
             f"{search.trail.candidates:,} candidates",
             f"{before:,} -> {after:,} zeros of {of:,}",
         ]
-        if self.lost:
-            found.append(f"{self.lost:,} samples that the original gets right had been lost before")
+        found += lost_before(self.lost)
         if self.net.activations:
             found.append(f"with integer activations {self._integers():,} of {total:,} are right")
         return tuple(found)

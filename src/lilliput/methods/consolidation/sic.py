@@ -21,12 +21,12 @@ from lilliput.core.method import Context, PassResult, check_choice, check_range
 from lilliput.data.select import AcceptanceSet, runs_of, subset
 from lilliput.graph.trace import Node, graph_of
 from lilliput.measure.macs import count_macs
-from lilliput.methods.consolidation.acceptance import MANY, UnderAcceptance, check_group
+from lilliput.methods.consolidation.acceptance import BATCH, MANY, UnderAcceptance, check_group, lost_before
 from lilliput.methods.consolidation.budget import Budget
 from lilliput.methods.consolidation.engine import Judge, PlainSearch, Trunk, neurons_of, search_kind, verified
 from lilliput.methods.consolidation.exact import Exact, Rules
 from lilliput.methods.consolidation.inputs import neuron_axis, second_moments
-from lilliput.methods.consolidation.layerwise import BATCH, Chosen
+from lilliput.methods.consolidation.layerwise import Chosen
 from lilliput.methods.consolidation.statistics import (
     Trail,
     convergence,
@@ -143,11 +143,14 @@ class _Run:
         if not self.layers:
             return PassResult(skipped=skipped)
         with self._phase("filtering"):
-            self.samples, self.unseen = self._samples()
+            found, self.lost_before = self.method.accepted(self.graph, self.state, self.context)
+            if len(found) == 0:
+                return PassResult(skipped=skipped | dict.fromkeys(self.paths.values(), self.method.none_left()))
+            self.samples, self.unseen = self._split(found)
         with self._phase("clustering"):
             extra = self._exact() if self.method.mode == "exact" else self._budget()
         changed = self._written()
-        notes = (self._proved(), *extra, *self._as_product_of_sums())
+        notes = (self._proved(), *extra, *self._as_product_of_sums(), *lost_before(self.lost_before))
         return PassResult(changed=changed, skipped=skipped, notes=notes, statistics=self._statistics())
 
     def _refused(self, weight: str, node: Node) -> str:
@@ -155,10 +158,9 @@ class _Run:
         inside = grid is not None and grid.axis not in (None, neuron_axis(node))
         return "its weights are on a grid that differs inside a neuron" if inside else ""
 
-    def _samples(self) -> tuple[AcceptanceSet, AcceptanceSet | None]:
+    def _split(self, found: AcceptanceSet) -> tuple[AcceptanceSet, AcceptanceSet | None]:
         """What the search sees, and what it does not."""
         method = self.method
-        found = method.accepted(self.context)
         hidden = int(method.held_out * len(found)) if method.mode == "budget" else 0
         if hidden == 0:
             return found, None
@@ -359,7 +361,7 @@ class _Run:
         total = len(self.samples)
         right = total - self.lost
         word = "keep their class" if not bool(self.samples.margins.isnan().any()) else "stay right"
-        self.proof = {"right": right, "of": total}
+        self.proof = {"right": right, "of": total, "lost_before": self.lost_before}
         return f"{right:,} of {total:,} samples of {self.method.acceptance_from} {word}"
 
     def _written(self) -> dict[str, str]:
