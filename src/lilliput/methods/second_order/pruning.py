@@ -42,7 +42,6 @@ class SecondOrderPruning(SecondOrder):
 
     sparsity: float = 0.5
     scope: str = "global"
-    samples: int = 256
     damping: float = 0.01
 
     def __post_init__(self) -> None:
@@ -80,6 +79,7 @@ class _Run:
         self.state = dict(self.before)
         self.found: dict[str, _Found] = {}
         self.keep: dict[str, Tensor] = {}
+        self.wanted = 0
 
     def result(self) -> PassResult:
         nodes, graph = self.layers.nodes, self.layers.graph
@@ -98,7 +98,16 @@ class _Run:
                 changed[path] = f"{100 * (1 - mask.double().mean().item()):.1f}% zero"
             else:
                 skipped[path] = "none of its weights is among those that others make up for best"
-        return PassResult(changed=changed, skipped=skipped)
+        return PassResult(changed=changed, skipped=skipped, notes=tuple(self._short_of()))
+
+    def _short_of(self) -> list[str]:
+        """Says where less is zero than was asked for."""
+        zero = sum(int((~keep).sum()) for keep in self.keep.values())
+        zero += sum(int(self._gone(w).sum()) for w in self.found if w not in self.keep)
+        if zero >= self.wanted:
+            return []
+        kept = "each neuron keeps a fiftieth of its weights, or one"
+        return [f"{zero:,} weights are zero, {self.wanted:,} were asked for: {kept}"]
 
     def _gone(self, weight: str) -> Tensor:
         mask = self.net.encoding(weight).mask
@@ -129,6 +138,7 @@ class _Run:
         for group in compared:
             sparsity = method.for_layer(names[group[0]]).sparsity if method.scope == "layer" else method.sparsity
             wanted = round(sparsity * sum(self.before[w].numel() for w in group))
+            self.wanted += wanted
             together = torch.cat([self.found[w].costs.reshape(-1) for w in group])
             drop = torch.zeros(len(together), dtype=torch.bool)
             drop[torch.argsort(together, stable=True)[:wanted]] = True
