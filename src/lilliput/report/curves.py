@@ -1,4 +1,4 @@
-"""Curves of an analysis as a picture: a panel for each kind of change, a line for each layer."""
+"""Curves of an analysis as a picture: a panel for each kind of change, a line for each layer or group of channels."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,14 @@ from typing import Any
 from lilliput.core.errors import MissingExtraError, UsageError
 from lilliput.core.files import write_atomically
 
-TITLES = {"bits": "bits of a weight", "sparsity": "share of weights that are zero", "clusters": "shared values"}
+TITLES = {
+    "bits": "bits of a weight",
+    "sparsity": "share of weights that are zero",
+    "channels": "share of channels removed",
+    "clusters": "shared values",
+}
 NAMED = 4
-"""Layers of each panel that have a colour and a name: those whose curves are highest; the others are grey."""
+"""Rows of each panel that have a colour and a name: those whose curves are highest; the others are grey."""
 COLOURS = ("#1b4f9c", "#c2410c", "#0f766e", "#7c3aed")
 FORMATS = (".png", ".svg", ".pdf")
 LEAST = 1e-9
