@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from coupled_networks import SHAPE, network
+from coupled_networks import SHAPE, Net, conv, head, network
 from lilliput.auto.analyse import analyse
+from lilliput.auto.analysis import measure
 from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
@@ -75,6 +76,15 @@ def test_ignored_channels_are_the_smaller_network(name):
             assert probe.macs == int(count_macs(graph_of(net), net).total("macs").value)
 
 
+def test_what_is_kept_changes_nothing(monkeypatch):
+    monkeypatch.setattr(measure, "MOST_KEPT", 0)
+    model, task = tiny_model("residual"), tiny_task()
+    found = analyse(model, task, samples=64, max_drop="30pt", max_bytes=400)
+    monkeypatch.undo()
+    usual = analyse(model, task, samples=64, max_drop="30pt", max_bytes=400)
+    assert (found.probes, found.proposals, found.allocation) == (usual.probes, usual.proposals, usual.allocation)
+
+
 def test_classes_are_compared_by_divergence_and_levels_without_effect_are_named():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
@@ -137,6 +147,14 @@ def test_groups_that_must_stay_are_named_with_the_reason():
     assert list(found.of("channels")) == ["1"]
     assert found.left == {"channels of 3": "it is an output of the network"}
     assert "not probed: channels of 3: it is an output of the network" in str(found)
+
+
+def test_code_that_counts_its_channels_keeps_them():
+    model = Net(lambda n, x: head(F.relu(n.a(x)).view(-1, 4, 8, 8), n.fc), a=conv(3, 4), fc=nn.Linear(4, 2)).eval()
+    found = analyse(model, task_for(model), kinds=["channels"], samples=8, max_drop=10.0)
+    assert "counts its channels" in found.left["channels of a"]
+    assert not found.probes
+    assert not found.proposals
 
 
 def test_a_network_of_61_layers_is_probed_in_all_of_its_parts():

@@ -286,12 +286,12 @@ def analyse(
     )
     if picture is not None:
         found.draw(picture)
-    if recipe is not None:
-        write_atomically(recipe, found.recipe().to_yaml().encode())
     if as_json:
         out_json(found.to_data())
     else:
         out(str(found))
+    if recipe is not None:
+        write_atomically(recipe, found.recipe().to_yaml().encode())
 
 
 @app.command()

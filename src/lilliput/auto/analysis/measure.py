@@ -1,5 +1,6 @@
 """Divergence of the outputs for each row and level: everything before the first change is computed once."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from lilliput.graph.removal import removed_places
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.lockstep import Lockstep, Turn
 
+MOST_KEPT = 40_000_000
+"""Entries of changed weights: some 300 MB."""
+
 
 class Probes:
     """`rows[kind][name]` of layers and groups, `coupled[kind][name]` of the layers that a group couples."""
@@ -29,6 +33,7 @@ class Probes:
         self.macs = subjects.macs()
         self._encodings: dict[tuple[str, str, float], Encoding] = {}
         self._bits: dict[tuple[str, str, float], int] = {}
+        self._kept = 0
         self._exact: list[Any] = []
 
     def measure(self) -> None:
@@ -120,11 +125,16 @@ class Probes:
         return {k: weight for k, t in turn.state.items() if t.data_ptr() == own.data_ptr() and t.shape == own.shape}
 
     def encoding(self, path: str, kind: str, level: float) -> Encoding:
+        """Kept for the proposals, as far as `MOST_KEPT` goes."""
         key = path, kind, level
-        if key not in self._encodings:
-            before = self.subjects.net.encoding(self.subjects.weights[path])
-            self._encodings[key] = changed(before, self.subjects.axis(path), kind, level, self.context)
-        return self._encodings[key]
+        if key in self._encodings:
+            return self._encodings[key]
+        before = self.subjects.net.encoding(self.subjects.weights[path])
+        found = changed(before, self.subjects.axis(path), kind, level, self.context)
+        if self._kept + math.prod(before.shape) <= MOST_KEPT:
+            self._kept += math.prod(before.shape)
+            self._encodings[key] = found
+        return found
 
     def bits(self, path: str, kind: str, level: float) -> int:
         key = path, kind, level

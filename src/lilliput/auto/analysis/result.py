@@ -7,7 +7,7 @@ from typing import Any
 
 from lilliput.auto.analysis.parts import Allocation, Probe, Proposal
 from lilliput.auto.analysis.recipes import recipe_of
-from lilliput.auto.analysis.text import allocated, minutes, table_of
+from lilliput.auto.analysis.text import allocated, minutes, table_of, together
 from lilliput.core.guard import Guard
 from lilliput.pipeline.recipe import Recipe
 from lilliput.report.curves import draw_curves
@@ -54,21 +54,30 @@ class Analysis:
         return asdict(self)
 
     def draw(self, path: str | Path) -> None:
-        """The curves as .png, .svg or .pdf: the most sensitive rows by name, the proposed threshold as a line."""
+        """The curves as .png, .svg or .pdf: the most sensitive rows by name, the proposed threshold as a line.
+
+        Layers that channels couple are dashed.
+        """
+        coupled = {p.kind: together(self.coupled(p.kind)) for p in self.proposals}
         curves = {
-            p.kind: {name: [(x.level, x.divergence) for x in row] for name, row in self.of(p.kind).items()}
+            p.kind: {
+                name: [(x.level, x.divergence) for x in row]
+                for name, row in {**self.of(p.kind), **coupled[p.kind]}.items()
+            }
             for p in self.proposals
         }
-        draw_curves(curves, Path(path), measure=self.measure, thresholds={p.kind: p.threshold for p in self.proposals})
+        thresholds = {p.kind: p.threshold for p in self.proposals}
+        dashed = {name for rows in coupled.values() for name in rows}
+        draw_curves(curves, Path(path), measure=self.measure, thresholds=thresholds, dashed=dashed)
 
     def __str__(self) -> str:
         lines = [f"{self.measure} of the outputs, {self.samples} samples, one row changed at a time", ""]
         for proposal in self.proposals:
             lines += table_of(proposal.kind, proposal.levels, self.of(proposal.kind), self.coupled(proposal.kind))
-            together = f"{self.score_name} {proposal.score:.2f} (drop {proposal.drop:.2f})"
+            score = f"{self.score_name} {proposal.score:.2f} (drop {proposal.drop:.2f})"
             size = f"{proposal.coded_bytes:,.0f} of {self.coded_bytes:,.0f} coded bytes of weights"
             macs = f"{proposal.macs:,} of {self.macs:,} MACs"
-            lines += [f"proposed together: {together}, {size}, {macs}, {proposal.tried} scores", ""]
+            lines += [f"proposed together: {score}, {size}, {macs}, {proposal.tried} scores", ""]
         if self.allocation is not None:
             lines += [*allocated(self.allocation, self.score_name), ""]
         lines += [f"not probed: {name}: {reason}" for name, reason in self.left.items()]

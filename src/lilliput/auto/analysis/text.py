@@ -9,7 +9,7 @@ Rows = Mapping[str, Sequence[Probe]]
 
 def table_of(kind: str, proposed: Mapping[str, float | None], rows: Rows, coupled: Rows) -> list[str]:
     """Divergence by row and level, what is proposed, then the layers that channels couple."""
-    named = {f"{name} ({len(row[0].layers)} layers)": row for name, row in coupled.items()}
+    named = together(coupled)
     heading = "coupled layers together"
     wide = max(len(name) for name in [kind, *rows, *named, *([heading] if named else [])])
     levels = [p.level for p in next(iter(rows.values()))]
@@ -21,6 +21,11 @@ def table_of(kind: str, proposed: Mapping[str, float | None], rows: Rows, couple
         lines.append(heading)
         lines.extend(f"{name:<{wide}} {_cells(row)}" for name, row in named.items())
     return lines
+
+
+def together(coupled: Rows) -> dict[str, Sequence[Probe]]:
+    """Rows of coupled layers by a name that says how many they are."""
+    return {f"{name} ({len(row[0].layers)} layers)": row for name, row in coupled.items()}
 
 
 def _cells(row: Sequence[Probe]) -> str:
