@@ -4,6 +4,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -274,6 +275,38 @@ def test_lanes_leave_the_widest_layer_of_so_many_vectors(share):
     net, (result,) = after(model, ChannelPruning(macs=share, lanes=16, criterion="l2"))
     assert net.module[1].out_features == max(fits)
     assert result.effect
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "grouped", "transposed", "series", "twice"])
+def test_macs_by_lanes_are_whole_vectors_of_each_layer(name):
+    """Against what each call of each layer says of itself when it runs."""
+    model, lanes = network(name), 4
+    total = 0.0
+
+    def seen(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += counted_by_lanes(module.in_features, module.out_features, lanes)
+            return
+        places = math.prod((inputs[0] if "Transpose" in type(module).__name__ else output).shape[2:])
+        taps = math.prod(module.kernel_size)
+        if module.groups == module.in_channels > 1:
+            total += places * taps * math.ceil(module.out_channels / lanes) * lanes
+        else:
+            parts = module.in_channels // module.groups, module.out_channels // module.groups
+            total += places * taps * module.groups * counted_by_lanes(*parts, lanes)
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))]
+    handles = [layer.register_forward_hook(seen) for layer in layers]
+    net = Artifact.of(network(name), task_for(network(name)).spec)
+    with torch.no_grad():
+        model(net.input.example(1))
+    for handle in handles:
+        handle.remove()
+    graph, shapes = graph_of(net), shapes_of(net.module.state_dict())
+    account = Costs(graph, shapes, lanes=lanes)
+    assert account.macs() == total
+    assert account.plain() == Costs(graph, shapes).macs() < total
 
 
 @pytest.mark.parametrize("lanes", [4, 8])
