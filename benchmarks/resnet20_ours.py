@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from peer_runs import judged_artifact
-from resnet20_tools import WIDTHS, compressed, exported_runner, published_runner, times_faster
+from resnet20_tools import compressed, exported_runner, published_runner, times_faster
 
 from lilliput.core import container
 from lilliput.graph import stored
@@ -40,8 +40,9 @@ def rows():
     found["4 bits, compensated"] = Ours("4-bit", [FOLD, RateDistortion(weight_bits=4)])
     for share in (50, 70):
         found[f"second order, {share}% zero"] = Ours("sparse", [FOLD, SecondOrderPruning(sparsity=share / 100)])
-    chosen = ChannelPruning(amount=0.0, overrides=WIDTHS)
-    found["channels, widths for ONNX Runtime"] = Ours("channels", [chosen, FOLD], timed=True)
+    found["channels, 65% of the MACs in vectors of 16"] = Ours(
+        "channels", [ChannelPruning(macs=0.65, lanes=16), FOLD], timed=True
+    )
     found["channels, 50% of the MACs"] = Ours("channels", [ChannelPruning(macs=0.5), FOLD], timed=True)
     return found
 

@@ -15,12 +15,6 @@ from lilliput.measure.latency import interleaved, session_runner
 from lilliput.measure.runtime import predict, session
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 
-WIDTHS = {
-    "layer1*": {"amount": 0.75}, "layer2*": {"amount": 0.5}, "layer3.0*": {"amount": 0.25},
-    "layer3.1*": {"amount": 0.75}, "layer3.2*": {"amount": 0.25},
-}  # fmt: skip
-"""Shares of channels that go, such that layers 2 and 3 keep multiples of 16."""
-
 
 def unlabelled(task, count, seed=0):
     """The task with `count` training images drawn with this seed, no label, and no test images."""
