@@ -24,6 +24,7 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
 from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
+from lilliput.training.coded_rate import CodedRate
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.hooks import Hook, Moment
 from lilliput.training.optimizer import make_optimizer, names_of
@@ -64,12 +65,16 @@ def fit(
     teacher: nn.Module | None = None,
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
+    rate: CodedRate | None = None,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
 
     Parameters without `requires_grad` are left alone. All randomness comes from `generator` (on the CPU; torch's own
     generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
     with one number of threads.
+
+    `rate` holds the network at a size: of the epochs, those whose file is small enough count as good ones, or else
+    the smallest one.
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -92,6 +97,7 @@ def fit(
             teacher=teacher,
             penalties=penalties,
             hooks=hooks,
+            rate=rate,
         )
         return loop.run()
 
@@ -106,6 +112,8 @@ class _State:
     best_score: float
     best_epoch: int
     best: dict[str, dict[str, Tensor]]
+    over: float = 0.0
+    """By how many bytes the best one is larger than `rate` allows."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -120,6 +128,7 @@ class _Loop:
     teacher: nn.Module | None
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
+    rate: CodedRate | None
 
     def __post_init__(self) -> None:
         self.train, self.validation = self.task.data("train"), self.task.data("validation")
@@ -127,8 +136,9 @@ class _Loop:
         self.module = self.net.module.to(self.device)
         if self.teacher is not None:
             self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        self.attached = Attached(self.net)
-        self.optimizer = make_optimizer(self.attached.trainable(), names_of(self.module), self.settings)
+        self.attached = Attached(self.net, in_steps=self.settings.step_rate is not None)
+        in_steps = [name for name, _, _ in self.attached.latents()]
+        self.optimizer = make_optimizer(self.attached.trainable(), names_of(self.module), self.settings, in_steps)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
         self.reference: Tensor | None = None
@@ -161,8 +171,17 @@ class _Loop:
     def _start(self) -> _State:
         score = self._score()
         return _State(
-            epoch=0, history=[], start_score=score, best_score=score, best_epoch=0, best=self.attached.state()
+            epoch=0,
+            history=[],
+            start_score=score,
+            best_score=score,
+            best_epoch=0,
+            best=self.attached.state(),
+            over=self._over(),
         )
+
+    def _over(self) -> float:
+        return 0.0 if self.rate is None else float(max(0, self.rate.bytes_of(self.attached) - self.rate.max_bytes))
 
     def _epoch(self, state: _State, advance: Callable[[int], None]) -> _State:
         started, epoch = time.perf_counter(), state.epoch + 1
@@ -179,10 +198,15 @@ class _Loop:
         self.progress.say(f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4g}, {scored}")
         state = replace(state, epoch=epoch, history=[*state.history, row])
         gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
-        if gain > 0 or (
-            gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"])
+        over = self._over()
+        if over < state.over or (
+            over == state.over
+            and (
+                gain > 0
+                or (gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"]))
+            )
         ):
-            state = replace(state, best_score=score, best_epoch=epoch, best=self.attached.state())
+            state = replace(state, best_score=score, best_epoch=epoch, best=self.attached.state(), over=over)
         for hook in self.hooks:
             hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
         if self.checkpoint is not None:
@@ -191,6 +215,7 @@ class _Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "hooks": [hook.state_dict() for hook in self.hooks],
+                "rate": {} if self.rate is None else self.rate.state_dict(),
             }
             write_checkpoint(self.checkpoint, self.identity, vars(state) | more)
         return state
@@ -213,13 +238,13 @@ class _Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * group["factor"] * factor
             asked = f"fit, epoch {epoch}, step {step % self.steps + 1}"
-            total += len(index) * self._step(self.train.batch(index), asked)
+            total += len(index) * self._step(self.train.batch(index), asked, step)
             step += 1
             advance(1)
         self._check_finite(f"fit, epoch {epoch}")
         return total / len(self.train)
 
-    def _step(self, batch: tuple[Tensor, Any], asked: str) -> float:
+    def _step(self, batch: tuple[Tensor, Any], asked: str, step: int) -> float:
         loss = self._loss(batch, asked)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -227,6 +252,8 @@ class _Loop:
         self.module.zero_grad()
         loss.backward()
         self.attached.pull_()
+        if self.rate is not None:
+            self.rate.add_(self.attached, step)
         if self.settings.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.moved, self.settings.gradient_clip)
         self.optimizer.step()
@@ -284,6 +311,7 @@ class _Loop:
         texts = [repr(asdict(self.settings)), self.task.kind, str(self.task.augment is not None)]
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
+        texts += [] if self.rate is None else [str(self.rate.max_bytes)]
         return identity_of(self.net, [self.generator.get_state(), *taught], texts)
 
     def _resumed(self) -> _State | None:
@@ -293,6 +321,9 @@ class _Loop:
         self.attached.load_(found.pop("weights"))
         self.optimizer.load_state_dict(found.pop("optimizer"))
         self.generator.set_state(found.pop("generator"))
+        rate = found.pop("rate")
+        if self.rate is not None:
+            self.rate.load_state_dict(rate)
         for hook, state in zip(self.hooks, found.pop("hooks"), strict=True):
             hook.load_state_dict(state)
         self.progress.say(f"resumed after epoch {found['epoch']}")

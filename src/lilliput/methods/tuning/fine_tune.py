@@ -10,11 +10,15 @@ from typing import ClassVar
 
 from torch import nn
 
+from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.training.coded_rate import CodedRate, countable
 from lilliput.training.fit import fit
 from lilliput.training.settings import Factors, FitSettings
+
+STEP_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,10 @@ class FineTune(Pass):
     Main arguments: `epochs`, `learning_rate`. Others: `distillation` (share of the loss that follows the original's
     outputs, 0 = none), `temperature`, `batch_size`, `optimizer`, `schedule`, `batch_norm` "train" or "freeze", `keep`
     "best" (by validation score) or "last". Parameters of layers that are not selected stay as they are.
+
+    `step_rate` moves weights on grids in steps of their grids, at this learning rate of their own: 0.005 to 0.02 where
+    integers shall change. `max_bytes` (weights on grids, such as those of `rate_distortion`) holds the file (without
+    recipe and graph) at this size: what integers take once coded is a part of the loss, at a price that is controlled.
     """
 
     name: ClassVar[str] = "fine_tune"
@@ -39,11 +47,15 @@ class FineTune(Pass):
     schedule: str = "cosine"
     batch_norm: str = "train"
     keep: str = "best"
+    step_rate: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.fit_settings({})  # checks the values
         check_range("fine_tune distillation", self.distillation, 0.0, 1.0)
         check_choice("fine_tune keep", self.keep, ("best", "last"))
+        if self.max_bytes is not None:
+            check_range("fine_tune max_bytes", self.max_bytes, 1, 1 << 40)
         super().__post_init__()
         if self.overrides:
             raise RecipeError(
@@ -61,12 +73,15 @@ class FineTune(Pass):
             temperature=self.temperature,
             batch_norm=self.batch_norm,
             keep=self.keep,
+            step_rate=STEP_RATE if self.max_bytes is not None and self.step_rate is None else self.step_rate,
             parameter_groups=frozen,
         )
 
     def requires(self, net: Artifact) -> list[str]:
         if net.activations:
             return ["activations are already on integer grids; put fine_tune before quantization"]
+        if self.max_bytes is not None and not any(countable(e) for e in net.encodings.values()):
+            return ["fine_tune max_bytes needs weights on grids; put rate_distortion before it"]
         return []
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
@@ -96,6 +111,7 @@ class FineTune(Pass):
             device=context.device,
             checkpoint=context.checkpoint,
             teacher=teacher,
+            rate=None if self.max_bytes is None else CodedRate(net, self.max_bytes),
         )
         changed: dict[str, str] = {}
         skipped: dict[str, str] = {}
@@ -112,7 +128,13 @@ class FineTune(Pass):
                     if not self.selects(path)
                     else "training kept the weights from before"
                 )
-        return PassResult(changed=changed, skipped=skipped)
+        return PassResult(changed=changed, skipped=skipped, notes=self._size_of(net))
+
+    def _size_of(self, net: Artifact) -> tuple[str, ...]:
+        if self.max_bytes is None:
+            return ()
+        size = len(container.dumps(net, strip=True))
+        return (f"{size:,} bytes, {'more than ' if size > self.max_bytes else 'at most '}{self.max_bytes:,} wanted",)
 
 
 def names_in(path: str, layer: nn.Module) -> list[str]:

@@ -1,0 +1,117 @@
+"""What the integers of a network take once coded, as a part of what its training minimizes.
+
+The bits of an integer depend on the sizes around it, as in the coder (`ops.rate_rounding`); their slopes are added to
+the gradients of the real numbers that are rounded. The price of a bit is controlled: it rises while the estimated size
+is above its goal and falls below it, so that a training ends at a wanted size. Entropy as a term of the loss:
+Wiedemann et al. (2021), "ECQx", https://arxiv.org/abs/2109.04236; their price is fixed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lilliput.core import container
+from lilliput.core.artifact import Artifact
+from lilliput.core.encoding import Encoding
+from lilliput.ops.rate_rounding import Bits, Shape
+from lilliput.training.attach import Attached
+
+EVERY = 10
+"""Steps between two counts."""
+PACE, FASTEST = 1.0, 0.1
+"""How fast the log of the price follows the relative excess, and the most it moves at a count."""
+FIRST = 0.02
+"""The price at the start, in mean slopes of the loss for a mean slope of the bits."""
+MARGIN = 0.003
+"""Of the size that is left free: estimates are not exact."""
+
+
+def countable(encoding: Encoding) -> bool:
+    """Whether the entries are integers of their own around zero, of at least two dimensions."""
+    grid = encoding.grid
+    if grid is None or encoding.sharing is not None or len(encoding.shape) < 2:
+        return False
+    return grid.signed and not bool(grid.zero_point.any())
+
+
+@dataclass(kw_only=True)
+class _Counted:
+    slopes: Tensor
+    bits: float
+
+
+class CodedRate:
+    """Holds a network that trains at `max_bytes` of its file (without recipe and graph)."""
+
+    def __init__(self, net: Artifact, max_bytes: int) -> None:
+        self.net, self.max_bytes = net, max_bytes
+        self.price: float | None = None
+        self.other = 0.0
+        self.slopes: dict[str, Tensor] = {}
+
+    def bytes_of(self, attached: Attached) -> int:
+        """Of the file that the network would be stored in now; the rest of it is what estimates leave out."""
+        trial = self.net.copy()
+        attached.bake_(trial)
+        size = len(container.dumps(trial, strip=True))
+        found = self._count(attached)
+        self.other = size - sum(c.bits for c in found.values()) / 8
+        return size
+
+    def add_(self, attached: Attached, step: int) -> None:
+        """Add price x slopes of the bits to the gradients of what trains."""
+        if step % EVERY == 0 or not self.slopes:
+            if not self.other:
+                self.bytes_of(attached)
+            found = self._count(attached)
+            self.slopes = {name: c.slopes for name, c in found.items()}
+            self._follow(sum(c.bits for c in found.values()) / 8 + self.other)
+        if self.price is None:
+            self.price = self._first(attached)
+        for name, raw, _ in attached.latents():
+            if name in self.slopes and raw.grad is not None:
+                raw.grad += self.price * self.slopes[name].to(raw.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"price": self.price or 0.0, "other": self.other}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.price, self.other = state["price"] or None, state["other"]
+
+    def _follow(self, size: float) -> None:
+        if self.price is not None:
+            excess = size / (self.max_bytes * (1 - MARGIN)) - 1
+            self.price *= math.exp(min(max(PACE * excess, -FASTEST), FASTEST))
+
+    def _first(self, attached: Attached) -> float:
+        pairs = [(raw.grad, self.slopes[n]) for n, raw, _ in attached.latents() if n in self.slopes]
+        loss = sum(float(g.abs().sum()) for g, _ in pairs if g is not None)
+        bits = sum(float(s.abs().sum()) for _, s in pairs)
+        return FIRST * loss / bits if bits > 0 and loss > 0 else 1e-9
+
+    def _count(self, attached: Attached) -> dict[str, _Counted]:
+        return {n: counted(e, raw.detach().cpu()) for n, raw, e in attached.latents() if countable(e)}
+
+
+def counted(encoding: Encoding, latent: Tensor) -> _Counted:
+    """`latent`: real numbers in steps of the grid. The slopes are those of the bits, from one integer to the next.
+
+    Where the integer is 0 they point to it from both sides, in proportion to the distance.
+    """
+    shape, real = Shape.of(encoding.shape), latent.flatten(1).numpy()
+    grid = encoding.grid
+    low, high = (-127, 127) if grid is None else grid.common()[:2]
+    q = np.clip(np.floor(real + 0.5), low, high).astype(np.int64)
+    if encoding.mask is not None:
+        q = q * encoding.mask.cpu().flatten(1).numpy()
+    sizes, bits = np.abs(q), Bits.of(q, shape)
+    here = bits.of_each(q, shape)
+    more = bits.of_each(q, shape, instead=sizes + 1) - here
+    less = here - bits.of_each(q, shape, instead=np.maximum(sizes - 1, 0))
+    at_zero = more * np.clip(2 * real, -1, 1)
+    slopes = np.where(q == 0, at_zero, 0.5 * (more + less) * np.sign(q))
+    return _Counted(slopes=torch.from_numpy(slopes).float().reshape(latent.shape), bits=float(here.sum()))
