@@ -1,0 +1,42 @@
+"""What it takes to repeat the run: commands, recipe, seed, data by their fingerprints, versions."""
+
+from typing import Any
+
+from lilliput.core.cost import format_quantity
+from lilliput.report.html.source import Source
+
+
+def repeat(source: Source) -> dict[str, Any]:
+    recipe = source.result.get("recipe") or source.identity.get("recipe") or {}
+    facts = [("seed", recipe.get("seed")), ("threads of torch", recipe.get("threads"))]
+    facts += [("target", _target(recipe.get("target"))), ("recipe", recipe.get("name"))]
+    facts += [("model (architecture)", source.identity.get("model")), ("weights", source.identity.get("weights"))]
+    data = source.details.get("data") or {r: {"fingerprint": f} for r, f in source.identity.get("data", {}).items()}
+    return {
+        "commands": _commands(source),
+        "facts": [(name, str(value)) for name, value in facts if value not in (None, "")],
+        "data": [
+            (role, f"{row['samples']:,}" if "samples" in row else "", row.get("fingerprint") or "")
+            for role, row in data.items()
+        ],
+        "roles": source.result.get("roles", []),
+        "uses": [(role, str(count)) for role, count in source.result.get("uses", {}).items()],
+        "environment": list(source.result.get("environment", {}).items()),
+        "recipe": source.recipe,
+    }
+
+
+def _target(target: Any) -> str:
+    if not isinstance(target, dict):
+        return str(target or "")
+    budgets = [f"{k} {format_quantity(v, 'B')}" for k, v in target.items() if k in ("flash", "ram") and v is not None]
+    return ", ".join([str(target.get("name", "")), *budgets])
+
+
+def _commands(source: Source) -> list[str]:
+    given = source.command.get("command")
+    model = source.command.get("model", "MODEL")
+    if not source.finished:
+        return [given or f"lilliput compress {model}"]
+    first = [given] if given else []
+    return [*first, f"lilliput apply {source.title}/recipe.yaml {model}"]
