@@ -31,6 +31,7 @@ from lilliput.pipeline.folder import RunFolder
 from lilliput.pipeline.recipe import Recipe, Step, from_data, load, to_step
 from lilliput.pipeline.run import Outcome, run, threads
 from lilliput.report.compare import compare
+from lilliput.report.details import details
 from lilliput.report.honesty import doubts, roles_of
 from lilliput.report.result import Budget, Result, Violation
 
@@ -177,6 +178,7 @@ def measured(
         if folder is None:
             for column in columns:
                 column.onnx = None
+        found = details(columns, task, role=role, validation=context.evaluator.known("validation"))
     return Result(
         artifact=outcome.artifact,
         recipe=outcome.recipe,
@@ -185,6 +187,7 @@ def measured(
         columns=columns,
         trail=outcome.trail,
         statistics=outcome.statistics,
+        details=found,
         folder=None if folder is None else folder.path,
     )
 

@@ -9,16 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.core.errors import ArtifactError, MissingExtraError
+from lilliput.report.html.panels.answers import answers
 from lilliput.report.html.panels.comparison import comparison
+from lilliput.report.html.panels.front import front
+from lilliput.report.html.panels.layers import layers
+from lilliput.report.html.panels.memory import memory
 from lilliput.report.html.panels.passes import passes
 from lilliput.report.html.panels.repeat import repeat
+from lilliput.report.html.panels.samples import samples
+from lilliput.report.html.panels.sensitivity import sensitivity
 from lilliput.report.html.panels.verdict import verdict
 from lilliput.report.html.source import Source, of_folder
 
 PANELS: Mapping[str, tuple[str, Callable[[Source], Any]]] = {
     "verdict": ("", verdict),
     "comparison": ("Comparison", comparison),
+    "front": ("Size and score", front),
     "passes": ("What each step bought", passes),
+    "layers": ("Layers", layers),
+    "samples": ("Answers that changed", samples),
+    "answers": ("Answers before and after", answers),
+    "sensitivity": ("Sensitivity", sensitivity),
+    "memory": ("Memory", memory),
     "repeat": ("To repeat it", repeat),
 }
 """Heading and data of each panel; its template has its name. One that gives None has nothing to show, and is left out."""

@@ -1,0 +1,141 @@
+"""The answers of a task of each kind, before and after: confusions, residuals, errors, IoU of classes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lilliput.report.html.axes import Axis, categories, linear, logarithmic
+from lilliput.report.html.charts import Plot, heat
+from lilliput.report.html.source import Source
+
+SIDES = ("float", "ours")
+"""Classes of the style sheet for before and after."""
+
+
+def answers(source: Source) -> dict[str, Any] | None:
+    data = source.details.get("answers")
+    if not data or data["kind"] not in _MAKERS:
+        return None
+    return {"note": "", "kind": data["kind"], "role": data["role"], "names": data["names"], **_MAKERS[data["kind"]](data)}
+
+
+def _classification(data: Mapping[str, Any]) -> dict[str, Any]:
+    changes = [(c["label"], c["answer"], c["before"], c["after"], c["after"] - c["before"]) for c in data["changes"]]
+    if "labels" not in data:
+        return {"charts": [], "changes": changes}
+    names, before, after = data["labels"], data["before"], data["after"]
+    moved = [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, after, strict=True)]
+    titles = [
+        [f"label {names[r]}, answer {names[c]}: {before[r][c]} before, {after[r][c]} after" for c in range(len(names))]
+        for r in range(len(names))
+    ]
+    svg = heat("confusion-chart", "Change of the confusion matrix: rows are labels, columns answers", moved, names, titles)
+    recall = _pairs("recall-chart", "share of right answers, %", names, *([_recall(m) for m in (before, after)]))
+    caption = "Rows are labels, columns are answers; numbers are samples after minus before. The diagonal is right."
+    charts = [{"title": "Confusions: what changed", "svg": svg, "caption": caption, "legend": _CHANGE}]
+    charts.append({"title": "Right answers of each class", "svg": recall, "caption": "", "legend": _legend(data)})
+    return {"charts": charts, "changes": changes}
+
+
+def _regression(data: Mapping[str, Any]) -> dict[str, Any]:
+    unit = f", {data['unit']}" if data.get("unit") else ""
+    points = data["points"]
+    x = linear(f"target{unit}", [p[0] for p in points])
+    y = linear(f"output minus target{unit}", [v for p in points for v in p[1:]], zero=True)
+    plot = Plot("residual-chart", "Residuals over the target", x, y)
+    plot.level(0, "", "zero")
+    for target, before, after in points:
+        plot.dot(target, before, "ghost float", f"target {target:.4g}, {data['names'][0]}: {before:+.4g}", 3)
+        plot.dot(target, after, "ours", f"target {target:.4g}, {data['names'][1]}: {after:+.4g}", 2.4)
+    bars = _histogram("residual-histogram", f"output minus target{unit}", data, (0, 1))
+    return {
+        "charts": [
+            {"title": "Residuals", "svg": plot.svg(), "caption": "", "legend": _legend(data)},
+            {"title": "How often which residual", "svg": bars, "caption": "", "legend": _legend(data)},
+        ],
+    }
+
+
+def _anomaly(data: Mapping[str, Any]) -> dict[str, Any]:
+    charts: list[dict[str, Any]] = []
+    for side, name in enumerate(data["names"]):
+        title = f"Errors of {name}"
+        pair = (2 * side, 2 * side + 1)
+        svg = _histogram(f"error-histogram-{side}", "reconstruction error", data, pair, data["threshold"], title)
+        caption = _above(data["above"], pair)
+        legend = [("float", "normal"), ("int8", "anomaly")]
+        charts.append({"title": title, "svg": svg, "caption": caption, "legend": legend})
+    note = ""
+    if data["threshold"] is not None:
+        note = f"The threshold, {data['threshold']:.4g}, is the error that 95% of the normal samples of {data['chosen_on']} "
+        note += f"do not exceed with {data['names'][0]}; both networks are held against it."
+    return {"charts": charts, "note": note}
+
+
+def _above(above: Sequence[Sequence[int]] | None, pair: tuple[int, int]) -> str:
+    if above is None:
+        return ""
+    (false, normal), (found, anomalies) = (above[i] for i in pair)
+    return f"Above the threshold: {found} of {anomalies} anomalies, {false} of {normal} normal samples."
+
+
+def _segmentation(data: Mapping[str, Any]) -> dict[str, Any]:
+    before, after = ([None if v is None else 100 * v for v in data[k]] for k in ("before", "after"))
+    svg = _pairs("iou-chart", "IoU, %", data["labels"], before, after)
+    rows = [
+        (name, *("" if v is None else f"{v:.2f}%" for v in (a, b)), "" if a is None or b is None else f"{b - a:+.2f} pt")
+        for name, a, b in zip(data["labels"], before, after, strict=True)
+    ]
+    chart = {"title": "IoU of each class", "svg": svg, "caption": "", "legend": _legend(data)}
+    return {"charts": [chart], "classes": rows}
+
+
+def _pairs(ident: str, label: str, names: Sequence[str], *sides: Sequence[float | None]) -> str:
+    """Two bars for each name."""
+    x, y = categories("class", [name[:9] for name in names]), linear(label, [100.0], zero=True)
+    plot = Plot(ident, f"{label}, for each class", x, y)
+    for side, values in enumerate(sides):
+        for i, value in enumerate(values):
+            if value is not None:
+                left = i - 0.36 + 0.38 * side
+                plot.bar(left, left + 0.34, value, SIDES[side], f"{names[i]}: {value:.2f}")
+    return plot.svg()
+
+
+def _recall(matrix: Sequence[Sequence[int]]) -> list[float | None]:
+    return [100 * row[i] / sum(row) if sum(row) else None for i, row in enumerate(matrix)]
+
+
+def _histogram(
+    ident: str, label: str, data: Mapping[str, Any], pair: tuple[int, int], limit: float | None = None, title: str = ""
+) -> str:
+    edges, log = data["edges"], data["log"]
+    groups = [data["counts"][i] for i in pair]
+    x: Axis = _exact(logarithmic(label, edges), edges) if log else _exact(linear(label, edges), edges)
+    plot = Plot(ident, title or f"How often which {label}", x, linear("samples", [n for g in groups for n in g], zero=True))
+    for group, css in zip(groups, SIDES if pair == (0, 1) and limit is None and not title else ("float", "int8"), strict=True):
+        for i, count in enumerate(group):
+            if count:
+                text = f"{edges[i]:.3g} to {edges[i + 1]:.3g}: {count} samples"
+                plot.bar(edges[i], edges[i + 1], count, f"{css} over", text)
+    if limit is not None and edges[0] <= limit <= edges[-1]:
+        plot.upright(limit, "threshold")
+    return plot.svg()
+
+
+def _exact(axis: Axis, edges: Sequence[float]) -> Axis:
+    """The axis from the first to the last edge."""
+    ticks = tuple(t for t in axis.ticks if edges[0] <= t[0] <= edges[-1])
+    return Axis(label=axis.label, low=edges[0], high=edges[-1], ticks=ticks or axis.ticks[:0], log=axis.log)
+
+
+def _legend(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return list(zip(SIDES, data["names"], strict=True))
+
+
+_CHANGE = [("more-key", "more often than before"), ("less-key", "less often")]
+_MAKERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "classification": _classification,
+    "regression": _regression,
+    "anomaly": _anomaly,
+    "segmentation": _segmentation,
+}
