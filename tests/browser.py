@@ -1,8 +1,9 @@
-"""Chromium without a window, driven through a pipe: opens a page, presses keys, takes pictures, and notes all complaints."""
+"""Chromium without a window, driven through a pipe: opens a page, presses keys, takes pictures, notes complaints."""
 
 import base64
 import json
 import os
+import select
 import shlex
 import shutil
 import subprocess
@@ -69,9 +70,7 @@ class Browser:
     def open(self, path, *, width=1280, height=900, dark=False):
         """Load a file at this width of the window, with this preference of the system."""
         phone = width < 600
-        self.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
@@ -89,9 +88,7 @@ class Browser:
         code, text = codes[key]
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if kind == "keyDown" and text else {}
-            self.ask(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more
-            )
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def picture(self, path):
         """The whole page as a PNG."""
@@ -103,7 +100,7 @@ class Browser:
     def _until(self, ready, what):
         end = time.monotonic() + DEADLINE
         while not ready():
-            if time.monotonic() > end:
+            if not select.select([self._in], [], [], max(end - time.monotonic(), 0))[0]:
                 raise TimeoutError(what)
             part = os.read(self._in, 1 << 16)
             if not part:

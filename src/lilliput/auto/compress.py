@@ -178,7 +178,7 @@ def measured(
         if folder is None:
             for column in columns:
                 column.onnx = None
-        found = details(columns, task, role=role, validation=context.evaluator.known("validation"))
+        found = details(columns, task, role)
     return Result(
         artifact=outcome.artifact,
         recipe=outcome.recipe,
@@ -281,9 +281,7 @@ def _doubts(task: Task, outcome: Outcome, *, judged: bool) -> list[str]:
     return doubts(task, {role: evaluator.reference(role) for role in roles_of(task, judged=judged)})
 
 
-def _budgets(
-    result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None
-) -> list[Budget]:
+def _budgets(result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None) -> list[Budget]:
     """Every budget that was given. Looks at validation if a drop of the score is among them."""
     found: list[Budget] = []
     ours = result.columns[-1].measurements

@@ -1,8 +1,9 @@
 """What the commands print: progress on stderr, results on stdout, errors in one line."""
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +53,12 @@ def out_json(data: object) -> None:
     from lilliput.pipeline.folder import json_text
 
     _write(json_text(data, indent=2))
+
+
+def command_line(command: str, arguments: Sequence[object], options: Mapping[str, object]) -> str:
+    """The line that gives these options, without those that are None."""
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["lilliput", command, *map(str, arguments), *given])
 
 
 def complain(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli.console import ConsoleProgress, complain, out, out_json
+from lilliput.cli.console import ConsoleProgress, command_line, complain, out, out_json
 from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
 from lilliput.core.errors import BUG, LilliputError, UsageError
 from lilliput.core.files import is_disk_trouble, refused
@@ -146,6 +146,22 @@ def compress(
         if is_disk_trouble(error):
             error = type(error)(error.asked, error.found, f"{error.do}, then go on with --resume {folder.path}")
         raise error from error.__cause__
+    used, sources = (
+        folder.path / "recipe.yaml",
+        {"--weights": weights, "--data": data, "--data-root": data_root},
+    )
+    given = {
+        "--recipe": recipe and used,
+        **sources,
+        "--target": target,
+        "--max-drop": max_drop,
+        "--max-bytes": max_bytes,
+        "--max-flash": max_flash,
+        "--max-ram": max_ram,
+        "--seed": seed,
+    }
+    lines = command_line("compress", [model], given), command_line("apply", [used, model], sources)
+    folder.write_json("command.json", {"commands": lines})
     if as_json:
         out_json({**result.to_data(), "folder": str(folder.path)})
     else:
@@ -503,7 +519,9 @@ def report(
     statistics: Annotated[bool, typer.Option(help="how many neurons share how many values, layer by layer")] = False,
     excel: Annotated[Path | None, typer.Option(help="write the statistics of a method here as .xlsx")] = None,
     html: Annotated[bool, typer.Option("--html", help="write the run as one page for a browser")] = False,
-    output: Annotated[Path | None, typer.Option(help="where the page goes (default: report.html of the folder)")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="where the page goes (default: report.html of the folder)")
+    ] = None,
 ) -> None:
     """The table of a run, and what each of its steps did; or all of it as a page."""
     from lilliput.cli.using import report_folder, report_page, report_statistics

@@ -171,10 +171,6 @@ class FullForward:
             self._kept[role] = evaluate(self.original, self.task, data, role, None, self.batch_size, self.device)
         return self._kept[role]
 
-    def known(self, role: Role) -> Evaluation | None:
-        """`reference` where it has been computed."""
-        return self._kept.get(role)
-
     def first_ok(self, role: Role, count: int) -> Evaluation:
         """The original network on the first samples of a role, on so many that `count` are ok if there are as many."""
         if role in self._kept:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lilliput.core.artifact import InputSpec
 from lilliput.core.guard import Evaluation
 from lilliput.core.task import Role, Task
+from lilliput.report.answers import usual_kind
 from lilliput.report.png import png
 
 SHOWN, SIDE = 24, 32
@@ -74,24 +75,25 @@ def _differ(before: Evaluation, now: Evaluation, task: Task) -> Tensor:
 
 
 def _label(task: Task, targets: Any, place: int, before: Evaluation, index: int) -> str:
-    if task.kind == "anomaly":
+    kind = usual_kind(task)
+    if kind == "anomaly":
         return "anomaly" if float(before.rows[index, 1]) > 0.5 else "normal"
-    if task.kind == "segmentation" or not isinstance(targets, Tensor):
+    if kind not in ("classification", "regression") or not isinstance(targets, Tensor):
         return ""
     row = targets[place].reshape(-1)
-    return _class(task, int(row[0])) if task.kind == "classification" else _numbers(row)
+    return _class(task, int(row[0])) if kind == "classification" else _numbers(row)
 
 
 def _answer(task: Task, evaluation: Evaluation, index: int) -> str:
-    rows, outputs = evaluation.rows, evaluation.outputs
-    if task.kind == "classification" and outputs is not None and outputs.dim() == 2:
+    kind, rows, outputs = usual_kind(task), evaluation.rows, evaluation.outputs
+    if kind == "classification" and outputs is not None and outputs.dim() == 2:
         return _class(task, int(outputs[index].argmax()))
-    if task.kind == "anomaly":
-        return f"error {float(rows[index, 0]):.4g}"
-    if task.kind == "segmentation":
+    if kind == "anomaly":
+        return f"{float(rows[index, 0]):.4g}"
+    if kind == "segmentation":
         meets, either = float(rows[index, 0::2].sum()), float(rows[index, 1::2].sum())
-        return f"IoU of its pixels {100 * meets / either:.1f}%" if either else ""
-    if task.kind == "regression" and outputs is not None:
+        return f"{100 * meets / either:.1f}%" if either else ""
+    if kind == "regression" and outputs is not None:
         return _numbers(outputs[index].reshape(-1))
     return "acceptable" if bool(evaluation.ok[index]) else "not acceptable"
 

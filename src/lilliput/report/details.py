@@ -1,4 +1,4 @@
-"""What a page shows beside the table, as plain data: layers, memory, changed answers. Collected while the networks are there.
+"""What a page shows beside the table, as plain data, collected while the networks are there.
 
 No network is run on a role again: answers come from the evaluations of the comparison. Only SQNR needs values inside
 the network, on a few calibration samples.
@@ -12,13 +12,12 @@ import torch
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding
 from lilliput.core.errors import LilliputError
-from lilliput.core.guard import Evaluation
 from lilliput.core.method import layers
 from lilliput.core.task import Role, Task
 from lilliput.graph.integer import LAYERS
 from lilliput.graph.trace import Graph, graph_of
 from lilliput.measure.memory import plan_memory
-from lilliput.report.answers import answers
+from lilliput.report.answers import answers, usual_kind
 from lilliput.report.changed import changed_samples
 from lilliput.report.compare import Column, samples_of
 from lilliput.report.difference import layer_sqnr
@@ -27,19 +26,24 @@ SQNR_SAMPLES, SQNR_VALUES = 64, 1 << 24
 """Layers are compared on so many samples, fewer where that would keep more values at once."""
 
 
-def details(columns: list[Column], task: Task, *, role: Role, validation: Evaluation | None) -> dict[str, Any]:
-    """Of the last column, beside the first; `validation` are the answers of the original there, if they are known."""
+def details(columns: list[Column], task: Task, role: Role) -> dict[str, Any]:
+    """Of the last column, beside the first, as they answered on `role`."""
     first, last = columns[0], columns[-1]
     graph = graph_of(last.artifact)
     found: dict[str, Any] = {
-        "task": {"kind": task.kind, "score": task.score.name, "role": role, "higher_is_better": task.score.higher_is_better},
+        "task": {
+            "kind": usual_kind(task),
+            "score": task.score.name,
+            "role": role,
+            "higher_is_better": task.score.higher_is_better,
+        },
         "layers": layer_rows(first, last, graph, task),
         "memory": memory_steps(graph, last.artifact),
         "data": fingerprints(task),
     }
     if first.evaluation is not None and last.evaluation is not None:
         found["samples"] = changed_samples(first.evaluation, last.evaluation, task, role)
-        found["answers"] = answers(columns, task, role, validation)
+        found["answers"] = answers(columns, task, role)
     return found
 
 

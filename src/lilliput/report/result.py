@@ -27,6 +27,8 @@ from lilliput.graph import stored
 from lilliput.graph.lower import lower
 from lilliput.pipeline.recipe import Recipe
 from lilliput.report.compare import Column, agreement, onnx_target, samples_of
+from lilliput.report.html.page import fragment, page
+from lilliput.report.html.source import Source, of_data
 from lilliput.report.text import comparison
 
 FORMATS = ("onnx", "c")
@@ -122,26 +124,23 @@ class Result:
     def to_frame(self) -> Any:
         """`rows` as a pandas DataFrame, by quantity."""
         try:
-            import pandas
+            import pandas as pd
         except ImportError as error:
             raise MissingExtraError("a data frame", "pandas is not installed", "pip install pandas") from error
-        return pandas.DataFrame(self.rows()).set_index("quantity")
+        return pd.DataFrame(self.rows()).set_index("quantity")
 
     def html(self, path: str | os.PathLike[str]) -> int:
         """Write the report as one page that needs nothing else; returns its bytes."""
-        from lilliput.report.html.page import page
-        from lilliput.report.html.source import of_result
-
-        data = page(of_result(self)).encode()
+        data = page(self._source()).encode()
         write_atomically(path, data)
         return len(data)
 
     def _repr_html_(self) -> str:
         """Verdict and table, for notebooks."""
-        from lilliput.report.html.page import fragment
-        from lilliput.report.html.source import of_result
+        return fragment(self._source())
 
-        return fragment(of_result(self))
+    def _source(self) -> Source:
+        return of_data(self.to_data(), self.report_data(), recipe=self.recipe.to_yaml(), folder=self.folder)
 
     def save(self, path: str | os.PathLike[str], *, strip: bool = False) -> int:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
@@ -194,7 +193,6 @@ class Result:
             "violations": [asdict(v) for v in self.violations],
             "environment": environment(),
         }
-
 
     def report_data(self) -> dict[str, Any]:
         """What a page needs beyond `to_data`: what `report.json` holds."""

@@ -1,4 +1,4 @@
-"""Charts as SVG text: colours are classes of the style sheet, so that they follow the theme; `<title>` is the tooltip."""
+"""Charts as SVG text. Colours are classes of the style sheet, so they follow the theme; a `<title>` is a tooltip."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -6,9 +6,9 @@ from html import escape
 from lilliput.report.html.axes import Axis
 
 WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44
-CHARACTER = 6.6
-"""About the width of a character of a tick, in the units of the picture."""
+LEFT, RIGHT, TOP, BOTTOM = 76, 12, 14, 46
+CHARACTER = 8.2
+"""About the width of a character in the units of the picture, on a narrow screen."""
 
 
 class Plot:
@@ -28,18 +28,18 @@ class Plot:
         places = [(self.x(a), self.y(b)) for a, b in points]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         circles = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in places) if dots else ""
-        self.marks.append(f'<g class="line {css}">{_title(title)}<polyline points="{path}"/>{circles}</g>')
+        self.marks.append(f'<g class="line {css}">{tooltip(title)}<polyline points="{path}"/>{circles}</g>')
 
     def dot(self, x: float, y: float, css: str, title: str, radius: float = 4.0) -> None:
         place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"'
-        self.marks.append(f'<circle class="dot {css}" {place}>{_title(title)}</circle>')
+        self.marks.append(f'<circle class="dot {css}" {place}>{tooltip(title)}</circle>')
 
     def bar(self, left: float, right: float, top: float, css: str, title: str) -> None:
         """From the lower axis up to `top`."""
         x, width = self.x(left), max(self.x(right) - self.x(left), 0.6)
         y, floor = self.y(top), self.height - BOTTOM
         place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(floor - y, 0):.1f}"'
-        self.marks.append(f'<rect class="bar {css}" {place}>{_title(title)}</rect>')
+        self.marks.append(f'<rect class="bar {css}" {place}>{tooltip(title)}</rect>')
 
     def level(self, y: float, text: str, css: str = "limit") -> None:
         """A dashed line across, with its name."""
@@ -72,13 +72,15 @@ class Plot:
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>')
         for value, text in _shown(x.ticks, [self.x(value) for value, _ in x.ticks]):
-            at = self.x(value)
+            at, half = self.x(value), len(text) * CHARACTER / 2
+            place = f'x="{min(at, WIDTH - half):.1f}" y="{floor + 18}" text-anchor="middle"'
             parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 4}"/>')
-            parts.append(f'<text class="tick" x="{at:.1f}" y="{floor + 17}" text-anchor="middle">{escape(text)}</text>')
+            parts.append(f'<text class="tick" {place}>{escape(text)}</text>')
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
         middle, centre = (LEFT + WIDTH - RIGHT) / 2, (TOP + floor) / 2
-        parts.append(f'<text class="label" x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(x.label)}</text>')
-        turn = f'transform="translate(13 {centre}) rotate(-90)"'
+        place = f'x="{middle}" y="{self.height - 6}" text-anchor="middle"'
+        parts.append(f'<text class="label" {place}>{escape(x.label)}</text>')
+        turn = f'transform="translate(14 {centre}) rotate(-90)"'
         parts.append(f'<text class="label" {turn} text-anchor="middle">{escape(y.label)}</text>')
         return "".join(parts)
 
@@ -89,29 +91,18 @@ def picture(ident: str, title: str, body: str, width: float, height: float) -> s
     return f'<svg id="{ident}" class="chart" {box}><title id="{ident}-title">{escape(title)}</title>{body}</svg>'
 
 
-def heat(ident: str, title: str, values: Sequence[Sequence[int]], names: Sequence[str], titles: Sequence[Sequence[str]]) -> str:
-    """Signed whole numbers as a square of cells: more is one colour, less the other, 0 is empty."""
-    size, space = 400 / len(names), 8 + CHARACTER * min(max(len(n) for n in names), 9)
-    most = max((abs(v) for row in values for v in row), default=0) or 1
-    parts: list[str] = []
-    for r, row in enumerate(values):
-        y = 26 + r * size
-        parts.append(f'<text class="tick" x="{space - 4}" y="{y + size / 2 + 4:.1f}" text-anchor="end">{escape(names[r][:9])}</text>')
-        for c, value in enumerate(row):
-            x = space + c * size
-            css = "same" if value == 0 else ("more" if value > 0 else "less") + (" own" if r == c else "")
-            strength = 0 if value == 0 else 0.25 + 0.75 * abs(value) / most
-            place = f'x="{x:.1f}" y="{y:.1f}" width="{size - 1:.1f}" height="{size - 1:.1f}"'
-            parts.append(f'<rect class="cell {css}" {place} fill-opacity="{strength:.2f}">{_title(titles[r][c])}</rect>')
-            if value and size > 18:
-                parts.append(f'<text class="count" x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" text-anchor="middle">{value:+d}</text>')
-    for c, name in enumerate(names):
-        fits = name if len(name) * CHARACTER < size else name[: max(1, int(size / CHARACTER))]
-        parts.append(f'<text class="tick" x="{space + (c + 0.5) * size:.1f}" y="18" text-anchor="middle">{escape(fits)}</text>')
-    return picture(ident, title, "".join(parts), space + 404, 430)
+def shortened(text: str, room: float) -> str:
+    """As much of a text as has room, in the units of the picture."""
+    most = max(1, int(room / CHARACTER))
+    return text if len(text) <= most else f"{text[: max(1, most - 1)]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _title(text: str) -> str:
+def fitting(names: Sequence[str]) -> list[str]:
+    """Names for places beside each other on the lower axis."""
+    return [shortened(name, (WIDTH - LEFT - RIGHT) / len(names)) for name in names]
+
+
+def tooltip(text: str) -> str:
     return f"<title>{escape(text)}</title>" if text else ""
 
 

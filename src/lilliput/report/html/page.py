@@ -33,7 +33,7 @@ PANELS: Mapping[str, tuple[str, Callable[[Source], Any]]] = {
     "memory": ("Memory", memory),
     "repeat": ("To repeat it", repeat),
 }
-"""Heading and data of each panel; its template has its name. One that gives None has nothing to show, and is left out."""
+"""Heading and data of each panel; its template has its name. One that gives None has nothing to show."""
 SHORT = ("verdict", "comparison")
 
 

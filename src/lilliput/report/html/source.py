@@ -4,15 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lilliput.core.cost import Measurement
 from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.pipeline.folder import RunFolder
 from lilliput.report.text import ROWS
-
-if TYPE_CHECKING:
-    from lilliput.report.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +23,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """`result` is what `result.json` holds, `details` what `report.json` holds; empty where a run has not written it."""
+    """`result` is what `result.json` holds, `details` what `report.json` holds, if the run has written it."""
 
     title: str
     result: Mapping[str, Any]
@@ -71,16 +68,17 @@ def of_folder(folder: Path) -> Source:
     )
 
 
-def of_result(result: "Result") -> Source:
-    folder = result.folder
+def of_data(data: Mapping[str, Any], details: Mapping[str, Any], *, recipe: str, folder: Path | None) -> Source:
+    """Of a result in memory; what only its run folder knows is read there."""
+    beside = {name: {} if folder is None else _read(folder / f"{name}.json") for name in ("run", "analysis", "command")}
     return Source(
         title="Result" if folder is None else folder.resolve().name,
-        result=result.to_data(),
-        details=result.report_data(),
-        identity={} if folder is None else _read(folder / "run.json"),
-        analysis={} if folder is None else _read(folder / "analysis.json"),
-        recipe=result.recipe.to_yaml(),
-        command={} if folder is None else _read(folder / "command.json"),
+        result=data,
+        details=details,
+        identity=beside["run"],
+        analysis=beside["analysis"],
+        recipe=recipe,
+        command=beside["command"],
     )
 
 

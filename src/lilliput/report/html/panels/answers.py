@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lilliput.report.html.axes import Axis, categories, linear, logarithmic
-from lilliput.report.html.charts import Plot, heat
+from lilliput.report.html.charts import Plot, fitting
+from lilliput.report.html.heat import heat
 from lilliput.report.html.source import Source
 
 SIDES = ("float", "ours")
@@ -15,7 +16,13 @@ def answers(source: Source) -> dict[str, Any] | None:
     data = source.details.get("answers")
     if not data or data["kind"] not in _MAKERS:
         return None
-    return {"note": "", "kind": data["kind"], "role": data["role"], "names": data["names"], **_MAKERS[data["kind"]](data)}
+    return {
+        "note": "",
+        "kind": data["kind"],
+        "role": data["role"],
+        "names": data["names"],
+        **_MAKERS[data["kind"]](data),
+    }
 
 
 def _classification(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +35,9 @@ def _classification(data: Mapping[str, Any]) -> dict[str, Any]:
         [f"label {names[r]}, answer {names[c]}: {before[r][c]} before, {after[r][c]} after" for c in range(len(names))]
         for r in range(len(names))
     ]
-    svg = heat("confusion-chart", "Change of the confusion matrix: rows are labels, columns answers", moved, names, titles)
+    svg = heat(
+        "confusion-chart", "Change of the confusion matrix: rows are labels, columns answers", moved, names, titles
+    )
     recall = _pairs("recall-chart", "share of right answers, %", names, *([_recall(m) for m in (before, after)]))
     caption = "Rows are labels, columns are answers; numbers are samples after minus before. The diagonal is right."
     charts = [{"title": "Confusions: what changed", "svg": svg, "caption": caption, "legend": _CHANGE}]
@@ -46,11 +55,12 @@ def _regression(data: Mapping[str, Any]) -> dict[str, Any]:
     for target, before, after in points:
         plot.dot(target, before, "ghost float", f"target {target:.4g}, {data['names'][0]}: {before:+.4g}", 3)
         plot.dot(target, after, "ours", f"target {target:.4g}, {data['names'][1]}: {after:+.4g}", 2.4)
-    bars = _histogram("residual-histogram", f"output minus target{unit}", data, (0, 1))
+    title, label = "How often which residual", f"output minus target{unit}"
+    bars = _histogram("residual-histogram", title, label, data, (0, 1), SIDES)
     return {
         "charts": [
             {"title": "Residuals", "svg": plot.svg(), "caption": "", "legend": _legend(data)},
-            {"title": "How often which residual", "svg": bars, "caption": "", "legend": _legend(data)},
+            {"title": title, "svg": bars.svg(), "caption": "", "legend": _legend(data)},
         ],
     }
 
@@ -58,31 +68,28 @@ def _regression(data: Mapping[str, Any]) -> dict[str, Any]:
 def _anomaly(data: Mapping[str, Any]) -> dict[str, Any]:
     charts: list[dict[str, Any]] = []
     for side, name in enumerate(data["names"]):
-        title = f"Errors of {name}"
         pair = (2 * side, 2 * side + 1)
-        svg = _histogram(f"error-histogram-{side}", "reconstruction error", data, pair, data["threshold"], title)
-        caption = _above(data["above"], pair)
+        title = f"Errors of {name}"
+        plot = _histogram(f"error-histogram-{side}", title, "reconstruction error", data, pair, ("float", "int8"))
+        plot.upright(data["thresholds"][side], "threshold")
+        (false, normal), (found, anomalies) = (data["above"][i] for i in pair)
+        caption = f"Above the threshold: {found} of {anomalies} anomalies, {false} of {normal} normal samples."
         legend = [("float", "normal"), ("int8", "anomaly")]
-        charts.append({"title": title, "svg": svg, "caption": caption, "legend": legend})
-    note = ""
-    if data["threshold"] is not None:
-        note = f"The threshold, {data['threshold']:.4g}, is the error that 95% of the normal samples of {data['chosen_on']} "
-        note += f"do not exceed with {data['names'][0]}; both networks are held against it."
+        charts.append({"title": title, "svg": plot.svg(), "caption": caption, "legend": legend})
+    values = " and ".join(f"{limit:.4g}" for limit in data["thresholds"])
+    note = f"Each network's threshold ({values}) is the error that 95% of these normal samples do not exceed."
     return {"charts": charts, "note": note}
-
-
-def _above(above: Sequence[Sequence[int]] | None, pair: tuple[int, int]) -> str:
-    if above is None:
-        return ""
-    (false, normal), (found, anomalies) = (above[i] for i in pair)
-    return f"Above the threshold: {found} of {anomalies} anomalies, {false} of {normal} normal samples."
 
 
 def _segmentation(data: Mapping[str, Any]) -> dict[str, Any]:
     before, after = ([None if v is None else 100 * v for v in data[k]] for k in ("before", "after"))
     svg = _pairs("iou-chart", "IoU, %", data["labels"], before, after)
     rows = [
-        (name, *("" if v is None else f"{v:.2f}%" for v in (a, b)), "" if a is None or b is None else f"{b - a:+.2f} pt")
+        (
+            name,
+            *("" if v is None else f"{v:.2f}%" for v in (a, b)),
+            "" if a is None or b is None else f"{b - a:+.2f} pt",
+        )
         for name, a, b in zip(data["labels"], before, after, strict=True)
     ]
     chart = {"title": "IoU of each class", "svg": svg, "caption": "", "legend": _legend(data)}
@@ -91,7 +98,7 @@ def _segmentation(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pairs(ident: str, label: str, names: Sequence[str], *sides: Sequence[float | None]) -> str:
     """Two bars for each name."""
-    x, y = categories("class", [name[:9] for name in names]), linear(label, [100.0], zero=True)
+    x, y = categories("class", fitting(names)), linear(label, [100.0], zero=True)
     plot = Plot(ident, f"{label}, for each class", x, y)
     for side, values in enumerate(sides):
         for i, value in enumerate(values):
@@ -106,20 +113,18 @@ def _recall(matrix: Sequence[Sequence[int]]) -> list[float | None]:
 
 
 def _histogram(
-    ident: str, label: str, data: Mapping[str, Any], pair: tuple[int, int], limit: float | None = None, title: str = ""
-) -> str:
-    edges, log = data["edges"], data["log"]
-    groups = [data["counts"][i] for i in pair]
-    x: Axis = _exact(logarithmic(label, edges), edges) if log else _exact(linear(label, edges), edges)
-    plot = Plot(ident, title or f"How often which {label}", x, linear("samples", [n for g in groups for n in g], zero=True))
-    for group, css in zip(groups, SIDES if pair == (0, 1) and limit is None and not title else ("float", "int8"), strict=True):
+    ident: str, title: str, label: str, data: Mapping[str, Any], pair: tuple[int, int], css: tuple[str, str]
+) -> Plot:
+    """Two groups of counts over the same bins, one above the other."""
+    edges, groups = data["edges"], [data["counts"][i] for i in pair]
+    x = _exact(logarithmic(label, edges) if data["log"] else linear(label, edges), edges)
+    plot = Plot(ident, title, x, linear("samples", [n for g in groups for n in g], zero=True))
+    for group, colour in zip(groups, css, strict=True):
         for i, count in enumerate(group):
             if count:
                 text = f"{edges[i]:.3g} to {edges[i + 1]:.3g}: {count} samples"
-                plot.bar(edges[i], edges[i + 1], count, f"{css} over", text)
-    if limit is not None and edges[0] <= limit <= edges[-1]:
-        plot.upright(limit, "threshold")
-    return plot.svg()
+                plot.bar(edges[i], edges[i + 1], count, f"{colour} over", text)
+    return plot
 
 
 def _exact(axis: Axis, edges: Sequence[float]) -> Axis:

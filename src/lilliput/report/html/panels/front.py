@@ -1,4 +1,4 @@
-"""Size and score of every candidate of a search, with the networks of the comparison; the best of each size in a line."""
+"""Size and score of every candidate of a search, beside the float network and plain int8."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from lilliput.report.html.charts import Plot
 from lilliput.report.html.source import Source
 
 CLASSES = {"float": "float", "plain int8": "int8"}
-LOG_FROM = 8
-"""Sizes that differ by more than this factor are placed by their logarithm."""
+FAR = 3.0
+"""A network of the comparison that is larger than this times the largest candidate is left out."""
 
 
 def front(source: Source) -> dict[str, Any] | None:
@@ -20,11 +20,12 @@ def front(source: Source) -> dict[str, Any] | None:
     marks = [
         (c.name, c.measurements["file"].value, c.measurements[score].value)
         for c in source.columns
-        if "file" in c.measurements and score in c.measurements
+        if c.name in CLASSES and "file" in c.measurements and score in c.measurements
     ]
+    marks = [mark for mark in marks if mark[1] <= FAR * max(p["bytes"] for p in points)]
     unit = next((c.measurements[score].unit for c in source.columns if score in c.measurements), "")
     sizes = [float(p["bytes"]) for p in points] + [size for _, size, _ in marks]
-    x = linear("bytes of the .lil file", sizes, "B", zero=max(sizes) / min(sizes) > LOG_FROM / 4)
+    x = linear("bytes of the .lil file", sizes, "B", zero=True)
     y = linear(f"{score}{f', {unit}' if unit else ''}", [p["score"] for p in points] + [v for _, _, v in marks], unit)
     plot = Plot("front-chart", f"{score} over the bytes of the file, for every candidate", x, y)
     higher = source.details.get("task", {}).get("higher_is_better", True)
@@ -36,9 +37,7 @@ def front(source: Source) -> dict[str, Any] | None:
         text = f"{p.get('name', 'candidate')}: {format_quantity(p['bytes'], 'B')}, {p['score']:.4g}{unit}, {state}"
         plot.dot(p["bytes"], p["score"], "ours" if p.get("feasible") else "ghost rest", text)
     for name, size, value in marks:
-        css = CLASSES.get(name)
-        if css:
-            plot.dot(size, value, css, f"{name}: {format_quantity(size, 'B')}, {value:.4g}{unit}", radius=5.5)
+        plot.dot(size, value, CLASSES[name], f"{name}: {format_quantity(size, 'B')}, {value:.4g}{unit}", radius=5.5)
     legend = [("ours", "candidate within the budgets"), ("rest", "not within the budgets")]
     legend += [(css, name) for name, css in CLASSES.items() if any(name == m for m, _, _ in marks)]
     return {"chart": plot.svg(), "legend": legend, "count": len(points), "rows": [_row(p, unit) for p in points]}

@@ -70,7 +70,7 @@ def _unit(source: Source) -> str:
 
 
 def _score(evidence: Mapping[str, Any], before: float | None, unit: str) -> str:
-    """ "98.25% to 98.00%"; the agreement where a guard without labels judged; "" without a guard."""
+    """Before and after; the agreement where a guard without labels judged; nothing without a guard."""
     if evidence.get("score") is not None:
         now = _number(evidence["score"], unit)
         return now if before is None else f"{_number(before, unit)} \N{RIGHTWARDS ARROW} {now}"

@@ -34,9 +34,9 @@ def _target(target: Any) -> str:
 
 
 def _commands(source: Source) -> list[str]:
-    given = source.command.get("command")
-    model = source.command.get("model", "MODEL")
+    """As they were given on the command line; else what Python and the command line would take."""
+    if source.command:
+        return list(source.command["commands"])
     if not source.finished:
-        return [given or f"lilliput compress {model}"]
-    first = [given] if given else []
-    return [*first, f"lilliput apply {source.title}/recipe.yaml {model}"]
+        return [f"lilliput compress MODEL --resume {source.title}"]
+    return [f"lilliput apply {source.title}/recipe.yaml MODEL"]

@@ -4,6 +4,13 @@ from typing import Any
 
 from lilliput.report.html.source import Source
 
+MEANINGS = {
+    "classification": "The answer before and after.",
+    "regression": "The output before and after.",
+    "anomaly": "The reconstruction error before and after.",
+    "segmentation": "The share of pixels in which answer and label meet (IoU over all classes), before and after.",
+}
+
 
 def samples(source: Source) -> dict[str, Any] | None:
     data = source.details.get("samples")
@@ -12,6 +19,8 @@ def samples(source: Source) -> dict[str, Any] | None:
     changed = data["lost"] + data["gained"] + data["both_wrong"]
     return {
         "role": data["role"],
+        "meaning": MEANINGS.get(source.details["task"]["kind"], ""),
+        "word": "target" if source.details["task"]["kind"] == "regression" else "label",
         "counts": [
             (data["lost"], "lost: acceptable before, not any more"),
             (data["gained"], "gained: not acceptable before, now it is"),

@@ -88,10 +88,14 @@ def _facts(source: Source) -> list[dict[str, str]]:
         )
     if "difference" in last.measurements:
         difference = last.measurements["difference"]
-        facts.append({"label": f"difference to {first.name}", "value": format_cell(difference), "note": difference.note})
+        facts.append(
+            {"label": f"difference to {first.name}", "value": format_cell(difference), "note": difference.note}
+        )
     if "latency ratio" in last.measurements:
         ratio = last.measurements["latency ratio"]
-        facts.append({"label": f"latency / {first.name}", "value": format_cell(ratio), "note": "one sample, one thread"})
+        facts.append(
+            {"label": f"latency / {first.name}", "value": format_cell(ratio), "note": "one sample, one thread"}
+        )
     return facts
 
 
