@@ -126,7 +126,9 @@ class Result:
         try:
             import pandas as pd
         except ImportError as error:
-            raise MissingExtraError("a data frame", "pandas is not installed", "pip install pandas") from error
+            raise MissingExtraError(
+                "a data frame", "pandas is not installed", "pip install 'lilliput[report]'"
+            ) from error
         return pd.DataFrame(self.rows()).set_index("quantity")
 
     def html(self, path: str | os.PathLike[str]) -> int:

@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lilliput.core.cost import format_quantity
-
 MOST_DECADES = 6
 
 
@@ -63,7 +61,10 @@ def _step(rough: float) -> float:
 
 def _text(value: float, unit: str, step: float) -> str:
     if unit == "B":
-        return format_quantity(value, "B")
+        scale, name = next(
+            ((10.0**e, name) for e, name in ((9, "GB"), (6, "MB"), (3, "kB")) if value >= 10**e), (1, "B")
+        )
+        return f"{value / scale:g} {name}"
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     places += 1 if round(step * 10**places, 6) % 1 else 0
     text = f"{value:.{places}f}" if places < 5 and abs(value) < 1e6 else f"{value:g}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lilliput.core.cost import Measurement
 from lilliput.core.errors import ArtifactError, UsageError
-from lilliput.pipeline.folder import RunFolder
+from lilliput.pipeline.folder import RunFolder, json_text
 from lilliput.report.text import ROWS
 
 
@@ -70,6 +70,7 @@ def of_folder(folder: Path) -> Source:
 
 def of_data(data: Mapping[str, Any], details: Mapping[str, Any], *, recipe: str, folder: Path | None) -> Source:
     """Of a result in memory; what only its run folder knows is read there."""
+    data, details = (json.loads(json_text(part)) for part in (data, details))  # as a folder would give them
     beside = {name: {} if folder is None else _read(folder / f"{name}.json") for name in ("run", "analysis", "command")}
     return Source(
         title="Result" if folder is None else folder.resolve().name,

@@ -23,4 +23,5 @@ def memory(source: Source) -> dict[str, Any] | None:
         plot.bar(i + 0.08, i + 0.92, step["bytes"], "ours" if step["name"] == data["peak"] else "float", text)
     plot.level(data["ram"], f"arena {format_quantity(data['ram'], 'B')}")
     rows = [(i + 1, s["name"], s["op"], format_quantity(s["bytes"], "B")) for i, s in enumerate(steps)]
-    return {"chart": plot.svg(), "peak": data["peak"], "ram": format_quantity(data["ram"], "B"), "rows": rows}
+    peak = next((f"{i + 1}, {s['name']}" for i, s in enumerate(steps) if s["name"] == data["peak"]), data["peak"])
+    return {"chart": plot.svg(), "peak": peak, "ram": format_quantity(data["ram"], "B"), "rows": rows}

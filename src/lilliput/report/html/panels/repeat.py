@@ -1,9 +1,13 @@
 """What it takes to repeat the run: commands, recipe, seed, data by their fingerprints, versions."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lilliput.core.cost import format_quantity
 from lilliput.report.html.source import Source
+
+
+ORDER = ("train", "validation", "test")
 
 
 def repeat(source: Source) -> dict[str, Any]:
@@ -15,15 +19,16 @@ def repeat(source: Source) -> dict[str, Any]:
     return {
         "commands": _commands(source),
         "facts": [(name, str(value)) for name, value in facts if value not in (None, "")],
-        "data": [
-            (role, f"{row['samples']:,}" if "samples" in row else "", row.get("fingerprint") or "")
-            for role, row in data.items()
-        ],
+        "data": [_data(role, data[role]) for role in ORDER if role in data],
         "roles": source.result.get("roles", []),
         "uses": [(role, str(count)) for role, count in source.result.get("uses", {}).items()],
         "environment": list(source.result.get("environment", {}).items()),
         "recipe": source.recipe,
     }
+
+
+def _data(role: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return role, f"{row['samples']:,}" if "samples" in row else "", row.get("fingerprint") or ""
 
 
 def _target(target: Any) -> str:
@@ -34,9 +39,10 @@ def _target(target: Any) -> str:
 
 
 def _commands(source: Source) -> list[str]:
-    """As they were given on the command line; else what Python and the command line would take."""
+    """As they were given on the command line; else what Python and the command line take."""
     if source.command:
         return list(source.command["commands"])
     if not source.finished:
         return [f"lilliput compress MODEL --resume {source.title}"]
-    return [f"lilliput apply {source.title}/recipe.yaml MODEL"]
+    path = f"{source.title}/recipe.yaml"
+    return [f'lilliput.apply(model, task, "{path}")  # in Python', f"lilliput apply {path} MODEL"]
