@@ -4,13 +4,24 @@ import base64
 import json
 import os
 import select
-import shlex
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+OPTIONS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+    "--remote-debugging-pipe",
+)
+START = """
+import fcntl, os, sys
+ours = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(ours[0], 3)  # where a browser reads and writes
+os.dup2(ours[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 DEADLINE = 60.0
 
 
@@ -27,10 +38,9 @@ class Browser:
         self._number, self._rest = 0, b""
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        options = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
-        command = f"exec {shlex.quote(program)} {options} --user-data-dir={shlex.quote(str(profile))} about:blank"
+        numbers = [str(theirs_in), str(theirs_out)]
         self._process = subprocess.Popen(
-            ["sh", "-c", f"{command} 3<&{theirs_in} 4>&{theirs_out}"],
+            [sys.executable, "-c", START, *numbers, program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -38,10 +48,11 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self._session = None
-        page = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        self._session = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.ask(f"{domain}.enable")
+        try:
+            self._attach()
+        except BaseException:
+            self._stop()
+            raise
 
     def __enter__(self):
         return self
@@ -50,6 +61,15 @@ class Browser:
         with suppress(OSError, TimeoutError):
             self._session = None
             self.ask("Browser.close")
+        self._stop()
+
+    def _attach(self):
+        page = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self._session = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.ask(f"{domain}.enable")
+
+    def _stop(self):
         os.close(self._out)
         os.close(self._in)
         self._process.kill()

@@ -1,6 +1,7 @@
 """One finished run of each kind of task."""
 
 import pytest
+
 from task_kinds import KINDS, compressed, model_and_task
 
 BUDGETS = {"max_drop": "1%", "max_bytes": "1MB", "max_ram": "1MiB"}

@@ -7,14 +7,14 @@ import re
 import shutil
 
 import pytest
-from page_parser import Page
-from task_kinds import LABELS
 
 from lilliput.core import container
 from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.report.html.page import folder_page
 from lilliput.report.html.source import Source, of_folder
 from lilliput.report.text import comparison_rows
+from page_parser import Page
+from task_kinds import LABELS
 
 PAYLOAD = "<script>alert(1)</script>\"'&<b>"
 FIXED = {"kind", "origin", "unit", "budget", "picture", "state", "fingerprint", "op"}
