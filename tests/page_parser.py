@@ -1,6 +1,7 @@
 """A page as a list of elements, read by the parser of the standard library; refuses what is not closed."""
 
 from html.parser import HTMLParser
+from typing import Any
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SVG_EMPTY = {"rect", "circle", "line", "polyline"}
@@ -63,7 +64,7 @@ class Page(HTMLParser):
         (found,) = self.all(tag, css, inside)
         return found
 
-    def section(self, ident):
+    def section(self, ident) -> Any:
         """A panel, or None where the page has none of this name."""
         return next((e for e in self.elements if e.tag == "section" and e["id"] == ident), None)
 

@@ -75,7 +75,8 @@ def _anomaly(generator):
         nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 16)), normal[:200], normal[:200], F.mse_loss, 250
     )
     rows = {"validation": [*range(200, 240), *range(300, 310)], "test": [*range(240, 300), *range(310, 340)]}
-    return model, ll.Task.anomaly(train=(x[:200], y[:200]), **{role: (x[i], y[i]) for role, i in rows.items()})
+    validation, test = ((x[i], y[i]) for i in rows.values())
+    return model, ll.Task.anomaly(train=(x[:200], y[:200]), validation=validation, test=test)
 
 
 def _segmentation(generator):

@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -73,6 +74,11 @@ def test_ticks_do_not_write_over_each_other():
     assert min(b - a for a, b in pairwise(places)) > 60
 
 
+def shown(panel) -> Any:
+    assert panel is not None
+    return panel
+
+
 def probe(layer, kind, level, divergence):
     return {"layer": layer, "kind": kind, "level": level, "divergence": divergence, "effect": True}
 
@@ -91,7 +97,7 @@ def analysis(kinds, layers, **more):
 
 def test_curves_of_every_kind_are_drawn_also_of_one_that_nobody_knew():
     layers = [f"layer{i}" for i in range(6)]
-    panel = sensitivity(Source(title="x", result={}, analysis=analysis(["bits", "channels"], layers)))
+    panel = shown(sensitivity(Source(title="x", result={}, analysis=analysis(["bits", "channels"], layers))))
     assert [c["title"] for c in panel["charts"]] == ["bits of a weight", "channels"]
     for chart, limits in zip(panel["charts"], (1, 0), strict=True):
         page = Page(chart["svg"])
@@ -109,7 +115,7 @@ def test_layers_may_have_other_levels_and_no_number():
             probe("b", "channels", 0.5, None),
         ]
     }
-    panel = sensitivity(Source(title="x", result={}, analysis=data))
+    panel = shown(sensitivity(Source(title="x", result={}, analysis=data)))
     assert len(Page(panel["charts"][0]["svg"]).all("circle")) == 2
 
 
@@ -131,7 +137,7 @@ candidates = st.builds(
 
 @given(st.lists(candidates, min_size=1, max_size=12), st.booleans())
 def test_the_line_of_the_front_joins_what_no_smaller_feasible_one_reaches(points, higher):
-    panel = front(source_of(points, task={"higher_is_better": higher}))
+    panel = shown(front(source_of(points, task={"higher_is_better": higher})))
     page = Page(panel["chart"])
     assert len(page.all("circle", "dot")) == len(points)
     sign = 1 if higher else -1

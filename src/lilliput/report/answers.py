@@ -18,7 +18,6 @@ MOST_CLASSES, MOST_CHANGES = 20, 30
 BINS, MOST_POINTS = 30, 250
 NORMAL_SHARE = 0.95
 """The threshold of anomalies: at least this part of the normal samples does not exceed it."""
-BATCH = 512
 USUAL_SCORES = {"anomaly": reconstruction_auc().name, "segmentation": mean_iou(1).name}
 """Kinds whose panels read what the score notes for each sample."""
 
@@ -30,7 +29,6 @@ class _Pair:
     first: Evaluation
     last: Evaluation
     task: Task
-    role: Role
 
     @property
     def both(self) -> tuple[Evaluation, Evaluation]:
@@ -41,11 +39,6 @@ class _Pair:
         labels = self.task.labels
         return [labels[c] if c < len(labels) else str(c) for c in range(count)]
 
-    def targets(self) -> Tensor | None:
-        """[n, ...]: what the score gets, for every sample in order; None if that is no tensor."""
-        parts = [self.task.target(batch) for batch in self.task.data(self.role).batches(BATCH)]
-        return torch.cat(parts) if all(isinstance(part, Tensor) for part in parts) else None
-
 
 def answers(columns: list[Column], task: Task, role: Role) -> dict[str, Any] | None:
     """Of the first and the last network; None for tasks of another kind, or with other outputs or scores."""
@@ -53,7 +46,7 @@ def answers(columns: list[Column], task: Task, role: Role) -> dict[str, Any] | N
     make = _MAKERS.get(usual_kind(task))
     if make is None or first is None or last is None:
         return None
-    made = make(_Pair(first=first, last=last, task=task, role=role))
+    made = make(_Pair(first=first, last=last, task=task))
     names = [columns[0].name, columns[-1].name]
     return None if made is None else {"kind": task.kind, "role": role, "names": names, **made}
 
@@ -66,7 +59,7 @@ def usual_kind(task: Task) -> str:
 
 def _classification(pair: _Pair) -> dict[str, Any] | None:
     a, b = (e.outputs for e in pair.both)
-    targets = pair.targets()
+    targets = pair.first.targets
     if a is None or b is None or targets is None or a.dim() != 2 or targets.is_floating_point():
         return None
     classes, targets = a.shape[1], targets.reshape(-1)
@@ -75,7 +68,7 @@ def _classification(pair: _Pair) -> dict[str, Any] | None:
     before, now = (torch.bincount(targets * classes + o.argmax(1), minlength=classes**2) for o in (a, b))
     before, now = before.reshape(classes, classes), now.reshape(classes, classes)
     names = pair.names(classes)
-    found: dict[str, Any] = {"classes": classes, "changes": _changes(before, now, names)}
+    found: dict[str, Any] = {"changes": _changes(before, now, names)}
     if classes <= MOST_CLASSES:
         found |= {"labels": names, "before": before.tolist(), "after": now.tolist()}
     return found
@@ -92,7 +85,7 @@ def _changes(before: Tensor, now: Tensor, names: list[str]) -> list[dict[str, An
 
 
 def _regression(pair: _Pair) -> dict[str, Any] | None:
-    outputs, targets = [e.outputs for e in pair.both if e.outputs is not None], pair.targets()
+    outputs, targets = [e.outputs for e in pair.both if e.outputs is not None], pair.first.targets
     if len(outputs) != 2 or targets is None or any(o.numel() != targets.numel() for o in outputs):
         return None
     wanted = targets.reshape(-1).double()

@@ -29,20 +29,26 @@ def _classification(data: Mapping[str, Any]) -> dict[str, Any]:
     changes = [(c["label"], c["answer"], c["before"], c["after"], c["after"] - c["before"]) for c in data["changes"]]
     if "labels" not in data:
         return {"charts": [], "changes": changes}
-    names, before, after = data["labels"], data["before"], data["after"]
+    names, sides = data["labels"], (data["before"], data["after"])
+    recall = _pairs("recall-chart", "share of right answers, %", names, *(_recall(side) for side in sides))
+    charts = [{"title": "Right answers of each class", "svg": recall, "caption": "", "legend": _legend(data)}]
+    if changes:
+        charts.insert(0, _confusions(names, *sides))
+    return {"charts": charts, "changes": changes}
+
+
+def _confusions(
+    names: Sequence[str], before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     moved = [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, after, strict=True)]
     titles = [
         [f"label {names[r]}, answer {names[c]}: {before[r][c]} before, {after[r][c]} after" for c in range(len(names))]
         for r in range(len(names))
     ]
-    svg = heat(
-        "confusion-chart", "Change of the confusion matrix: rows are labels, columns answers", moved, names, titles
-    )
-    recall = _pairs("recall-chart", "share of right answers, %", names, *([_recall(m) for m in (before, after)]))
+    title = "Change of the confusion matrix: rows are labels, columns answers"
     caption = "Rows are labels, columns are answers; numbers are samples after minus before. The diagonal is right."
-    charts = [{"title": "Confusions: what changed", "svg": svg, "caption": caption, "legend": _CHANGE}]
-    charts.append({"title": "Right answers of each class", "svg": recall, "caption": "", "legend": _legend(data)})
-    return {"charts": charts, "changes": changes}
+    svg = heat("confusion-chart", title, moved, names, titles)
+    return {"title": "Confusions: what changed", "svg": svg, "caption": caption, "legend": _CHANGE}
 
 
 def _regression(data: Mapping[str, Any]) -> dict[str, Any]:

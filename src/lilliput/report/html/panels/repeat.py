@@ -6,7 +6,6 @@ from typing import Any
 from lilliput.core.cost import format_quantity
 from lilliput.report.html.source import Source
 
-
 ORDER = ("train", "validation", "test")
 
 
@@ -44,5 +43,5 @@ def _commands(source: Source) -> list[str]:
         return list(source.command["commands"])
     if not source.finished:
         return [f"lilliput compress MODEL --resume {source.title}"]
-    path = f"{source.title}/recipe.yaml"
+    path = f"{source.title}/recipe.yaml" if source.identity else "recipe.yaml"
     return [f'lilliput.apply(model, task, "{path}")  # in Python', f"lilliput apply {path} MODEL"]
