@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lilliput.core.files import refused
@@ -53,6 +54,15 @@ def out_json(data: object) -> None:
     from lilliput.pipeline.folder import json_text
 
     _write(json_text(data, indent=2))
+
+
+def commands_of(
+    folder: Path, model: str, recipe: Path | None, sources: Mapping[str, object], more: Mapping[str, object]
+) -> list[str]:
+    """The lines that give the run of a folder again: as it was asked for, and by its recipe."""
+    used = folder / "recipe.yaml"
+    given = {"--recipe": used if recipe is not None else None, **sources, **more}
+    return [command_line("compress", [model], given), command_line("apply", [used, model], sources)]
 
 
 def command_line(command: str, arguments: Sequence[object], options: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli.console import ConsoleProgress, command_line, complain, out, out_json
+from lilliput.cli.console import ConsoleProgress, commands_of, complain, out, out_json
 from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
 from lilliput.core.errors import BUG, LilliputError, UsageError
 from lilliput.core.files import is_disk_trouble, refused
@@ -140,28 +140,16 @@ def compress(
             progress=progress,
             device=device,
         )
+        sources = {"--weights": weights, "--data": data, "--data-root": data_root}
+        budgets = {"--max-drop": max_drop, "--max-bytes": max_bytes, "--max-flash": max_flash, "--max-ram": max_ram}
+        more = {"--target": target, **budgets, "--seed": seed}
+        folder.write_json("command.json", {"commands": commands_of(folder.path, model, recipe, sources, more)})
     except STOPS as stop:
         raise typer.Exit(stopped(stop, f"finished steps are kept: go on with --resume {folder.path}")) from None
     except LilliputError as error:
         if is_disk_trouble(error):
             error = type(error)(error.asked, error.found, f"{error.do}, then go on with --resume {folder.path}")
         raise error from error.__cause__
-    used, sources = (
-        folder.path / "recipe.yaml",
-        {"--weights": weights, "--data": data, "--data-root": data_root},
-    )
-    given = {
-        "--recipe": recipe and used,
-        **sources,
-        "--target": target,
-        "--max-drop": max_drop,
-        "--max-bytes": max_bytes,
-        "--max-flash": max_flash,
-        "--max-ram": max_ram,
-        "--seed": seed,
-    }
-    lines = command_line("compress", [model], given), command_line("apply", [used, model], sources)
-    folder.write_json("command.json", {"commands": lines})
     if as_json:
         out_json({**result.to_data(), "folder": str(folder.path)})
     else:
