@@ -58,9 +58,10 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        with suppress(OSError, TimeoutError):
+        with suppress(OSError, TimeoutError, subprocess.TimeoutExpired):
             self._session = None
             self.ask("Browser.close")
+            self._process.wait(timeout=DEADLINE)
         self._stop()
 
     def _attach(self):

@@ -24,4 +24,18 @@ def memory(source: Source) -> dict[str, Any] | None:
     plot.level(data["ram"], f"arena {format_quantity(data['ram'], 'B')}")
     rows = [(i + 1, s["name"], s["op"], format_quantity(s["bytes"], "B")) for i, s in enumerate(steps)]
     peak = next((f"{i + 1}, {s['name']}" for i, s in enumerate(steps) if s["name"] == data["peak"]), data["peak"])
-    return {"chart": plot.svg(), "peak": peak, "ram": format_quantity(data["ram"], "B"), "rows": rows}
+    return {
+        "chart": plot.svg(),
+        "peak": peak,
+        "ram": format_quantity(data["ram"], "B"),
+        "rows": rows,
+        "more": _more(source, data["ram"]),
+    }
+
+
+def _more(source: Source, ram: int) -> str:
+    """What the comparison counts, where that is more than these buffers: generated C has scratch memory and a stack."""
+    planned = source.columns[-1].measurements.get("planned RAM") if source.columns else None
+    if planned is None or planned.value == ram:
+        return ""
+    return f"The comparison counts {format_quantity(planned.value, 'B')}: {planned.note}."

@@ -8,7 +8,7 @@ from lilliput.report.html.source import Shown, Source
 from lilliput.report.text import format_cell
 
 LABELS = {
-    "max_drop": "largest drop of the score",
+    "max_drop": "largest drop of the score, on validation",
     "max_bytes": ".lil file",
     "max_flash": "planned flash",
     "max_ram": "planned RAM",
@@ -50,11 +50,14 @@ def _headline(source: Source, known: Any, count: int, missed: int) -> str:
 
 def _budget(data: Mapping[str, Any]) -> dict[str, Any]:
     unit = data.get("unit", "B" if data["budget"] != "max_drop" else "")
+    limit, found = (_amount(data[key], unit) for key in ("limit", "found"))
+    if limit == found and unit == "B":  # rounding hides the difference
+        limit, found = (f"{data[key]:,.0f} B" for key in ("limit", "found"))
     return {
         "name": LABELS.get(data["budget"], data["budget"]),
         "option": data["budget"],
-        "limit": _amount(data["limit"], unit),
-        "found": _amount(data["found"], unit),
+        "limit": limit,
+        "found": found,
         "met": data.get("met", False),
     }
 
@@ -63,7 +66,7 @@ def _amount(value: float | None, unit: str) -> str:
     if value is None:
         return "unknown"
     if unit == "B":
-        return f"{format_quantity(value, 'B')} ({value:,.0f} B)" if value >= 1000 else f"{value:,.0f} B"
+        return format_quantity(value, "B")
     return f"{value:.2f} pt" if unit == "pt" else f"{value:.4g} {unit}".strip()
 
 
