@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -131,6 +131,7 @@ def test_a_score_of_ones_own_has_no_panel_that_would_misread_it():
     assert {s["after"] for s in details["samples"]["shown"]} <= {"acceptable", "not acceptable"}
 
 
+@settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))))
 def test_a_png_holds_its_pixels(pixels):
     with Image.open(io.BytesIO(png(pixels))) as image:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lilliput.report.html.axes import categories, linear, logarithmic
@@ -15,9 +15,11 @@ from lilliput.report.html.panels.sensitivity import sensitivity
 from lilliput.report.html.source import Source
 from page_parser import Page
 
+many = settings(max_examples=100, deadline=None)
 numbers = st.floats(-1e7, 1e7, allow_nan=False).map(lambda v: round(v, 6))
 
 
+@many
 @given(st.lists(numbers, min_size=1, max_size=8), st.booleans(), st.sampled_from(["", "B", "%"]))
 def test_a_linear_axis_holds_its_values_between_round_ticks(values, zero, unit):
     axis = linear("x", values, unit, zero=zero)
@@ -33,7 +35,8 @@ def test_a_linear_axis_holds_its_values_between_round_ticks(values, zero, unit):
         assert any(abs(v) < 1e-9 for v, _ in axis.ticks)
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8))
+@many
+@given(st.lists(st.floats(0, 1e6) | st.sampled_from([5e-324, 1e-40, 1e-7]), min_size=1, max_size=8))
 def test_a_logarithmic_axis_ends_at_decades_and_puts_the_rest_at_its_edge(values):
     axis = logarithmic("y", values)
     assert all(0 <= axis.at(v) <= 1 + 1e-9 for v in values)
@@ -42,6 +45,7 @@ def test_a_logarithmic_axis_ends_at_decades_and_puts_the_rest_at_its_edge(values
     assert all(float(text) == pytest.approx(value) for value, text in axis.ticks)
 
 
+@many
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8), st.text(max_size=8))
 def test_what_is_drawn_lies_in_the_picture_and_texts_are_escaped(points, text):
     plot = Plot("p", text, linear("x", [a for a, _ in points]), linear("y", [b for _, b in points]))
@@ -135,6 +139,7 @@ candidates = st.builds(
 )
 
 
+@many
 @given(st.lists(candidates, min_size=1, max_size=12), st.booleans())
 def test_the_line_of_the_front_joins_what_no_smaller_feasible_one_reaches(points, higher):
     panel = shown(front(source_of(points, task={"higher_is_better": higher})))

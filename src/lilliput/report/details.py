@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding
@@ -60,14 +61,15 @@ def layer_rows(first: Column, last: Column, graph: Graph, task: Task) -> list[di
     for path, module in layers(last.artifact).items():
         names = [name for name in last.tensors if name.rpartition(".")[0] == path]
         calls = [node for node in graph.nodes if node.module == path and node.op in LAYERS]
-        weight = _main(last.artifact, path)
+        weight = _main(path, module)
         moved = [sqnr[node.name] for node in calls if node.name in sqnr]
         before = [size for name, size in first.tensors.items() if name.rpartition(".")[0] == path]
         rows.append(
             {
                 "layer": path,
                 "kind": type(module).__name__,
-                **_stored(weight),
+                **_stored(last.artifact.encoding(weight)),
+                "shared": _owner(last.artifact, weight, path),
                 "bytes": sum(last.tensors[name] for name in names),
                 "bytes_before": sum(before) if before else None,
                 "macs": sum(int(last.costs.get(node.name, "macs").value) for node in calls) if last.costs else None,
@@ -89,16 +91,19 @@ def memory_steps(graph: Graph, artifact: Artifact) -> dict[str, Any]:
     return {"ram": plan.ram_bytes, "peak": plan.peak_step, "steps": steps}
 
 
-def _main(artifact: Artifact, path: str) -> Encoding | None:
-    """The largest tensor of a layer: its weight."""
-    own = [name for name, _ in artifact.module.named_parameters() if name.rpartition(".")[0] == path]
-    found = [artifact.encoding(name) for name in own]
-    return max(found, key=lambda e: math.prod(e.shape), default=None)
+def _main(path: str, module: nn.Module) -> str:
+    """The largest parameter of a layer: its weight."""
+    sizes = {f"{path}.{name}" if path else name: p.numel() for name, p in module.named_parameters(recurse=False)}
+    return max(sizes, key=lambda name: sizes[name])
 
 
-def _stored(encoding: Encoding | None) -> dict[str, Any]:
-    if encoding is None:  # all of it is another layer's
-        return {"shape": [], "stored": "shared with another layer", "bits": None, "sparsity": None, "clusters": None}
+def _owner(artifact: Artifact, weight: str, path: str) -> str | None:
+    """The layer under whose name a tied weight is stored; None if it is this layer's own."""
+    owner = artifact.canonical(weight).rpartition(".")[0]
+    return owner if owner != path else None
+
+
+def _stored(encoding: Encoding) -> dict[str, Any]:
     values = encoding.decode()
     bits = [32] if encoding.grid is None else torch.unique(encoding.grid.bit_width).tolist()
     sizes = [] if encoding.sharing is None else torch.unique(encoding.sharing.sizes).tolist()

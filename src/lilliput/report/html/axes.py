@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MOST_DECADES = 6
+TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ def linear(label: str, values: Iterable[float], unit: str = "", *, zero: bool = 
 
 
 def logarithmic(label: str, values: Iterable[float]) -> Axis:
-    """Whole decades around the values that are above 0, at most the highest `MOST_DECADES`."""
-    known = [v for v in values if math.isfinite(v) and v > 0]
+    """Whole decades around the values that are above 0 (`TINY`), at most the highest `MOST_DECADES`."""
+    known = [v for v in values if math.isfinite(v) and v > TINY]
     last = math.ceil(math.log10(max(known, default=1.0)) - 1e-9)
     first = min(math.floor(math.log10(min(known, default=0.1)) + 1e-9), last - 1)
     first = max(first, last - MOST_DECADES)

@@ -37,7 +37,7 @@ def _row(row: Mapping[str, Any], left: Sequence[str]) -> list[dict[str, Any]]:
     return [
         _text(row["layer"] or "(the network)"),
         _text(row.get("kind", "")),
-        {"text": "\N{MULTIPLICATION SIGN}".join(map(str, row.get("shape", []))), "title": row.get("stored", "")},
+        {"text": _shape(row), "title": row.get("stored", "")},
         _number(_range(bits), bits[1] if bits else None),
         _number(None if row.get("sparsity") is None else f"{100 * row['sparsity']:.1f}%", row.get("sparsity")),
         _number(_range(clusters), clusters[1] if clusters else None),
@@ -47,6 +47,11 @@ def _row(row: Mapping[str, Any], left: Sequence[str]) -> list[dict[str, Any]]:
         _number("exact" if row.get("exact") else sqnr, 1e9 if row.get("exact") else row.get("sqnr")),
         _text("; ".join(left)),
     ]
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    text = "\N{MULTIPLICATION SIGN}".join(map(str, row.get("shape", [])))
+    return text if row.get("shared") is None else f"{text}, that of {row['shared'] or 'the network'}"
 
 
 def _left_out(trail: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
