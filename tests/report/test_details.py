@@ -78,5 +78,5 @@ def test_targets_are_kept_where_they_are_one_number_or_row_for_each_sample():
     odd = ll.Task.anomaly(
         train=(torch.zeros(4, 16), torch.zeros(4)), validation=(torch.zeros(4, 16), torch.arange(4.0))
     )
-    found = evaluate(nn.Linear(16, 16), odd, odd.validation, "validation", None, 7, torch.device("cpu"))
+    found = evaluate(nn.Linear(16, 16), odd, odd.data("validation"), "validation", None, 7, torch.device("cpu"))
     assert found.targets is None
