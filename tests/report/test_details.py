@@ -74,6 +74,7 @@ def test_many_classes_are_listed_and_not_drawn():
 def test_targets_are_kept_where_they_are_one_number_or_row_for_each_sample():
     model, task = tiny_model("linear"), tiny_task()
     found = evaluate(model, task, task.validation, "validation", None, 7, torch.device("cpu"))
+    assert found.targets is not None
     assert torch.equal(found.targets, task.data("validation").batch(torch.arange(64))[1])
     odd = ll.Task.anomaly(
         train=(torch.zeros(4, 16), torch.zeros(4)), validation=(torch.zeros(4, 16), torch.arange(4.0))
