@@ -106,6 +106,11 @@ def test_curves_of_every_kind_are_drawn_also_of_one_that_nobody_knew():
     for chart, limits in zip(panel["charts"], (1, 0), strict=True):
         page = Page(chart["svg"])
         assert len(page.all("polyline")) == len(layers)
+        ticks = [float(e["x"]) for e in page.all("text", "tick") if e["text-anchor"] == "middle"]
+        for line in page.all("polyline"):  # a point above each level, higher the stronger the change
+            places = [tuple(map(float, place.split(","))) for place in line["points"].split()]
+            assert [x for x, _ in places] == pytest.approx(ticks, abs=0.1)
+            assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
         assert [t for _, t in chart["legend"]] == ["layer5", "layer4", "layer3", "layer2", "2 more layers"]
         assert len(page.all("g", "rule")) == limits
         assert len([t for t in page.all("title") if t.text.startswith("layer")]) == len(layers)
