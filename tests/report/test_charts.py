@@ -101,8 +101,8 @@ def analysis(kinds, layers, **more):
 
 def test_curves_of_every_kind_are_drawn_also_of_one_that_nobody_knew():
     layers = [f"layer{i}" for i in range(6)]
-    panel = shown(sensitivity(Source(title="x", result={}, analysis=analysis(["bits", "channels"], layers))))
-    assert [c["title"] for c in panel["charts"]] == ["bits of a weight", "channels"]
+    panel = shown(sensitivity(Source(title="x", result={}, analysis=analysis(["bits", "rotation"], layers))))
+    assert [c["title"] for c in panel["charts"]] == ["bits of a weight", "rotation"]
     for chart, limits in zip(panel["charts"], (1, 0), strict=True):
         page = Page(chart["svg"])
         assert len(page.all("polyline")) == len(layers)
