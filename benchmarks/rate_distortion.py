@@ -10,15 +10,13 @@ results/rate_distortion.json.
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 from published_resnet20 import make
+from resnet20_tools import answers, compressed
 
 from lilliput.core import container
-from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, apply_checked_
 from lilliput.graph.integer import runnable
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
@@ -47,17 +45,8 @@ def rows():
 
 
 def measure(model, task, passes):
-    started = time.process_time()
-    net, context = Artifact.of(model, task.spec), Context.of(task, model)
-    notes = []
-    for method in passes:
-        notes += apply_checked_(method, net, context).notes
-    seconds = time.process_time() - started
-    run, right, seen = runnable(net), 0, []
-    with torch.inference_mode():
-        for x, y in task.data("test").batches(250):
-            seen.append(run(x).argmax(1) == y)
-    right = torch.cat(seen)
+    net, notes, seconds = compressed(model, task, passes)
+    right = answers(runnable(net), task)
     return {
         "accuracy": float(right.double().mean()) * 100,
         "accuracy_first_4000": float(right[:4000].double().mean()) * 100,

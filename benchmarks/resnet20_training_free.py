@@ -10,16 +10,14 @@ integers. Bytes are those of the `.lil` file without the recipe. Writes results/
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from published_resnet20 import make
+from resnet20_tools import answers, compressed
 
 from lilliput.core import container
-from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, apply_checked_
 from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -79,20 +77,12 @@ def entropy(net):
 
 
 def measure(model, task, passes):
-    started = time.process_time()
-    net, context = Artifact.of(model, task.spec), Context.of(task, model)
-    notes = []
-    for method in (FoldBatchNorm(), *passes):
-        notes += apply_checked_(method, net, context).notes
-    seconds = time.process_time() - started
-    run, right = runnable(net), 0
-    with torch.inference_mode():
-        for x, y in task.data("test").batches(250):
-            right += int((run(x).argmax(1) == y).sum())
+    net, notes, seconds = compressed(model, task, (FoldBatchNorm(), *passes))
+    right = answers(runnable(net), task)
     bits = entropy(net)
     sizes = {name: math.prod(net.encodings[name].shape) for name in bits}
     return {
-        "accuracy": right / 100,
+        "accuracy": float(right.double().mean()) * 100,
         "lil_bytes": len(container.dumps(net, strip=True)),
         "order0_bytes": round(sum(bits[n] * sizes[n] for n in bits) / 8),
         "compress_cpu_s": round(seconds, 1),

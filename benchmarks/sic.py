@@ -131,37 +131,50 @@ def measure(name, method, folder):
     }, net
 
 
-def published(folder, size):
-    """The published algorithm on the first `size` samples that are right."""
+def consolidate_(weights, clustered, holds):
+    """For each row the first k whose values hold, zero first; else the row stays. Gives the number of candidates."""
+    candidates = 0
+    for row in (row for weight in weights for row in weight):
+        before = row.clone()
+        live = before != 0
+        values = before[live].double().numpy()
+        for k in range(max(1, len(np.unique(values)) - 1) + 1):
+            row.zero_()
+            if k:
+                row[live] = torch.from_numpy(clustered(values, k)).float()
+            candidates += 1
+            if holds():
+                break
+        else:
+            row.copy_(before)
+    return candidates
+
+
+def exact(values, k):
+    found = optimal_1d(values, k)
+    return found.centroids[found.labels]
+
+
+def jenks(values, k):
     import jenkspy
 
+    breaks = np.array(jenkspy.jenks_breaks(values.tolist(), n_classes=k))
+    labels = np.searchsorted(breaks[1:-1], values, side="left")
+    sums, counts = np.bincount(labels, values, k), np.bincount(labels, minlength=k)
+    return (sums / np.maximum(counts, 1))[labels]
+
+
+def published(folder, size):
+    """The published algorithm on the first `size` samples that are right."""
     model, task = opened("small-mnist", folder)
     parts = [task.data(role).batch(torch.arange(len(task.data(role)))) for role in ("train", "validation")]
     x, y = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    candidates = 0
     with torch.no_grad():
         right = model(x).argmax(1) == y
         x, y = x[right][:size], y[right][:size]
         started = time.process_time()
-        for module in model.modules():
-            if not isinstance(module, torch.nn.Linear):
-                continue
-            for row in module.weight:
-                before = row.clone()
-                live = before != 0
-                values = before[live].double().numpy()
-                for k in range(max(1, len(np.unique(values)) - 1) + 1):
-                    row.zero_()
-                    if k:
-                        breaks = np.array(jenkspy.jenks_breaks(values.tolist(), n_classes=k))
-                        labels = np.searchsorted(breaks[1:-1], values, side="left")
-                        sums, counts = np.bincount(labels, values, k), np.bincount(labels, minlength=k)
-                        row[live] = torch.from_numpy((sums / np.maximum(counts, 1))[labels]).float()
-                    candidates += 1
-                    if bool((model(x).argmax(1) == y).all()):
-                        break
-                else:
-                    row.copy_(before)
+        weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        candidates = consolidate_(weights, jenks, lambda: bool((model(x).argmax(1) == y).all()))
         seconds = time.process_time() - started
     return model, candidates, seconds
 
@@ -171,7 +184,6 @@ def plainly(folder, size):
     model, task = opened("resnet20", folder)
     model.eval()
     x, y = task.data("train").batch(torch.arange(2 * size))
-    candidates = 0
     with torch.no_grad():
         outputs = model(x)
         right = torch.nonzero(outputs.argmax(1) == y).reshape(-1)[:size]
@@ -193,21 +205,7 @@ def plainly(folder, size):
             return True
 
         started = time.process_time()
-        for layer in FIRST:
-            for row in model.get_parameter(f"{layer}.weight"):
-                before = row.clone()
-                live = before != 0
-                values = before[live].double().numpy()
-                for k in range(max(1, len(np.unique(values)) - 1) + 1):
-                    row.zero_()
-                    if k:
-                        found = optimal_1d(values, k)
-                        row[live] = torch.from_numpy(found.centroids[found.labels]).float()
-                    candidates += 1
-                    if all_right():
-                        break
-                else:
-                    row.copy_(before)
+        candidates = consolidate_([model.get_parameter(f"{layer}.weight") for layer in FIRST], exact, all_right)
         seconds = time.process_time() - started
     return model, candidates, seconds, once
 

@@ -12,7 +12,7 @@ import yaml
 import lilliput
 from lilliput.auto import compress as front
 from lilliput.auto.load import load
-from lilliput.cli import main as cli
+from lilliput.cli import changing
 from lilliput.core.errors import VerificationError
 from lilliput.graph import stored
 from lilliput.methods import BUILT_IN
@@ -220,14 +220,14 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(call, own, tmp_path, 
     common = ("train", own(), "--epochs", 4, "--batch-size", 16)
     assert call(*common, "--out", tmp_path / "whole.lil").code == 0
 
-    class Impatient(cli.ConsoleProgress):
+    class Impatient(changing.ConsoleProgress):
         def say(self, text):
             super().say(text)
             if text.startswith("epoch 3/4"):
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "ConsoleProgress", Impatient)
+        patch.setattr(changing, "ConsoleProgress", Impatient)
         answer = call(*common, "--out", tmp_path / "part.lil")
     assert answer.code == 130
     assert answer.err.endswith("error: interrupted; the same command goes on after the last finished epoch\n")

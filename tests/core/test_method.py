@@ -42,6 +42,7 @@ class Shrink(Pass):
     rounds: int = 1
     how: str = "plain"
     sizes: tuple[int, ...] = (1, 2)
+    loud: bool = False
 
     def __post_init__(self):
         check_range("shrink factor", self.factor, 0.0, 1.0)
@@ -75,6 +76,26 @@ def text_of(call, error: type[Exception] = RecipeError):
     with pytest.raises(error) as raised:
         call()
     return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"include": 3},
+        {"include": None},
+        {"skip": [1]},
+        {"skip": {"fc"}},
+        {"loud": "no"},
+        {"loud": None},
+        {"overrides": [1]},
+        {"overrides": None},
+        {"overrides": {"*": {"loud": "off"}}},
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(settings):
+    (name,) = settings
+    inner = isinstance(settings[name], dict)
+    assert text_of(lambda: SHRINK(**settings)).startswith(f"shrink {'loud' if inner else name}: ")
 
 
 # Settings
@@ -149,9 +170,12 @@ def test_overrides_add_up_and_later_patterns_win():
         ({"fc": {"facto": 0.1}}, "shrink override for 'fc': unknown setting 'facto'; did you mean 'factor'?"),
         (
             {"fc": {"skip": "a"}},
-            "shrink override for 'fc': unknown setting 'skip'; known are factor, how, rounds, sizes",
+            "shrink override for 'fc': unknown setting 'skip'; known are factor, how, loud, rounds, sizes",
         ),
-        ({"fc": {"zzz": 1}}, "shrink override for 'fc': unknown setting 'zzz'; known are factor, how, rounds, sizes"),
+        (
+            {"fc": {"zzz": 1}},
+            "shrink override for 'fc': unknown setting 'zzz'; known are factor, how, loud, rounds, sizes",
+        ),
         ({"*": {}, "fc": {"factor": 2.0}}, "shrink factor: 2.0; use a number from 0.0 to 1.0"),
         ({"fc": {"how": "thrice"}}, "shrink how: 'thrice'; use one of plain, twice"),
         ({"fc": 0.1}, "shrink override for 'fc': 0.1; give settings by name: {sparsity: 0.5}"),

@@ -13,6 +13,7 @@ from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBa
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
+from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.testing import TINY, check_artifact, tiny_model, tiny_task
 
 TASK = tiny_task(256)
@@ -41,6 +42,27 @@ def test_the_network_gets_as_many_zeros_as_asked():
     net, result = applied(tiny_model("conv"), SecondOrderPruning(sparsity=0.6))
     dropped, every = zeros(net, result)
     assert sum(dropped) == round(0.6 * sum(every))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_it_says_when_not_so_many_can_go(scope):
+    net, result = applied(tiny_model("linear"), SecondOrderPruning(sparsity=0.98, scope=scope))
+    dropped, every = zeros(net, result)
+    wanted = sum(round(0.98 * n) for n in every) if scope == "layer" else round(0.98 * sum(every))
+    assert sum(dropped) < wanted
+    assert result.notes[0].startswith(f"{sum(dropped):,} weights are zero, {wanted:,} were asked for")
+    assert not applied(tiny_model("linear"), SecondOrderPruning(sparsity=0.5, scope=scope))[1].notes
+
+
+@pytest.mark.parametrize("method", [SecondOrderPruning(), SecondOrderPruning(samples=7), RateDistortion(weight_bits=4)])
+def test_samples_too_few_to_fit_weights_to_are_refused(method):
+    task = tiny_task(256 if method.samples < 8 else 5)
+    model = tiny_model("linear")
+    with pytest.raises(RecipeError, match=f"^{method.name}: . samples of train to fit weights to; give at least 8$"):
+        apply_checked_(method, Artifact.of(model, task.spec), Context.of(task, model))
+    assert apply_checked_(
+        SecondOrderPruning(samples=8), Artifact.of(model, task.spec), Context.of(tiny_task(8), model)
+    ).effect
 
 
 @pytest.mark.parametrize("name", ["conv", "residual", "conv1d", "grouped"])

@@ -18,63 +18,7 @@ from lilliput.graph.trace import graph_of
 from lilliput.methods.consolidation.inputs import second_moments
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.ops.clustering import optimal_1d
-from lilliput.testing import Residual
-
-
-class Convolutions(nn.Module):
-    """Strided, padded, grouped and depthwise convolutions, BatchNorm, a residual sum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm = nn.Conv2d(1, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4)
-        self.b, self.depth = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding=1, groups=4)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = F.relu(self.norm(self.a(x)))
-        x = torch.tanh(self.depth(F.elu(self.b(x)))) + x
-        return self.head(F.max_pool2d(x, 2).flatten(1))
-
-
-class Twice(nn.Module):
-    """A layer that is called twice, and a transposed convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.up = nn.Conv2d(1, 3, 3, stride=2), nn.ConvTranspose2d(3, 2, 3, stride=2)
-        self.again, self.head = nn.Linear(98, 98), nn.Linear(98, 3)
-
-    def forward(self, x):
-        x = F.relu(self.up(F.relu(self.a(x)))).flatten(1)
-        return self.head(torch.tanh(self.again(torch.tanh(self.again(x)))))
-
-
-MODELS = {
-    "mlp": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3)
-    ),
-    "convolutions": Convolutions,
-    "residual": Residual,
-    "twice": Twice,
-}
-
-
-def trained(name, samples=160, side=8):
-    """A network that has learned patterns in noise, and its task."""
-    generator = torch.Generator().manual_seed(1)
-    side = 4 if name == "residual" else side
-    patterns = torch.randn((3, 1, side, side), generator=generator)
-    y = torch.arange(samples) % 3
-    x = patterns[y] + 1.2 * torch.randn((samples, 1, side, side), generator=generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MODELS[name]()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(60):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval(), Task.classification(train=(x, y), validation=(x[:30], y[:30]))
+from patterned import MODELS, trained
 
 
 def published(model, task, most=10**6):

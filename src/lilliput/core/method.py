@@ -109,7 +109,16 @@ class Pass(ABC):
     def __post_init__(self) -> None:
         for name in ("include", "skip"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            value = (value,) if isinstance(value, str) else value
+            if not isinstance(value, (tuple, list)) or not all(isinstance(pattern, str) for pattern in value):
+                raise RecipeError(f"{self.name} {name}", f"{value!r}", "give patterns of layer paths: ['layer1.*']")
+            object.__setattr__(self, name, tuple(value))
+        for f in fields(self):
+            if isinstance(f.default, bool):
+                check_choice(f"{self.name} {f.name}", getattr(self, f.name), (True, False))
+        if not isinstance(self.overrides, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            do = "give settings by layer: {'fc': {...}}"
+            raise RecipeError(f"{self.name} overrides", f"{self.overrides!r}", do)
         known = {f.name for f in fields(self)} - {"include", "skip", "overrides"}
         for pattern, settings in self.overrides.items():
             if not isinstance(settings, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -38,7 +38,9 @@ class Judge:
     task: Task
 
     def __call__(self, outputs: Tensor, samples: AcceptanceSet, index: Tensor | slice) -> Tensor:
-        return self.task.ok(outputs, part_of(samples.targets, index), samples.original[index]).bool().reshape(-1)
+        original = samples.original[index]
+        found = self.task.ok(outputs.reshape(original.shape), part_of(samples.targets, index), original)
+        return found.bool().reshape(-1)
 
 
 class Trunk:

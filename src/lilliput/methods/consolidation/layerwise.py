@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import RecipeError
-from lilliput.core.method import Pass, check_choice, check_range
+from lilliput.core.method import Pass
 from lilliput.data.select import AcceptanceSet, subset
 from lilliput.graph.trace import Graph, Node
+from lilliput.methods.consolidation.acceptance import BATCH
 from lilliput.methods.consolidation.engine import (
     NEAR,
     Judge,
@@ -32,33 +32,8 @@ from lilliput.methods.consolidation.engine import (
 from lilliput.methods.consolidation.inputs import neuron_axis
 from lilliput.methods.consolidation.statistics import Attempt, Trail
 
-BATCH = 250
-"""Samples at once: the values between layers stay in the cache."""
 WIDER = 30.0
 """How much more is settled by plain forwards where rounding has misled a search."""
-TIERS = {"enable": True, "fast": 192, "medium": 1500}
-
-
-def check_group(asked: str, given: Any, known: Mapping[str, Any]) -> None:
-    if not isinstance(given, Mapping):
-        raise RecipeError(asked, f"{given!r}", f"give a group of settings like {dict(known)}")
-    for key in given:
-        check_choice(asked, key, tuple(known))
-
-
-def check_tiers(asked: str, given: Any) -> None:
-    check_group(asked, given, TIERS)
-    for key in ("fast", "medium"):
-        check_range(f"{asked} {key}", {**TIERS, **given}[key], 1, 1_000_000_000)
-
-
-def check_overrides(method: Pass, per_layer: tuple[str, ...]) -> None:
-    """Raises `RecipeError` for an override of what a layer cannot have for itself."""
-    for pattern, settings in method.overrides.items():
-        for key in settings:
-            if key not in per_layer:
-                asked = f"{method.name} override for {pattern!r}"
-                raise RecipeError(asked, f"{key} counts for all layers", "set it once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,32 +6,23 @@ evaluated many at once, on what they change (`engine`), and decided one after th
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
-from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, subset
+from lilliput.core.method import Context, PassResult, check_choice
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import Graph, graph_of
+from lilliput.methods.consolidation.acceptance import BATCH, UnderAcceptance, lost_before
 from lilliput.methods.consolidation.engine import Judge, PlainSearch, RowSearch, Trunk, neurons_of, verified
-from lilliput.methods.consolidation.layerwise import (
-    BATCH,
-    TIERS,
-    Chosen,
-    Layerwise,
-    check_overrides,
-    check_tiers,
-)
+from lilliput.methods.consolidation.layerwise import Chosen, Layerwise
 from lilliput.methods.consolidation.statistics import Attempt, Trail, layer_statistics, totals
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 
 STRATEGIES = ("per_neuron_sequential", "per_layer_binary_search", "per_neuron_binary_values")
-PER_LAYER = ("include", "skip", "overrides", "strategy", "include_bias")
-"""Settings that a layer can have for itself."""
 LAYER, BIASES = -1, -2
 """In place of the number of a neuron: what is decided for a whole layer."""
 FIRST, MOST = 4, 64
@@ -39,7 +30,7 @@ FIRST, MOST = 4, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class AcceptancePruning(Pass):
+class AcceptancePruning(UnderAcceptance):
     """Weights of selected layers become zero, the smallest first, as far as an acceptance set stays right.
 
     `strategy`: "per_neuron_sequential" takes weights one by one and ends a neuron at the first that loses a sample;
@@ -47,30 +38,20 @@ class AcceptancePruning(Pass):
     how many of a neuron's smallest shared values can go, each with all of its weights. `include_bias`: biases too.
     Repeated over all layers until nothing changes, at most `max_passes` times.
 
-    `acceptance_from`, `eval_max`, `filtered` and `tiered_asc` are as in `sic`: which samples, and in which tiers they
-    are looked at. Samples that the network has lost before are left out.
+    `acceptance_from`, `eval_max`, `filtered`, `tiered_asc`: which samples, in which tiers (`UnderAcceptance`). Samples
+    that the network has lost before are left out.
     """
 
     name: ClassVar[str] = "acceptance_pruning"
     summary: ClassVar[str] = "set the smallest weights to zero as far as an acceptance set stays right"
     citations: ClassVar[tuple[str, ...]] = ("https://github.com/klosvo/ece525_sasic",)
+    per_layer: ClassVar[tuple[str, ...]] = ("strategy", "include_bias")
 
     strategy: str = "per_neuron_sequential"
-    acceptance_from: str = "train"
-    eval_max: int | None = None
-    filtered: bool = False
     include_bias: bool = False
-    max_passes: int = 1
-    tiered_asc: Mapping[str, Any] = field(default_factory=lambda: dict(TIERS))
 
     def __post_init__(self) -> None:
         check_choice("acceptance_pruning strategy", self.strategy, STRATEGIES)
-        check_choice("acceptance_pruning acceptance_from", self.acceptance_from, tuple(SOURCES))
-        check_range("acceptance_pruning max_passes", self.max_passes, 1, 1000)
-        if self.eval_max is not None:
-            check_range("acceptance_pruning eval_max", self.eval_max, 1, 1_000_000_000)
-        check_tiers("acceptance_pruning tiered_asc", self.tiered_asc)
-        check_overrides(self, PER_LAYER)
         super().__post_init__()
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
@@ -229,10 +210,9 @@ class _Run:
         self.chosen = chosen = Chosen.of(self.method, self.net, self.graph)
         if not chosen.layers:
             return PassResult(skipped=chosen.skipped)
-        self.samples, self.lost = self._samples()
+        self.samples, self.lost = self.method.accepted(self.graph, self.state, self.context)
         if len(self.samples) == 0:
-            reason = f"the network gets no sample of {self.method.acceptance_from} right that the original does"
-            return PassResult(skipped=chosen.skipped | dict.fromkeys(chosen.paths.values(), reason))
+            return PassResult(skipped=chosen.skipped | dict.fromkeys(chosen.paths.values(), self.method.none_left()))
         search = self._searched()
         changed, skipped = self._written(search)
         return PassResult(
@@ -242,28 +222,12 @@ class _Run:
             statistics=self._statistics(search),
         )
 
-    def _samples(self) -> tuple[AcceptanceSet, int]:
-        """What is right now, with the margins that it has now; and how many samples the network has lost before."""
-        method = self.method
-        found = acceptance_set(
-            self.context.task,
-            self.context.evaluator,
-            source=method.acceptance_from,
-            size=method.eval_max,
-            filtered=method.filtered,
-        )
-        right, distance = self._right(found)
-        kept = subset(replace(found, margins=distance), torch.nonzero(right).reshape(-1))
-        return kept, len(found) - len(kept)
-
-    def _right(self, samples: AcceptanceSet) -> tuple[Tensor, Tensor]:
-        trunk = Trunk(self.graph, samples.inputs, BATCH)
-        right, distance, _ = verified(trunk, self.state, samples, self.judge)
-        return right, distance
+    def _right(self) -> Tensor:
+        return verified(Trunk(self.graph, self.samples.inputs, BATCH), self.state, self.samples, self.judge)[0]
 
     def _searched(self) -> Pruner:
         method, chosen = self.method, self.chosen
-        tiers = {**TIERS, **method.tiered_asc}
+        fast, medium = method.seen_first(len(self.samples))
         sizes = [len(neurons_of(self.state[w], calls[0])) for w, calls in chosen.layers.items()]
         identity = self._identity()
         with self.context.progress.task("prune neurons", sum(sizes) * method.max_passes) as advance:
@@ -273,8 +237,8 @@ class _Run:
                 layers=chosen.layers,
                 samples=self.samples,
                 judge=self.judge,
-                fast=int(tiers["fast"]) if tiers["enable"] else len(self.samples),
-                medium=int(tiers["medium"]),
+                fast=fast,
+                medium=medium,
                 advance=advance,
                 strategies={w: method.for_layer(path).strategy for w, path in chosen.paths.items()},
                 biases=self._biases(),
@@ -288,8 +252,7 @@ class _Run:
                 done = 0
                 if not search.trail.passes[-1]["became_zero"]:
                     break
-        for role in SOURCES[method.acceptance_from]:
-            self.context.evaluator.count(role, search.trail.candidates)
+        method.count_uses(self.context, search.trail.candidates)
         return search
 
     def _sweep_(self, search: Pruner, sweep: int, done: int, identity: str) -> None:
@@ -354,7 +317,7 @@ class _Run:
 
     def _notes(self, search: Pruner) -> tuple[str, ...]:
         total, role = len(self.samples), self.method.acceptance_from
-        right = int(self._right(self.samples)[0].sum())
+        right = int(self._right().sum())
         word = "keep their class" if not bool(self.samples.margins.isnan().any()) else "stay right"
         self.proof = {"right": right, "of": total, "lost_before": self.lost}
         names = self._touched(search)
@@ -365,8 +328,7 @@ class _Run:
             f"{search.trail.candidates:,} candidates",
             f"{before:,} -> {after:,} zeros of {of:,}",
         ]
-        if self.lost:
-            found.append(f"{self.lost:,} samples that the original gets right had been lost before")
+        found += lost_before(self.lost)
         if self.net.activations:
             found.append(f"with integer activations {self._integers():,} of {total:,} are right")
         return tuple(found)

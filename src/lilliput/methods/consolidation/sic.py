@@ -17,22 +17,16 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
-from lilliput.data.select import SOURCES, AcceptanceSet, acceptance_set, runs_of, subset
+from lilliput.core.method import Context, PassResult, check_choice, check_range
+from lilliput.data.select import AcceptanceSet, runs_of, subset
 from lilliput.graph.trace import Node, graph_of
 from lilliput.measure.macs import count_macs
+from lilliput.methods.consolidation.acceptance import BATCH, MANY, UnderAcceptance, check_group, lost_before
 from lilliput.methods.consolidation.budget import Budget
 from lilliput.methods.consolidation.engine import Judge, PlainSearch, Trunk, neurons_of, search_kind, verified
 from lilliput.methods.consolidation.exact import Exact, Rules
 from lilliput.methods.consolidation.inputs import neuron_axis, second_moments
-from lilliput.methods.consolidation.layerwise import (
-    BATCH,
-    TIERS,
-    Chosen,
-    check_group,
-    check_overrides,
-    check_tiers,
-)
+from lilliput.methods.consolidation.layerwise import Chosen
 from lilliput.methods.consolidation.statistics import (
     Trail,
     convergence,
@@ -50,16 +44,13 @@ ABOVE = 0.01
 MOST_DECIMALS = 12
 PRICES = 10
 """How many a search looks at, about."""
-PER_LAYER = ("include", "skip", "overrides", "max_k_per_neuron", "neuron_patience", "strict", "k_sweep")
-"""Settings that a layer can have for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sic(Pass):
-    """`acceptance_from`: train, validation or train+validation; `eval_max` samples of it, the first, or `filtered`.
+class Sic(UnderAcceptance):
+    """`acceptance_from`, `eval_max`, `filtered`, `tiered_asc`: which samples, in which tiers (`UnderAcceptance`).
 
-    `tiered_asc`: {fast, medium}: each candidate meets the `fast` samples that are nearest to being lost, then the rest
-    of `medium`, and all samples when the layer is done (`strict`: after each neuron, where margins can be bounded).
+    `strict`: all samples are looked at after each neuron, where margins can be bounded, not only after each layer.
     `max_k_per_neuron`: the most values that a neuron may share.
 
     Only in exact mode: `k_sweep` tries so many evenly spaced numbers of values in place of all; `sasic`: {enable,
@@ -82,17 +73,13 @@ class Sic(Pass):
     name: ClassVar[str] = "sic"
     summary: ClassVar[str] = "share as few weights per neuron as keep an acceptance set right (SIC)"
     citations: ClassVar[tuple[str, ...]] = ("https://github.com/klosvo/ece525_sasic",)
+    per_layer: ClassVar[tuple[str, ...]] = ("max_k_per_neuron", "neuron_patience", "strict", "k_sweep")
 
     mode: str = "budget"
-    acceptance_from: str = "train"
-    eval_max: int | None = None
-    filtered: bool = False
-    tiered_asc: Mapping[str, Any] = field(default_factory=lambda: dict(TIERS))
     max_k_per_neuron: int = 1_000_000
     strict: bool = False
     k_sweep: int | None = None
     sasic: Mapping[str, Any] = field(default_factory=lambda: dict(SASIC))
-    max_passes: int = 1
     neuron_patience: int = 0
     rounding_decimals: int = 6
     uwc_patience: int = 1
@@ -111,10 +98,8 @@ class Sic(Pass):
 
     def __post_init__(self) -> None:
         check_choice("sic mode", self.mode, ("budget", "exact"))
-        check_choice("sic acceptance_from", self.acceptance_from, tuple(SOURCES))
         check_choice("sic weighting", self.weighting, ("margins", "inputs", "none"))
-        check_range("sic max_passes", self.max_passes, 1, 1000)
-        check_range("sic max_k_per_neuron", self.max_k_per_neuron, 1, 1_000_000_000)
+        check_range("sic max_k_per_neuron", self.max_k_per_neuron, 1, MANY)
         check_range("sic neuron_patience", self.neuron_patience, 0, 1000)
         check_range("sic rounding_decimals", self.rounding_decimals, 0, 1000)
         check_range("sic uwc_patience", self.uwc_patience, 1, 1000)
@@ -122,16 +107,13 @@ class Sic(Pass):
         check_range("sic min_pass_weight_delta", self.min_pass_weight_delta, 0.0, 1e30)
         check_range("sic error_budget", self.error_budget, 0.0, 0.5)
         check_range("sic held_out", self.held_out, 0.0, 0.9)
-        for name in ("eval_max", "k_sweep"):
-            if getattr(self, name) is not None:
-                check_range(f"sic {name}", getattr(self, name), 1, 1_000_000_000)
-        check_tiers("sic tiered_asc", self.tiered_asc)
+        if self.k_sweep is not None:
+            check_range("sic k_sweep", self.k_sweep, 1, MANY)
         check_group("sic sasic", self.sasic, SASIC)
         sasic = {**SASIC, **self.sasic}
         check_choice("sic sasic statistic", sasic["statistic"], ("p_above", "mean_abs"))
         check_range("sic sasic calibration_fraction", sasic["calibration_fraction"], 1e-6, 1.0)
         check_range("sic sasic threshold", sasic["threshold"], 0.0, 1e30)
-        check_overrides(self, PER_LAYER)
         super().__post_init__()
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
@@ -146,7 +128,6 @@ class _Run:
         self.started = time.time()
         self.graph = graph_of(net)
         self.judge = Judge(task=context.task)
-        self.tiers = {**TIERS, **method.tiered_asc}
         self.state = {name: t.detach().cpu().clone() for name, t in net.module.state_dict().items()}
         self.before = dict(self.state)
         self.trail = Trail()
@@ -162,11 +143,14 @@ class _Run:
         if not self.layers:
             return PassResult(skipped=skipped)
         with self._phase("filtering"):
-            self.samples, self.unseen = self._samples()
+            found, self.lost_before = self.method.accepted(self.graph, self.state, self.context)
+            if len(found) == 0:
+                return PassResult(skipped=skipped | dict.fromkeys(self.paths.values(), self.method.none_left()))
+            self.samples, self.unseen = self._split(found)
         with self._phase("clustering"):
             extra = self._exact() if self.method.mode == "exact" else self._budget()
         changed = self._written()
-        notes = (self._proved(), *extra, *self._as_product_of_sums())
+        notes = (self._proved(), *extra, *self._as_product_of_sums(), *lost_before(self.lost_before))
         return PassResult(changed=changed, skipped=skipped, notes=notes, statistics=self._statistics())
 
     def _refused(self, weight: str, node: Node) -> str:
@@ -174,16 +158,9 @@ class _Run:
         inside = grid is not None and grid.axis not in (None, neuron_axis(node))
         return "its weights are on a grid that differs inside a neuron" if inside else ""
 
-    def _samples(self) -> tuple[AcceptanceSet, AcceptanceSet | None]:
+    def _split(self, found: AcceptanceSet) -> tuple[AcceptanceSet, AcceptanceSet | None]:
         """What the search sees, and what it does not."""
         method = self.method
-        found = acceptance_set(
-            self.context.task,
-            self.context.evaluator,
-            source=method.acceptance_from,
-            size=method.eval_max,
-            filtered=method.filtered,
-        )
         hidden = int(method.held_out * len(found)) if method.mode == "budget" else 0
         if hidden == 0:
             return found, None
@@ -197,6 +174,7 @@ class _Run:
         done, first = 0, 0
         neurons = sum(len(neurons_of(self.state[w], calls[0])) for w, calls in self.layers.items())
         identity = self._identity()
+        fast, medium = method.seen_first(len(self.samples))
         with self.context.progress.task("consolidate neurons", neurons * method.max_passes) as advance:
             search = Exact(
                 graph=self.graph,
@@ -204,8 +182,8 @@ class _Run:
                 layers=self.layers,
                 samples=self.samples,
                 judge=self.judge,
-                fast=int(self.tiers["fast"]) if self.tiers["enable"] else len(self.samples),
-                medium=int(self.tiers["medium"]),
+                fast=fast,
+                medium=medium,
                 rules=self._rules,
                 active=self._active(),
                 snap=self._snap,
@@ -227,7 +205,7 @@ class _Run:
                 done = 0
                 if self._settled(before, time.time() - started):
                     break
-        self._count_uses(self.trail.candidates)
+        method.count_uses(self.context, self.trail.candidates)
         plain = [self.paths[w] for w, calls in self.layers.items() if search_kind(calls) is PlainSearch]
         notes = [f"{self.trail.candidates:,} candidates", *self._merged()]
         if plain:
@@ -317,7 +295,7 @@ class _Run:
                 unseen=self.unseen,
                 judge=self.judge,
                 error_budget=method.error_budget,
-                medium=int(self.tiers["medium"]),
+                medium=method.tiers["medium"],
                 most_k=lambda weight: method.for_layer(self.paths[weight]).max_k_per_neuron,
                 weighting=method.weighting,
                 refits=method.refit,
@@ -330,7 +308,7 @@ class _Run:
             self.state = search.search(known["prices"], known["lost"], report)
         self.biases, self.lost = search.changed_biases, search.lost
         prices = len(known["prices"]) + search.tried
-        self._count_uses(prices + search.candidates)
+        method.count_uses(self.context, prices + search.candidates)
         found = [f"{prices} prices of a bit"]
         if method.finish:
             found.append(f"{search.candidates:,} candidates")
@@ -345,7 +323,7 @@ class _Run:
             return []
         if self.net.activations:
             return ["not compared as product of sums: activations have grids (export with product_of_sums does it)"]
-        hardest = torch.argsort(self.samples.margins.nan_to_num(0.0), stable=True)[: int(self.tiers["medium"])]
+        hardest = torch.argsort(self.samples.margins.nan_to_num(0.0), stable=True)[: self.method.tiers["medium"]]
         self.sums = found = as_product_of_sums(self.net, self.graph, subset(self.samples, hardest), self.judge)
         dense, multiplies, additions = (f"{found[name]:,}" for name in COUNTS)
         note = (
@@ -378,16 +356,12 @@ class _Run:
         ]
         return identity_of(self.net, [self.samples.inputs[:16], self.samples.margins], texts)
 
-    def _count_uses(self, looks: int) -> None:
-        for role in SOURCES[self.method.acceptance_from]:
-            self.context.evaluator.count(role, looks)
-
     def _proved(self) -> str:
         """What the search has seen of the network as it is now, on all samples."""
         total = len(self.samples)
         right = total - self.lost
         word = "keep their class" if not bool(self.samples.margins.isnan().any()) else "stay right"
-        self.proof = {"right": right, "of": total}
+        self.proof = {"right": right, "of": total, "lost_before": self.lost_before}
         return f"{right:,} of {total:,} samples of {self.method.acceptance_from} {word}"
 
     def _written(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What the second-order methods share: which layers they change, on which samples, and least squares for weights."""
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, Pass
+from lilliput.core.errors import RecipeError
+from lilliput.core.method import Context, Pass, PassResult
+from lilliput.core.task import Role
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.training.layer_targets import Inputs, Products
 from lilliput.training.lockstep import LAYERS, calls_of
@@ -16,6 +19,8 @@ from lilliput.training.lockstep import LAYERS, calls_of
 WIDEST = 8192
 """Inputs of one output: beyond, their products take too much memory."""
 BATCH = 128
+FEWEST = 8
+"""Samples: of fewer, most weights look as if nothing depended on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +72,34 @@ def _refused(net: Artifact, graph: Graph, calls: list[Node], weight: str) -> str
     return ""
 
 
-def shares_values(net: Artifact) -> bool:
-    return any(e.sharing is not None for e in net.encodings.values())
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder(Pass):
+    """A method that changes `Layers`, whose weights have values of their own, by `samples` of train."""
+
+    samples: int = 256
+
+    def requires(self, net: Artifact) -> list[str]:
+        if any(e.sharing is not None for e in net.encodings.values()):
+            return [f"weights share values already; put {self.name} before weight_clustering and sic"]
+        return []
+
+    def apply_(self, net: Artifact, context: Context) -> PassResult:
+        found = Layers.of(self, net)
+        if not found.nodes:
+            return PassResult(skipped=found.skipped)
+        role = role_of(context)
+        seen = min(self.samples, len(context.task.data(role)))
+        if seen < FEWEST:
+            raise RecipeError(self.name, f"{seen} samples of {role} to fit weights to", f"give at least {FEWEST}")
+        return self.change_(net, context, found)
+
+    @abstractmethod
+    def change_(self, net: Artifact, context: Context, layers: Layers) -> PassResult:
+        """Changes at least some of `layers`, which are not empty."""
+
+
+def role_of(context: Context) -> Role:
+    return "train" if context.task.train is not None else "validation"
 
 
 def samples_of(net: Artifact, context: Context, count: int, further: int = 0) -> tuple[Inputs, Inputs]:
@@ -77,7 +108,7 @@ def samples_of(net: Artifact, context: Context, count: int, further: int = 0) ->
     Without labels; from validation where there is no train. Of few samples a quarter is left for `further` ones.
     """
     task = context.task
-    data = task.data("train" if task.train is not None else "validation")
+    data = task.data(role_of(context))
     order = torch.randperm(len(data), generator=context.generator)
     first = min(count, len(data) if not further else max(1, 3 * len(data) // 4))
     module, cpu = copy.deepcopy(net.module).cpu(), torch.device("cpu")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
-from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
+from lilliput.core.method import Context, PassResult, check_choice, check_range
 from lilliput.graph.trace import Node
-from lilliput.methods.second_order.layers import Layers, damped, samples_of, shares_values, wanted_cross
+from lilliput.methods.second_order.layers import Layers, SecondOrder, damped, samples_of, wanted_cross
 from lilliput.ops.elimination import eliminated, least_squares
 from lilliput.training.layer_targets import Wanted, importance, walk
 
@@ -28,7 +28,7 @@ DENSEST = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOrderPruning(Pass):
+class SecondOrderPruning(SecondOrder):
     """Set the share `sparsity` of the selected weights to zero.
 
     `scope` "global" compares weights of all layers by what they add to the error of the network's outputs, "layer"
@@ -42,7 +42,6 @@ class SecondOrderPruning(Pass):
 
     sparsity: float = 0.5
     scope: str = "global"
-    samples: int = 256
     damping: float = 0.01
 
     def __post_init__(self) -> None:
@@ -60,15 +59,7 @@ class SecondOrderPruning(Pass):
                     "override damping, or sparsity with scope: layer",
                 )
 
-    def requires(self, net: Artifact) -> list[str]:
-        if shares_values(net):
-            return ["weights share values already; put second_order_pruning before weight_clustering and sic"]
-        return []
-
-    def apply_(self, net: Artifact, context: Context) -> PassResult:
-        layers = Layers.of(self, net)
-        if not layers.nodes:
-            return PassResult(skipped=layers.skipped)
+    def change_(self, net: Artifact, context: Context, layers: Layers) -> PassResult:
         return _Run(self, net, context, layers).result()
 
 
@@ -88,6 +79,7 @@ class _Run:
         self.state = dict(self.before)
         self.found: dict[str, _Found] = {}
         self.keep: dict[str, Tensor] = {}
+        self.wanted = 0
 
     def result(self) -> PassResult:
         nodes, graph = self.layers.nodes, self.layers.graph
@@ -106,7 +98,16 @@ class _Run:
                 changed[path] = f"{100 * (1 - mask.double().mean().item()):.1f}% zero"
             else:
                 skipped[path] = "none of its weights is among those that others make up for best"
-        return PassResult(changed=changed, skipped=skipped)
+        return PassResult(changed=changed, skipped=skipped, notes=tuple(self._short_of()))
+
+    def _short_of(self) -> list[str]:
+        """Says where less is zero than was asked for."""
+        zero = sum(int((~keep).sum()) for keep in self.keep.values())
+        zero += sum(int(self._gone(w).sum()) for w in self.found if w not in self.keep)
+        if zero >= self.wanted:
+            return []
+        kept = "each neuron keeps a fiftieth of its weights, or one"
+        return [f"{zero:,} weights are zero, {self.wanted:,} were asked for: {kept}"]
 
     def _gone(self, weight: str) -> Tensor:
         mask = self.net.encoding(weight).mask
@@ -137,6 +138,7 @@ class _Run:
         for group in compared:
             sparsity = method.for_layer(names[group[0]]).sparsity if method.scope == "layer" else method.sparsity
             wanted = round(sparsity * sum(self.before[w].numel() for w in group))
+            self.wanted += wanted
             together = torch.cat([self.found[w].costs.reshape(-1) for w in group])
             drop = torch.zeros(len(together), dtype=torch.bool)
             drop[torch.argsort(together, stable=True)[:wanted]] = True

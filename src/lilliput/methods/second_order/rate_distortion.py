@@ -21,14 +21,14 @@ from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
-from lilliput.core.method import Context, Pass, PassResult, check_range
+from lilliput.core.method import Context, PassResult, check_range
 from lilliput.graph.trace import Node, run
 from lilliput.methods.second_order.layers import (
     Layers,
+    SecondOrder,
     damped,
     refitted,
     samples_of,
-    shares_values,
     wanted_cross,
 )
 from lilliput.methods.second_order.search import best_price
@@ -47,7 +47,7 @@ GOALS = ("price", "max_bytes", "min_agreement", "weight_bits")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateDistortion(Pass):
+class RateDistortion(SecondOrder):
     """Round weights and biases so that the file is small and the outputs move little.
 
     One of four goals: `max_bytes` of the file (without recipe and graph), `min_agreement` with the network before on
@@ -100,15 +100,7 @@ class RateDistortion(Pass):
                         "override step, damping or bias_bits",
                     )
 
-    def requires(self, net: Artifact) -> list[str]:
-        if shares_values(net):
-            return ["weights share values already; put rate_distortion before weight_clustering and sic"]
-        return []
-
-    def apply_(self, net: Artifact, context: Context) -> PassResult:
-        layers = Layers.of(self, net)
-        if not layers.nodes:
-            return PassResult(skipped=layers.skipped)
+    def change_(self, net: Artifact, context: Context, layers: Layers) -> PassResult:
         return _Run(self, net, context, layers).result()
 
 

@@ -1,0 +1,178 @@
+"""Commands that make a network: compress, apply, demo, train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lilliput.cli.console import ConsoleProgress, commands_of, complain, out, out_json
+from lilliput.cli.interrupts import STOPS, stopped
+from lilliput.cli.options import DataName, DataRoot, Device, Download, Json, Model, Quiet, Seed, TargetName, Weights
+from lilliput.core.errors import LilliputError
+from lilliput.core.files import is_disk_trouble
+
+
+def compress(
+    model: Model,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe in place of the default")] = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    target: TargetName = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help='"0.5pt" (points), "1%" (relative), or a number in the score\'s unit')
+    ] = None,
+    max_bytes: Annotated[str | None, typer.Option(help="of the .lil file: 60kB, 64KiB")] = None,
+    max_flash: Annotated[str | None, typer.Option(help="planned flash: 256KiB")] = None,
+    max_ram: Annotated[str | None, typer.Option(help="planned RAM: 64KiB")] = None,
+    runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's (0)")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
+    from lilliput.auto.compress import as_recipe, as_target, check_recipe
+    from lilliput.auto.compress import compress as run_compress
+    from lilliput.core.score import parse_drop
+    from lilliput.core.target import parse_bytes
+    from lilliput.pipeline.folder import RunFolder
+    from lilliput.zoo.registry import ZOO, open_model
+
+    progress = ConsoleProgress(quiet=quiet)
+    plan = None if recipe is None else as_recipe(recipe, seed)  # what is wrong is found before data is read
+    if plan is not None and model in ZOO:
+        check_recipe(plan, ZOO[model].model())
+    as_target(target, max_flash, max_ram)
+    most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
+    net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
+    if max_drop is not None:
+        parse_drop(max_drop, task.score, 0.0)
+    if plan is not None:
+        check_recipe(plan, net)  # and before a run folder is made
+    for line in task.roles():
+        progress.say(line)
+    folder = (
+        RunFolder.open(resume)
+        if resume is not None
+        else RunFolder.create(runs, model.rpartition("/")[2].replace(".py:", "-"))
+    )
+    progress.say(f"run folder {folder.path}")
+    try:
+        result = run_compress(
+            net,
+            task,
+            target,
+            max_drop=max_drop,
+            max_bytes=most_bytes,
+            max_flash=max_flash,
+            max_ram=max_ram,
+            recipe=plan,
+            seed=seed,
+            folder=folder.path,
+            progress=progress,
+            device=device,
+        )
+        sources = {"--weights": weights, "--data": data, "--data-root": data_root}
+        budgets = {"--max-drop": max_drop, "--max-bytes": max_bytes, "--max-flash": max_flash, "--max-ram": max_ram}
+        more = {"--target": target, **budgets, "--seed": seed}
+        folder.write_json("command.json", {"commands": commands_of(folder.path, model, recipe, sources, more)})
+    except STOPS as stop:
+        raise typer.Exit(stopped(stop, f"finished steps are kept: go on with --resume {folder.path}")) from None
+    except LilliputError as error:
+        if is_disk_trouble(error):
+            error = type(error)(error.asked, error.found, f"{error.do}, then go on with --resume {folder.path}")
+        raise error from error.__cause__
+    if as_json:
+        out_json({**result.to_data(), "folder": str(folder.path)})
+    else:
+        out(result.table())
+        out(
+            f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
+            + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None)
+        )
+    if result.mismatches:
+        complain(result.mismatches[0])
+        raise typer.Exit(4)
+    if not result.feasible:
+        raise typer.Exit(1)
+
+
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, such as that of a run folder")],
+    model: Model,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    runs: Annotated[Path, typer.Option("--out")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option()] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run exactly this recipe: the same bytes each time."""
+    compress(
+        model=model,
+        recipe=recipe,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        runs=runs,
+        resume=resume,
+        device=device,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def demo(runs: Annotated[Path, typer.Option("--out")] = Path("runs"), quiet: Quiet = False) -> None:
+    """The main job on data and a network that come with the package."""
+    compress(model="digits-cnn", runs=runs, quiet=quiet)
+
+
+def train(
+    model: Model,
+    out_file: Annotated[Path | None, typer.Option("--out", help="where the trained .lil goes")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    weights: Weights = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network (from scratch, or from --weights) into a float .lil. An interrupted training goes on."""
+    from lilliput.cli.training import train_model
+
+    progress = ConsoleProgress(quiet=quiet)
+    path = out_file or Path(f"{model.rpartition('/')[2].replace('.py:', '-')}.lil")
+    try:
+        found = train_model(
+            model,
+            path,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            weights=weights,
+            data=data,
+            data_root=data_root,
+            download=download,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    except STOPS as stop:
+        raise typer.Exit(stopped(stop, "the same command goes on after the last finished epoch")) from None
+    if as_json:
+        out_json(found)
+    else:
+        out("\n".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in found.items()))
+        out(f"next: lilliput compress {model} --weights {path}")
