@@ -111,9 +111,17 @@ def test_curves_of_every_kind_are_drawn_also_of_one_that_nobody_knew():
             places = [tuple(map(float, place.split(","))) for place in line["points"].split()]
             assert [x for x, _ in places] == pytest.approx(ticks, abs=0.1)
             assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
-        assert [t for _, t in chart["legend"]] == ["layer5", "layer4", "layer3", "layer2", "2 more layers"]
+        assert [t for _, t in chart["legend"]] == ["layer5", "layer4", "layer3", "layer2", "2 more"]
         assert len(page.all("g", "rule")) == limits
         assert len([t for t in page.all("title") if t.text.startswith("layer")]) == len(layers)
+
+
+def test_layers_changed_together_have_a_line_of_their_own():
+    alone = [probe("a", "bits", level, 0.1) | {"layers": ["a"]} for level in (8, 4)]
+    together = [probe("a", "bits", level, 0.3) | {"layers": ["a", "b", "c"]} for level in (8, 4)]
+    panel = shown(sensitivity(Source(title="x", result={}, analysis={"probes": alone + together})))
+    assert [name for _, name in panel["charts"][0]["legend"]] == ["a with 2 more", "a"]
+    assert [len(e["points"].split()) for e in Page(panel["charts"][0]["svg"]).all("polyline")] == [2, 2]
 
 
 def test_layers_may_have_other_levels_and_no_number():

@@ -16,7 +16,7 @@ def sensitivity(source: Source) -> dict[str, Any] | None:
     curves: dict[str, Rows] = {}
     for probe in source.analysis.get("probes", []):
         if probe["divergence"] is not None:
-            row = curves.setdefault(probe["kind"], {}).setdefault(probe["layer"], [])
+            row = curves.setdefault(probe["kind"], {}).setdefault(_name(probe), [])
             row.append((float(probe["level"]), max(float(probe["divergence"]), 0.0)))
     if not curves:
         return None
@@ -30,6 +30,12 @@ def sensitivity(source: Source) -> dict[str, Any] | None:
         "samples": source.analysis.get("samples"),
         "left": [f"{layer}: {reason}" for layer, reason in left.items()],
     }
+
+
+def _name(probe: Mapping[str, Any]) -> str:
+    """The layer; of layers that were changed together the first, and how many more."""
+    more = len(probe.get("layers", ())) - 1
+    return f"{probe['layer']} with {more} more" if more > 0 else probe["layer"] or "(the network)"
 
 
 def _chart(number: int, kind: str, rows: Rows, measure: str, limit: float | None) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def _chart(number: int, kind: str, rows: Rows, measure: str, limit: float | None
         plot.level(limit, "proposed")
     legend = [(COLOURS[i], name) for i, name in enumerate(named)]
     rest = len(rows) - len(named)
-    more = [("rest", f"{rest} more layers" if rest > 1 else "1 more layer")] if rest else []
+    more = [("rest", f"{rest} more")] if rest else []
     return {"title": title, "svg": plot.svg(), "legend": [*legend, *more]}
 
 
