@@ -51,6 +51,10 @@ def _within(grid: Grid, raw: Tensor) -> Tensor:
     return (low - 0.5 <= real) & (real < high + 0.5) & (low < high)
 
 
+CELL = 0.4
+"""How far from its integer a raw copy may start, in steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stored:
     name: str
@@ -67,10 +71,11 @@ class _Stored:
 class Attached:
     """The encoded parameters of an artifact that train, each with its raw copy; made from what they decode to.
 
-    `in_steps`: raw copies of what is on grids count in steps of their grids.
+    With `dither`, raw copies of integers count in steps of their grids, and start anywhere in their cells: from the
+    middle all of them would cross the borders at about the same time, unseen until then.
     """
 
-    def __init__(self, net: Artifact, *, in_steps: bool = False) -> None:
+    def __init__(self, net: Artifact, *, dither: torch.Generator | None = None) -> None:
         self._module = net.module
         self._stored: list[_Stored] = []
         for name, parameter in net.module.named_parameters():
@@ -78,9 +83,10 @@ class Attached:
                 encoding = net.encodings[name].to(parameter.device)
                 grid, raw = encoding.grid, encoding.decode()
                 unit = None
-                if in_steps and grid is not None:
+                if dither is not None and grid is not None and encoding.sharing is None:
                     unit = grid.spread(grid.scale, raw.dim())
-                    raw = raw / unit
+                    moved = CELL * (2 * torch.rand(raw.shape, generator=dither) - 1)
+                    raw = raw / unit + moved.to(raw.device)
                 raw.requires_grad_()
                 self._stored.append(_Stored(name=name, parameter=parameter, encoding=encoding, raw=raw, unit=unit))
 

@@ -20,12 +20,14 @@ from lilliput.core.encoding import Encoding
 from lilliput.ops.rate_rounding import Bits, Shape
 from lilliput.training.attach import Attached
 
-EVERY = 10
+EVERY = 5
 """Steps between two counts."""
 PACE, FASTEST = 1.0, 0.1
 """How fast the log of the price follows the relative excess, and the most it moves at a count."""
 FIRST = 0.02
 """The price at the start, in mean slopes of the loss for a mean slope of the bits."""
+SHAVES, LEAST = 40, 0.05
+"""Rounds of making a file smaller in the end; the bits that a smaller integer counts as saving at least."""
 MARGIN = 0.003
 """Of the size that is left free: estimates are not exact."""
 
@@ -39,8 +41,11 @@ def countable(encoding: Encoding) -> bool:
 
 
 @dataclass(kw_only=True)
-class _Counted:
+class Counted:
+    """`slopes` of the bits; `saved` by the next integer towards zero; `bits` of all."""
+
     slopes: Tensor
+    saved: Tensor
     bits: float
 
 
@@ -76,6 +81,32 @@ class CodedRate:
             if name in self.slopes and raw.grad is not None:
                 raw.grad += self.price * self.slopes[name].to(raw.device)
 
+    def shave_(self, attached: Attached) -> None:
+        """Make the file small enough: integers go one down, those first that are nearest to it for the bits saved."""
+        for _ in range(SHAVES):
+            excess = self.bytes_of(attached) - self.max_bytes
+            if excess <= 0:
+                return
+            offers: list[tuple[Tensor, Tensor, Tensor]] = []
+            for name, found in self._count(attached).items():
+                raw = next(raw for n, raw, _ in attached.latents() if n == name).detach()
+                size = torch.floor(raw + 0.5).abs()
+                above = (raw.abs() - (size - 0.5)).clamp(min=0)
+                saved = found.saved.clamp(min=LEAST)
+                offers.append((raw, torch.where(size > 0, (above.square() + 1e-6) / saved, math.inf), saved))
+            together = torch.cat([order.reshape(-1) for _, order, _ in offers])
+            saved = torch.cat([v.reshape(-1) for _, _, v in offers])
+            first = torch.argsort(together, stable=True)
+            first = first[torch.isfinite(together[first])]
+            count = int((saved[first].cumsum(0) < 8 * excess).sum()) + 1
+            if not len(first):
+                return
+            last = together[first[min(count, len(first)) - 1]]
+            for raw, order, _ in offers:
+                size = torch.floor(raw + 0.5).abs()
+                raw.copy_(torch.where(order <= last, raw.sign() * (size - 1), raw))
+            attached.project_()
+
     def state_dict(self) -> dict[str, Any]:
         return {"price": self.price or 0.0, "other": self.other}
 
@@ -93,14 +124,14 @@ class CodedRate:
         bits = sum(float(s.abs().sum()) for _, s in pairs)
         return FIRST * loss / bits if bits > 0 and loss > 0 else 1e-9
 
-    def _count(self, attached: Attached) -> dict[str, _Counted]:
+    def _count(self, attached: Attached) -> dict[str, Counted]:
         return {n: counted(e, raw.detach().cpu()) for n, raw, e in attached.latents() if countable(e)}
 
 
-def counted(encoding: Encoding, latent: Tensor) -> _Counted:
+def counted(encoding: Encoding, latent: Tensor) -> Counted:
     """`latent`: real numbers in steps of the grid. The slopes are those of the bits, from one integer to the next.
 
-    Where the integer is 0 they point to it from both sides, in proportion to the distance.
+    Where the integer is 0 they are those to the next one, in proportion to the distance on either side.
     """
     shape, real = Shape.of(encoding.shape), latent.flatten(1).numpy()
     grid = encoding.grid
@@ -114,4 +145,6 @@ def counted(encoding: Encoding, latent: Tensor) -> _Counted:
     less = here - bits.of_each(q, shape, instead=np.maximum(sizes - 1, 0))
     at_zero = more * np.clip(2 * real, -1, 1)
     slopes = np.where(q == 0, at_zero, 0.5 * (more + less) * np.sign(q))
-    return _Counted(slopes=torch.from_numpy(slopes).float().reshape(latent.shape), bits=float(here.sum()))
+    saved = np.where(q == 0, 0.0, less)
+    both = (torch.from_numpy(v).float().reshape(latent.shape) for v in (slopes, saved))
+    return Counted(slopes=next(both), saved=next(both), bits=float(here.sum()))

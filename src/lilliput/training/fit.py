@@ -73,8 +73,8 @@ def fit(
     generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
     with one number of threads.
 
-    `rate` holds the network at a size: of the epochs, those whose file is small enough count as good ones, or else
-    the smallest one.
+    `rate` holds the network at a size: of the epochs, only those whose file is small enough count as good ones; if
+    there is none, the integers of the smallest are moved towards zero until it is.
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -136,7 +136,7 @@ class _Loop:
         self.module = self.net.module.to(self.device)
         if self.teacher is not None:
             self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        self.attached = Attached(self.net, in_steps=self.settings.step_rate is not None)
+        self.attached = Attached(self.net, dither=self.generator if self.settings.step_rate is not None else None)
         in_steps = [name for name, _, _ in self.attached.latents()]
         self.optimizer = make_optimizer(self.attached.trainable(), names_of(self.module), self.settings, in_steps)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -151,6 +151,9 @@ class _Loop:
                 state = self._epoch(state, advance)
         if self.settings.keep == "best":
             self.attached.load_(state.best)
+        if self.rate is not None and self._over() > 0:
+            self.rate.shave_(self.attached)
+            state = replace(state, best_score=self._score())
         self.attached.bake_(self.net)
         return FitResult(
             history=state.history,
