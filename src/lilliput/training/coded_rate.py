@@ -24,7 +24,7 @@ EVERY = 5
 """Steps between two counts."""
 PACE, FASTEST = 1.0, 0.1
 """How fast the log of the price follows the relative excess, and the most it moves at a count."""
-FIRST = 0.02
+FIRST = 0.002
 """The price at the start, in mean slopes of the loss for a mean slope of the bits."""
 SHAVES, LEAST = 40, 0.05
 """Rounds of making a file smaller in the end; the bits that a smaller integer counts as saving at least."""
