@@ -4,9 +4,10 @@
 
 The published shape (640-128-8-128-640) on one-class data that can be had everywhere: ankle boots of Fashion-MNIST,
 resized to 20 x 32, are normal, all other clothes are not. Training: 5,000 normal images. Validation: 1,000 normal and
-1,000 other training images. Test: the 10,000 test images, read once for each network. Each network is exported to
-C, compiled, and its golden vectors run on an emulated Cortex-M4: all must be equal, or it stops. Flash is tables and code
-of the compiled net.c, RAM its arena. Needs arm-none-eabi-gcc and qemu-system-arm. Writes results/autoencoder_m4.json.
+1,000 other training images. Test: the 10,000 test images, read once for each network. Each network is exported to C,
+compiled, and its golden vectors run on an emulated Cortex-M4: all must be equal, or it stops. Flash is tables and
+code of the compiled net.c, RAM its arena. Needs arm-none-eabi-gcc and qemu-system-arm. Writes
+results/autoencoder_m4.json.
 """
 
 import json
