@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from lilliput.bench.grid import Limits, ModelSource
 from lilliput.bench.samples import pack
 from lilliput.core import container
+from lilliput.core.artifact import Artifact
 from lilliput.core.container import Contents
 from lilliput.core.errors import UsageError
 from lilliput.core.guard import evaluate
@@ -40,11 +41,15 @@ class Subject:
 
 
 def open_subject(source: ModelSource, role: Role, data_root: str | None) -> Subject:
-    """Torch's generator is seeded first: a model of the user's own comes out the same in every process."""
+    """Torch's generator is seeded first: a model of the user's own comes out the same in every process.
+
+    The model is traced and written once, so that no cell pays for what is loaded at that.
+    """
     torch.manual_seed(0)
     model, task = open_model(source.source, weights=source.weights, data=source.data, data_root=data_root)
     roles: tuple[Role, ...] = ("train", "validation", role)
     data = {r: task.data(r).fingerprint() for r in dict.fromkeys(roles) if task.has(r) or r == role}
+    stored.dumps(Artifact.of(model, task.spec))
     return Subject(model=model, task=task, identity={"weights": weights_hash(model), "data": data})
 
 

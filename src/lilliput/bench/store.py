@@ -58,11 +58,7 @@ class Store:
         if self.is_done(name):
             return False
         with explained(f"claim {path}"):
-            if self._is_stale(path):
-                taken = path.with_name(f".{secrets.token_hex(8)}")
-                with suppress(FileNotFoundError):  # another process was faster
-                    path.rename(taken)
-                    taken.unlink()
+            self._take_away(path)
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except FileExistsError:
@@ -83,14 +79,22 @@ class Store:
         with suppress(FileNotFoundError):
             self._claim(name).unlink()
 
-    def _is_stale(self, path: Path) -> bool:
-        try:
+    def _take_away(self, path: Path) -> None:
+        """Remove a claim whose owner is gone; not that of somebody who has done the same a moment ago."""
+        with suppress(FileNotFoundError, FileExistsError):
             host, _, process = path.read_text(encoding="utf-8").partition(" ")
-            age = self._now() - path.stat().st_mtime
-        except FileNotFoundError:
-            return False
-        gone = host == socket.gethostname() and process.isdigit() and not _runs(int(process))
-        return gone or age > STALE_SECONDS
+            found = path.stat()
+            gone = host == socket.gethostname() and process.isdigit() and not _runs(int(process))
+            if not gone and self._now() - found.st_mtime <= STALE_SECONDS:
+                return
+            taken = path.with_name(f".{secrets.token_hex(8)}")
+            path.rename(taken)
+            try:
+                now = taken.stat()  # numbers of files are used again; times with them are not
+                if (now.st_ino, now.st_mtime_ns) != (found.st_ino, found.st_mtime_ns):
+                    os.link(taken, path)
+            finally:
+                taken.unlink()
 
     def _now(self) -> float:
         """By the clock that stamps files here, which may be another machine's."""
