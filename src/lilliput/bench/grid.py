@@ -175,7 +175,7 @@ def load(path: str | Path) -> Grid:
     """A grid from a YAML file. Recipes, weights and file.py:make are looked for beside it."""
     path = Path(path)
     data = read_yaml(path, "grid")
-    grid = checked(Grid, data, "grid")
+    grid = checked(Grid, _parts(data), "grid")
     if grid.bench != VERSION:
         raise RecipeError("grid bench", f"version {grid.bench!r}", f"write version {VERSION}, or update Lilliput")
     if FLOAT in grid.methods:
@@ -197,6 +197,19 @@ def load(path: str | Path) -> Grid:
             raise RecipeError("grid published", f"budget {row.budget!r}", nearest(row.budget, set(grid.values())))
     grid.cells()
     return grid
+
+
+def _parts(data: Any) -> Any:
+    """The mappings within the grid, checked each for itself: what is wrong in one is named by it."""
+    if not isinstance(data, Mapping):
+        return data
+    given = dict(cast(Mapping[str, Any], data))
+    for key, cls in (("limits", Limits), ("reference", Reference)):
+        if key in given:
+            given[key] = checked(cls, given[key], f"grid {key}")
+    if isinstance(given.get("published"), list):
+        given["published"] = [checked(Published, row, "grid published") for row in given["published"]]
+    return given
 
 
 def _method(data: Any, name: str, folder: Path) -> Any:
