@@ -119,16 +119,19 @@ def test_cells_out_of_time_or_killed_are_rows_and_the_rest_goes_on(place, tmp_pa
         (place / "broken_method.py")
         .read_text()
         .replace("Broken", "Dying")
-        .replace('raise ZeroDivisionError("by design")', "import os; print('last words'); os.kill(os.getpid(), 9)")
+        .replace(
+            'raise ZeroDivisionError("by design")',
+            "import os; print('last words', flush=True); os.kill(os.getpid(), 9)",
+        )
     )
     grid = load(place / "grid.yaml")
-    methods = {"slow": ["slow_method:Slow"], "dying": ["dying_method:Dying"], "plain": ["quantization"]}
+    methods = {"dying": ["dying_method:Dying"], "slow": ["slow_method:Slow"]}
     grid = replace(grid, methods=methods, seeds=[0], limits=Limits(seconds=1.0), baseline="float", published=[])
     records = run_cells(plan(grid), tmp_path)
     errors = {name.split("-")[1]: record.get("error", "") for name, record in records.items()}
     assert errors["slow"] == "cell: out of CPU time; do less, or raise limits: {seconds: ...}"
-    assert errors["dying"].startswith("cell: its process has died (SIGKILL)")
-    assert errors["plain"] == errors["float"] == ""
+    assert errors["dying"] == "cell: its process has died (SIGKILL); last words"
+    assert errors["float"] == ""
 
 
 def test_a_finished_grid_runs_nothing(finished, place, monkeypatch):
