@@ -80,10 +80,13 @@ def walk(
     now: Mapping[str, Tensor],
     layers: set[str],
     visit: Callable[[Node, Wanted], None],
+    *,
+    unchanged: Inputs | None = None,
 ) -> None:
     """`visit(node, products)` for each node of `layers` in order; it may change `now`, with which the walk goes on.
 
-    `products(centred=, most=)` computes them when they are wanted.
+    `products(centred=, most=)` computes them when they are wanted. `unchanged`: what the network before is called
+    with, where that is not `inputs`.
     """
     sums = {node.name: sum_after(graph, node) for node in graph.nodes if node.op in LAYERS and node.name in layers}
     targets = {name: found.node if found else name for name, found in sums.items()}
@@ -91,7 +94,7 @@ def walk(
     def compute(state: Mapping[str, Tensor]) -> Callable[[Node, Mapping[str, Any], Tensor | None], Any]:
         return lambda node, values, x: evaluate(node, values, state) if x is None else x
 
-    reference = Run(graph, list(inputs), compute(before), held=list(targets.values()))
+    reference = Run(graph, list(inputs if unchanged is None else unchanged), compute(before), held=list(targets.values()))
     run = Run(graph, list(inputs), compute(now))
     for node in graph.nodes:
         if node.name in sums:
@@ -191,14 +194,20 @@ def _patches_at(node: Node, x: Tensor, places: Tensor) -> Tensor:
 
 
 def importance(
-    graph: Graph, inputs: Inputs, state: Mapping[str, Tensor], layers: Sequence[Node], generator: torch.Generator
+    graph: Graph,
+    inputs: Inputs,
+    state: Mapping[str, Tensor],
+    layers: Sequence[Node],
+    generator: torch.Generator,
+    dims: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """For each channel of each layer: the mean squared slope of a random sum of the network's outputs, over places.
+    """For each channel of each layer, or other node whose channels `dims` names: the mean squared slope of a random sum of the network's outputs, over places.
 
     For small independent errors of the layer's outputs, the mean squared error of the network's outputs is that of the
     layer's, weighed by it and added up. Labels do not come in.
     """
-    found = {node.name: torch.zeros([node.shape[channel_dim(node)]] * 2, dtype=torch.float64) for node in layers}
+    along = {node.name: channel_dim(node) if dims is None else dims[node.name] for node in layers}
+    found = {node.name: torch.zeros([node.shape[along[node.name]]] * 2, dtype=torch.float64) for node in layers}
     count = sum(len(args[0]) for args in inputs)
     for args in inputs:
         values: dict[str, Any] = dict(zip(graph.inputs, args, strict=True))
@@ -217,6 +226,6 @@ def importance(
             slopes = torch.autograd.grad(total, [values[name] for name in found], allow_unused=True)
         for node, slope in zip(layers, slopes, strict=True):
             if slope is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                rows = slope.movedim(channel_dim(node), 0).flatten(1)
+                rows = slope.movedim(along[node.name], 0).flatten(1)
                 found[node.name] += (rows @ rows.T).double() / count
     return found

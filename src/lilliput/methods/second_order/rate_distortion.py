@@ -12,7 +12,7 @@ Wiedemann et al. (2020), DeepCABAC, https://arxiv.org/abs/1907.11900.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, PassResult, check_range
+from lilliput.graph.blocks import Block, blocks_of
 from lilliput.graph.trace import Node, run
 from lilliput.methods.second_order.layers import (
     Layers,
@@ -31,10 +32,12 @@ from lilliput.methods.second_order.layers import (
     samples_of,
     wanted_cross,
 )
+from lilliput.methods.second_order.learned_rounding import Examples, Rounded, coded_bits, learned
 from lilliput.methods.second_order.search import best_price
 from lilliput.ops.affine import mse
 from lilliput.ops.rate_rounding import Shape, inverse_factor, rounded
 from lilliput.training.layer_targets import Products, Wanted, importance, walk
+from lilliput.training.lockstep import channel_dim
 
 MOST_PLACES = 2**17
 OUTPUT_DAMPING = 0.01
@@ -56,8 +59,9 @@ class RateDistortion(SecondOrder):
     the share of the outputs' variance that is kept.
 
     `samples` of train are looked at; `step` scales the grids' steps (more: coarser); `damping` is the share of the mean
-    squared input that holds weights where they are. `bias_bits` 0 leaves biases in float. Put it after fold_batchnorm,
-    and before quantization of activations.
+    squared input that holds weights where they are. `bias_bits` 0 leaves biases in float. With `learned_steps`, what was
+    rounded is learned anew in so many steps for each block, and kept where samples that were held out gain by it. Put
+    it after fold_batchnorm, and before quantization of activations.
     """
 
     name: ClassVar[str] = "rate_distortion"
@@ -72,6 +76,7 @@ class RateDistortion(SecondOrder):
     step: float = 1.2
     damping: float = 0.01
     bias_bits: int = 8
+    learned_steps: int = 0
 
     def __post_init__(self) -> None:
         given = [name for name in GOALS if getattr(self, name) is not None]
@@ -88,6 +93,7 @@ class RateDistortion(SecondOrder):
         check_range("rate_distortion samples", self.samples, 1, 1_000_000)
         check_range("rate_distortion step", self.step, 0.1, 10.0)
         check_range("rate_distortion damping", self.damping, 1e-6, 10.0)
+        check_range("rate_distortion learned_steps", self.learned_steps, 0, 1_000_000)
         if self.bias_bits != 0:
             check_range("rate_distortion bias_bits", self.bias_bits, 4, 16)
         super().__post_init__()
@@ -130,6 +136,8 @@ class _Run:
                 advance(1)
             else:
                 self._search_(advance)
+        if method.learned_steps:
+            notes.append(self._learn_())
         for name, encoding in self.found.items():
             self.net.encode_(name, encoding.to(self.net.device))
         if self.price:
@@ -163,6 +171,18 @@ class _Run:
         self.price = best
         self.found = kept[min(kept, key=lambda p: abs(math.log(p / best)))]
 
+    def _learn_(self) -> str:
+        """Learn the rounding block by block; says what came of it."""
+        blocks = blocks_of(self.layers.graph, self.layers.nodes)
+        with self.context.progress.task("learned rounding", len(blocks)) as advance:
+            learning = _Learning(self, blocks)
+            new = learning.run(advance)
+        size, limit = self.bytes_of(new), self.method.max_bytes
+        if limit is not None and size > limit:
+            return f"learned rounding is left out: the file would have {size:,} bytes"
+        self.found = new
+        return f"learned rounding kept in {learning.kept} of {len(blocks)} blocks"
+
     def bytes_of(self, found: Mapping[str, Encoding]) -> int:
         """Of the whole file with these encodings, without recipe and graph."""
         trial = self.net.copy()
@@ -195,24 +215,11 @@ class _Run:
 
     def at(self, price: float) -> dict[str, Encoding]:
         """The encodings at this price (0: of `weight_bits` bits)."""
-        state, found = dict(self.before), dict[str, Encoding]()
+        work = _Work(self, price)
+        walk(self.layers.graph, self.inputs, self.before, work.state, {n.name for n in self.layers.nodes}, work.visit)
+        return work.found
 
-        def visit(node: Node, products: Wanted) -> None:
-            bias = self.layers.free_bias(self.net, node)
-            seen = products(centred=bias is not None, most=MOST_PLACES)
-            weight = self.net.canonical(node.state["weight"])
-            new = found[weight] = self._layer(node, weight, seen, bias, price)
-            state[node.state["weight"]] = state[weight] = new.decode()
-            if bias is not None:
-                moved = (seen.wanted - (new.decode().flatten(1).double() * seen.of_channels(seen.mean)).sum(1)).float()
-                stored = on_one_grid(moved, self.method.for_layer(node.module).bias_bits)
-                found[bias] = stored
-                state[node.state["bias"]] = state[bias] = stored.decode()
-
-        walk(self.layers.graph, self.inputs, self.before, state, {n.name for n in self.layers.nodes}, visit)
-        return found
-
-    def _layer(self, node: Node, weight: str, seen: Products, bias: str | None, price: float) -> Encoding:
+    def layer(self, node: Node, weight: str, seen: Products, bias: str | None, price: float) -> Rounded:
         old, own = self.net.encoding(weight).to(torch.device("cpu")), self.method.for_layer(node.module)
         kept_bias = None if bias is not None or "bias" not in node.state else self.before[node.state["bias"]]
         system = damped(seen.inner, own.damping)
@@ -245,10 +252,143 @@ class _Run:
             narrow=True,
             axis=0,
         )
-        return old.with_grid(grid, codes.reshape(old.shape))
+        inputs = system.diagonal(dim1=-2, dim2=-1).repeat_interleave(each, 0)
+        return Rounded(
+            node=node,
+            fitted=fitted,
+            curvature=slopes.diagonal()[:, None] * inputs,
+            encoding=old.with_grid(grid, codes.reshape(old.shape)),
+            most=self._most(),
+        )
 
     def _most(self) -> int:
         return LARGEST if self.method.weight_bits is None else 2 ** (self.method.weight_bits - 1) - 1
+
+
+class _Work:
+    """The network while its layers are rounded: `state` as it is now, what was `found`, and each layer's rounding."""
+
+    def __init__(self, run: _Run, price: float) -> None:
+        self.run, self.price = run, price
+        self.state, self.found = dict(run.before), dict[str, Encoding]()
+        self.rounded: dict[str, Rounded] = {}
+
+    def visit(self, node: Node, products: Wanted) -> None:
+        """Round a layer, and give its outputs their means again."""
+        run = self.run
+        bias = run.layers.free_bias(run.net, node)
+        seen = products(centred=bias is not None, most=MOST_PLACES)
+        rounded = self.rounded[node.name] = run.layer(
+            node, run.net.canonical(node.state["weight"]), seen, bias, self.price
+        )
+        self.put_(node, rounded.encoding)
+        self._correct_(node, seen)
+
+    def correct(self, node: Node, products: Wanted) -> None:
+        """The means alone."""
+        if self.run.layers.free_bias(self.run.net, node) is not None:
+            self._correct_(node, products(centred=True, most=MOST_PLACES))
+
+    def put_(self, node: Node, encoding: Encoding) -> None:
+        weight = self.run.net.canonical(node.state["weight"])
+        self.found[weight] = encoding
+        self.state[node.state["weight"]] = self.state[weight] = encoding.decode()
+
+    def _correct_(self, node: Node, seen: Products) -> None:
+        bias = self.run.layers.free_bias(self.run.net, node)
+        if bias is None:
+            return
+        rows = self.state[node.state["weight"]].flatten(1).double()
+        moved = (seen.wanted - (rows * seen.of_channels(seen.mean)).sum(1)).float()
+        stored = on_one_grid(moved, self.run.method.for_layer(node.module).bias_bits)
+        self.found[bias] = stored
+        self.state[node.state["bias"]] = self.state[bias] = stored.decode()
+
+
+class _Learning:
+    """Block by block: rounded as without learning, then learned; the better one on batches held out stays."""
+
+    def __init__(self, run: _Run, blocks: list[Block]) -> None:
+        self.run_, self.blocks, self.kept = run, blocks, 0
+        ends = {b.graph.outputs[-1]: _channels(b) for b in blocks[:-1]}
+        graph = run.layers.graph
+        nodes, generator = [graph[name] for name in ends], run.context.generator
+        self.slopes = importance(graph, run.inputs, run.before, nodes, generator, ends) if nodes else {}
+        self.work = _Work(run, run.price)
+
+    def run(self, advance: Callable[[int], None]) -> dict[str, Encoding]:
+        now, then = list(self.run_.inputs), list(self.run_.inputs)
+        for block in self.blocks:
+            self._round_(block, now, then, self.work.visit)
+            wanted = self._after(block, self.run_.before, then)
+            self._learn_(block, now, then, wanted)
+            now, then = self._after(block, self.work.state, now), wanted
+            advance(1)
+        return self.work.found
+
+    def _learn_(
+        self,
+        block: Block,
+        now: list[tuple[Tensor, ...]],
+        then: list[tuple[Tensor, ...]],
+        wanted: list[tuple[Tensor, ...]],
+    ) -> None:
+        run, work = self.run_, self.work
+        end = block.graph.outputs[-1]
+        outputs = self.slopes[end].float() if end in self.slopes else None
+        examples = Examples(inputs=now, wanted=wanted, outputs=outputs, dim=_channels(block))
+        if not examples.split()[1]:
+            return
+        layers = [work.rounded[node.name] for node in block.layers]
+        before = self._cost(block, examples), dict(work.state), dict(work.found)
+        new = learned(
+            block,
+            layers,
+            examples,
+            work.state,
+            biases=[n.state["bias"] for n in block.layers if run.layers.free_bias(run.net, n) is not None],
+            price=work.price,
+            steps=run.method.learned_steps,
+            generator=run.context.generator,
+        )
+        for node, encoding in zip(block.layers, new, strict=True):
+            work.put_(node, encoding)
+        self._round_(block, now, then, work.correct)
+        if self._cost(block, examples) < before[0]:
+            self.kept += 1
+        else:
+            _, work.state, work.found = before
+
+    def _cost(self, block: Block, examples: Examples) -> float:
+        work, names = self.work, [self.run_.net.canonical(n.state["weight"]) for n in block.layers]
+        bits = sum(coded_bits(work.found[name]) for name in names) if work.price else 0.0
+        return examples.judged(block, work.state) / len(examples.split()[1]) + work.price * bits
+
+    def _round_(
+        self,
+        block: Block,
+        now: list[tuple[Tensor, ...]],
+        then: list[tuple[Tensor, ...]],
+        visit: Callable[[Node, Wanted], None],
+    ) -> None:
+        names = {node.name for node in block.layers}
+        walk(block.graph, now, self.run_.before, self.work.state, names, visit, unchanged=then)
+
+    def _after(
+        self, block: Block, state: Mapping[str, Tensor], inputs: list[tuple[Tensor, ...]]
+    ) -> list[tuple[Tensor, ...]]:
+        with torch.no_grad():
+            return [_as_tuple(run(block.graph, state, *args)) for args in inputs]
+
+
+def _channels(block: Block) -> int:
+    """The dimension of a block's output that counts channels."""
+    layer, end = block.layers[-1], block.graph[block.graph.outputs[-1]]
+    return channel_dim(layer) if len(end.shape) == len(layer.shape) else -1
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def steps_at(rows: Tensor, inner: Tensor, outputs: Tensor, price: float, factor: float) -> Tensor:
