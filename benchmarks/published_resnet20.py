@@ -12,8 +12,6 @@ from pathlib import Path
 from torch import nn
 from torch.nn import functional as F
 
-from lilliput.zoo.tasks import CIFAR_MEAN, CIFAR_STD, image_classification
-
 
 class LambdaLayer(nn.Module):
     def __init__(self, function):
@@ -78,6 +76,8 @@ def data_folder():
 
 def make():
     from safetensors.torch import load_file
+
+    from lilliput.zoo.tasks import CIFAR_MEAN, CIFAR_STD, image_classification  # other tools run the network without it
 
     folder = data_folder()
     model = ResNet()

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from published_resnet20 import make
-from resnet20_training_free import compressed
+from resnet20_tools import answers, compressed
 
 from lilliput.core import container
+from lilliput.graph.integer import runnable
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
@@ -44,7 +45,8 @@ def rows():
 
 
 def measure(model, task, passes):
-    net, notes, seconds, right = compressed(model, task, passes)
+    net, notes, seconds = compressed(model, task, passes)
+    right = answers(runnable(net), task)
     return {
         "accuracy": float(right.double().mean()) * 100,
         "accuracy_first_4000": float(right[:4000].double().mean()) * 100,

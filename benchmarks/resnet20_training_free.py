@@ -10,16 +10,14 @@ integers. Bytes are those of the `.lil` file without the recipe. Writes results/
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from published_resnet20 import make
+from resnet20_tools import answers, compressed
 
 from lilliput.core import container
-from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, apply_checked_
 from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -78,22 +76,9 @@ def entropy(net):
     return found
 
 
-def compressed(model, task, passes):
-    """The network, notes, CPU seconds, and for each test image whether it is right."""
-    started = time.process_time()
-    net, context = Artifact.of(model, task.spec), Context.of(task, model)
-    notes = []
-    for method in passes:
-        notes += apply_checked_(method, net, context).notes
-    seconds = time.process_time() - started
-    run = runnable(net)
-    with torch.inference_mode():
-        right = torch.cat([run(x).argmax(1) == y for x, y in task.data("test").batches(250)])
-    return net, notes, seconds, right
-
-
 def measure(model, task, passes):
-    net, notes, seconds, right = compressed(model, task, (FoldBatchNorm(), *passes))
+    net, notes, seconds = compressed(model, task, (FoldBatchNorm(), *passes))
+    right = answers(runnable(net), task)
     bits = entropy(net)
     sizes = {name: math.prod(net.encodings[name].shape) for name in bits}
     return {

@@ -34,7 +34,7 @@ def test_divergence_is_that_of_the_network_with_the_changed_layer(name):
     for path, row in found.of("sparsity").items():
         size = model.get_submodule(path).weight.numel()
         for probe in row:
-            other = changed(model, path, size - int(probe.level * size))
+            other = changed(model, path, size - round(probe.level * size))
             with torch.no_grad():
                 wanted, outputs = F.log_softmax(model(x), 1), F.log_softmax(other(x), 1)
             parts = (wanted.exp() * (wanted - outputs)).sum(1).split(256)
@@ -94,20 +94,27 @@ def test_numbers_without_classes_are_compared_by_squares():
     probe = found.of("sparsity")["0"][2]
     with torch.no_grad():
         data = task.data("calibration").batch(torch.arange(len(task.data("calibration"))))[0]
-        other = changed(model, "0", 32 - int(probe.level * 32))
+        other = changed(model, "0", 32 - round(probe.level * 32))
         assert probe.divergence == pytest.approx(float(F.mse_loss(other(data), model(data))), rel=1e-3)
 
 
 def test_a_plan_says_what_will_be_done():
     model, task = open_model("digits-cnn")
-    found = plan(model, task, kinds=["bits"], samples=16)
-    assert [name for name, _, _ in found.stages][2] == f"4 layers x {len(LEVELS['bits'])} levels x 16 samples"
-    assert found.seconds > 0
-    few, many = (plan(model, task, samples=n).stages[2][1] for n in (16, 64))
-    assert many == pytest.approx(4 * few)
+    found = plan(model, task, kinds=["bits", "channels"], samples=16)
+    work = {name: work for name, work, _ in found.stages}
+    probes = analyse(model, task, kinds=["bits", "channels"], samples=16).probes
+    layers, groups = (work[name] for name in ("4 layers, 1 sets of coupled ones", "2 groups of channels"))
+    assert layers == f"{sum(p.kind == 'bits' for p in probes)} probes"
+    assert groups == f"{sum(p.kind == 'channels' for p in probes)} probes"
+    assert work["scores on validation, at most"] == "11 scores"
+    assert found.seconds == pytest.approx(sum(seconds for _, _, seconds in found.stages))
+    assert all(seconds > 0 for _, _, seconds in found.stages)
 
 
-@pytest.mark.parametrize("settings", [{"kinds": ["speed"]}, {"kinds": []}, {"samples": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"kinds": ["speed"]}, {"kinds": []}, {"samples": 0}, {"kinds": ["channels"], "max_bytes": 99}, {"max_bytes": 9}],
+)
 def test_wrong_arguments_are_refused(settings):
     model, task = tiny_model("linear"), tiny_task()
     with pytest.raises(UsageError, match="analyse"):

@@ -39,6 +39,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         ChannelPruning(macs=0.8, criterion="second_order", most=0.8),
         ChannelPruning(criterion="l2", compensate=False),
         ChannelPruning(criterion="batchnorm", multiple=4, max_macs=2000),
+        ChannelPruning(macs=0.9, lanes=4, most=1.0),
     ],
     WeightClustering: [
         WeightClustering(),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lilliput.core.errors import DataError, UsageError
-from lilliput.core.guard import Evaluation, FullForward, MaxDrop, evaluate, outputs_of
+from lilliput.core.guard import Evaluation, FullForward, MaxDrop, MinAgreement, evaluate, outputs_of
 from lilliput.core.progress import Progress
 from lilliput.core.score import Score, mean_absolute_error
 from lilliput.core.task import Data, Task
@@ -271,3 +271,12 @@ def test_half_precision_outputs_are_judged_as_float32():
     outputs = outputs_of(nn.Identity().half(), task, task.data("validation"), 4, CPU)
     assert outputs.dtype == torch.float32
     assert mean_absolute_error().value(task.score.statistics(outputs, torch.zeros(6, 1))) == 2.5
+
+
+def test_an_augmentation_that_loses_samples_is_refused():
+    task = regression(augment=lambda x, _: x[:2])
+    model = nn.Linear(1, 1)
+    with pytest.raises(
+        DataError, match=r"augment of the task: 2 samples for 6; let it give as many samples as it gets"
+    ):
+        MinAgreement(agreement=0.9).decide(FullForward(task, model), model)

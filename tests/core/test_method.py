@@ -172,7 +172,10 @@ def test_overrides_add_up_and_later_patterns_win():
             {"fc": {"skip": "a"}},
             "shrink override for 'fc': unknown setting 'skip'; known are factor, how, loud, rounds, sizes",
         ),
-        ({"fc": {"zzz": 1}}, "shrink override for 'fc': unknown setting 'zzz'; known are factor, how, loud, rounds, sizes"),
+        (
+            {"fc": {"zzz": 1}},
+            "shrink override for 'fc': unknown setting 'zzz'; known are factor, how, loud, rounds, sizes",
+        ),
         ({"*": {}, "fc": {"factor": 2.0}}, "shrink factor: 2.0; use a number from 0.0 to 1.0"),
         ({"fc": {"how": "thrice"}}, "shrink how: 'thrice'; use one of plain, twice"),
         ({"fc": 0.1}, "shrink override for 'fc': 0.1; give settings by name: {sparsity: 0.5}"),

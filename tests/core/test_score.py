@@ -319,3 +319,9 @@ def test_points_are_for_percent_only():
     with pytest.raises(UsageError) as error:
         parse_drop("0.5pt", mean_absolute_error("mg"), 2.0)
     assert str(error.value) == ("max_drop='0.5pt': MAE is not in percent; write \"1%\" or a number in the score's unit")
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6,)])
+def test_accuracy_of_one_output_is_refused_for_its_class_would_always_be_the_same(shape):
+    with pytest.raises(DataError, match="one output for each class"):
+        accuracy().statistics(torch.randn(shape), torch.zeros(6, dtype=torch.int64))

@@ -3,6 +3,8 @@
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import itertools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,6 +259,70 @@ def test_multiples_are_kept_where_more_are_left():
     assert net.module.b.out_channels in (4, 3, 2, 1, 6)
 
 
+def counted_by_lanes(inputs: int, outputs: int, lanes: int) -> float:
+    """MACs of a linear layer as a runtime with vectors counts them, by the formula in the documents."""
+    up = [n if n % lanes == 0 else n + lanes - n % lanes for n in (inputs, outputs)]
+    return up[1] * (up[0] if inputs >= lanes else math.ceil(1.25 * (inputs + lanes / 8)))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3])
+def test_lanes_leave_the_widest_layer_of_so_many_vectors(share):
+    """Of all widths that fill vectors, or less than one: the widest with `share` of the MACs, in both counts."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 56), nn.ReLU(), nn.Linear(56, 5)).eval()
+    counted = [counted_by_lanes(192, n, 16) + counted_by_lanes(n, 5, 16) for n in range(57)]
+    widths = [*range(1, 16), 16, 32, 48, 56]
+    fits = [n for n in widths if counted[n] <= share * counted[56] and n <= share * 56]
+    net, (result,) = after(model, ChannelPruning(macs=share, lanes=16, criterion="l2"))
+    assert net.module[1].out_features == max(fits)
+    assert result.effect
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "grouped", "transposed", "series", "twice"])
+def test_macs_by_lanes_are_whole_vectors_of_each_layer(name):
+    """Against what each call of each layer says of itself when it runs."""
+    model, lanes = network(name), 4
+    total = 0.0
+
+    def seen(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += counted_by_lanes(module.in_features, module.out_features, lanes)
+            return
+        places = math.prod((inputs[0] if "Transpose" in type(module).__name__ else output).shape[2:])
+        taps = math.prod(module.kernel_size)
+        if module.groups == module.in_channels > 1:
+            total += places * taps * math.ceil(module.out_channels / lanes) * lanes
+        else:
+            parts = module.in_channels // module.groups, module.out_channels // module.groups
+            total += places * taps * module.groups * counted_by_lanes(*parts, lanes)
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))]
+    handles = [layer.register_forward_hook(seen) for layer in layers]
+    net = Artifact.of(network(name), task_for(network(name)).spec)
+    with torch.no_grad():
+        model(net.input.example(1))
+    for handle in handles:
+        handle.remove()
+    graph, shapes = graph_of(net), shapes_of(net.module.state_dict())
+    account = Costs(graph, shapes, lanes=lanes)
+    assert account.macs() == total
+    assert account.plain() == Costs(graph, shapes).macs() < total
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_lanes_leave_whole_vectors_or_less_than_one(lanes):
+    def code(n, x):
+        x = F.relu(n.a(x))
+        return head(F.relu(x + n.c(F.relu(n.b(x)))), n.fc)
+
+    model = Net(code, a=conv(3, 24), b=conv(24, 32), c=conv(32, 24), fc=nn.Linear(24, 5)).eval()
+    net, _ = after(model, ChannelPruning(macs=0.5, lanes=lanes))
+    widths = net.module.a.out_channels, net.module.b.out_channels
+    assert all(n % lanes == 0 or n < lanes for n in widths)
+    assert widths != (24, 32)
+    assert net.module.fc.in_features == widths[0] == net.module.c.out_channels
+
+
 def test_one_channel_stays_at_least():
     net, _ = after(network("two layers"), ChannelPruning(amount=0.99, most=1.0))
     assert net.module[1].out_features == 1
@@ -306,6 +372,7 @@ def test_networks_without_their_code_are_refused_with_a_remedy(tmp_path):
     "settings",
     [
         {"criterion": "luck"}, {"amount": 1.0}, {"macs": 0.5, "max_macs": 10}, {"multiple": 0},
+        {"lanes": 0, "macs": 0.5}, {"lanes": 16}, {"lanes": 16, "amount": 0.5},
         {"overrides": {"a": {"criterion": "l1"}}}, {"macs": 0.5, "overrides": {"a": {"amount": 0.1}}},
     ],
 )  # fmt: skip

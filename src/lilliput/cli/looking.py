@@ -1,4 +1,4 @@
-"""Commands that look, and write nothing but pictures and tables."""
+"""Commands that look, and write nothing but pictures, tables and proposed recipes."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from lilliput.cli.options import (
     TargetName,
     Weights,
 )
+from lilliput.core.files import write_atomically
 
 
 def check(
@@ -59,36 +60,61 @@ def analyse(
     data: DataName = None,
     data_root: DataRoot = None,
     download: Download = False,
-    kinds: Annotated[str, typer.Option(help="of bits, sparsity and clusters, with commas")] = "bits,sparsity,clusters",
+    kinds: Annotated[
+        str, typer.Option(help="of bits, sparsity, channels and clusters, with commas")
+    ] = "bits,sparsity,channels,clusters",
     samples: Annotated[int, typer.Option(min=1, help="calibration samples that measure the outputs")] = 256,
     max_drop: Annotated[str, typer.Option(help="what the proposals may lose on validation: 0.5pt, or 1%")] = "1%",
+    agreement: Annotated[
+        str | None, typer.Option(help="guard without labels, in place of --max-drop: 99% of the answers")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="coded bytes of all weights: one choice for each layer that moves outputs least")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="write what was proposed as YAML: of --max-bytes, or of the one kind")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="draw the curves here: .png, .svg or .pdf")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it does, and how long it takes")] = False,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far each layer's bits, sparsity and shared values move the outputs, and how much of it the score bears."""
+    """How far bits, zeros, channels and shared values of each part move the outputs, and what the score bears of it."""
     from lilliput.auto.analyse import analyse as run_analysis
-    from lilliput.auto.analyse import plan
+    from lilliput.auto.analyse import check_writable, plan
     from lilliput.report.curves import check_picture
     from lilliput.zoo.registry import open_model
 
     progress = ConsoleProgress(quiet=quiet)
     if picture is not None:
         check_picture(picture)
-    net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
     chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    if recipe is not None:
+        check_writable(recipe, chosen, max_bytes)
+    net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
     if dry_run:
-        out(str(plan(net, task, kinds=chosen, samples=samples)))
+        out(str(plan(net, task, kinds=chosen, samples=samples, max_bytes=max_bytes)))
         return
-    found = run_analysis(net, task, kinds=chosen, samples=samples, max_drop=max_drop, seed=seed, progress=progress)
+    found = run_analysis(
+        net,
+        task,
+        kinds=chosen,
+        samples=samples,
+        max_drop=max_drop,
+        agreement=agreement,
+        max_bytes=max_bytes,
+        seed=seed,
+        progress=progress,
+    )
     if picture is not None:
         found.draw(picture)
     if as_json:
         out_json(found.to_data())
     else:
         out(str(found))
+    if recipe is not None:
+        write_atomically(recipe, found.recipe().to_yaml().encode())
 
 
 def evaluate(

@@ -158,6 +158,9 @@ class FullForward:
         augment, generator = self.task.augment, torch.Generator().manual_seed(0)
         batches = [data.batch(index) for index in torch.arange(len(data)).split(self.batch_size)]
         x = torch.cat([x if augment is None else augment(x, generator) for x, _ in batches])
+        if len(x) != len(data):
+            found = f"{len(x):,} samples for {len(data):,}"
+            raise DataError("augment of the task", found, "let it give as many samples as it gets")
         moved_data = Data(x, torch.zeros(len(x), dtype=torch.int64))
         ours, theirs = (
             outputs_of(m, self.task, moved_data, self.batch_size, self.device) for m in (model, self.original)

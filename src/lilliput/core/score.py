@@ -139,6 +139,12 @@ def accuracy() -> Score:
     """Share of samples whose largest output is the target class."""
 
     def statistics(outputs: Tensor, targets: object) -> Tensor:
+        if outputs.dim() < 2 or outputs.shape[1] < 2:
+            raise DataError(
+                "score accuracy",
+                f"outputs of shape {tuple(outputs.shape)}",
+                "let the model give one output for each class; one number is a regression",
+            )
         return (outputs.argmax(1) == _tensor(targets).reshape(-1)).double()[:, None]
 
     return Score(name="accuracy", unit="%", statistics=statistics, binary=True)

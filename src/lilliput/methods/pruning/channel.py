@@ -22,9 +22,11 @@ class ChannelPruning(Pass):
 
     How much: `macs` (share of the MACs that is left) or `max_macs` (a number) over all groups by cost for each MAC; or
     else `amount`, the share of channels that each group loses. `most` bounds that share. Groups that lose channels keep
-    a `multiple` or less: 16 suits runtimes that compute 16 channels at once. A group goes by the settings of its first
-    layer, and is touched only if all of its layers are selected. `compensate` fits the weights that are left to the
-    outputs that each layer had, on the calibration role; without it, `reestimate_batchnorm` should follow.
+    a `multiple` or less. With `lanes` the MACs are those of a runtime that computes so many channels at once (16 with
+    AVX-512, 8 with AVX2): channels go where that leaves fewer vectors, until the share is reached in both counts. A
+    group goes by the settings of its first layer, and is touched only if all of its layers are selected. `compensate`
+    fits the weights that are left to the outputs that each layer had, on the calibration role; without it,
+    `reestimate_batchnorm` should follow.
     """
 
     name: ClassVar[str] = "channel_pruning"
@@ -41,6 +43,7 @@ class ChannelPruning(Pass):
     max_macs: int | None = None
     most: float = 0.9
     multiple: int = 1
+    lanes: int = 1
     compensate: bool = True
 
     def __post_init__(self) -> None:
@@ -48,12 +51,15 @@ class ChannelPruning(Pass):
         check_range("channel_pruning amount", self.amount, 0.0, 1.0, below=True)
         check_range("channel_pruning most", self.most, 0.0, 1.0)
         check_range("channel_pruning multiple", self.multiple, 1, 1024)
+        check_range("channel_pruning lanes", self.lanes, 1, 64)
         if self.macs is not None:
             check_range("channel_pruning macs", self.macs, 0.0, 1.0)
         if self.max_macs is not None:
             check_range("channel_pruning max_macs", self.max_macs, 1, 10**15)
         if self.macs is not None and self.max_macs is not None:
             raise RecipeError("channel_pruning", "macs and max_macs", "give one of them")
+        if self.lanes > 1 and self.macs is None and self.max_macs is None:
+            raise RecipeError("channel_pruning lanes", "neither macs nor max_macs", "give one of them, or multiple")
         super().__post_init__()
         for settings in self.overrides.values():
             if set(settings) - {"amount"} or self.macs is not None or self.max_macs is not None:
@@ -110,14 +116,16 @@ class ChannelPruning(Pass):
         if self.macs is None and self.max_macs is None:
             amounts = {group: min(self.most, self.for_layer(group.name).amount) for group in steps}
             return for_amount(steps, shapes, amounts, multiple=self.multiple)
-        account = Costs(graph, shapes)
-        before = account.macs()
+        account = Costs(graph, shapes, lanes=self.lanes)
+        before, counted = account.plain(), account.macs()
         target = int(self.macs * before) if self.macs is not None else int(self.max_macs or 0)
         chosen = for_macs(account, steps, shapes, target, most=self.most, multiple=self.multiple)
-        if account.macs() > target:
+        if account.plain() > target or account.macs() * before > target * counted:
+            vectors = "" if self.lanes == 1 else f" ({account.macs():,} of {counted:,} with {self.lanes} lanes)"
             raise RecipeError(
                 self.name,
-                f"{target:,} of {before:,} MACs asked for, and {account.macs():,} left when all that may go has gone",
+                f"{target:,} of {before:,} MACs asked for, and {account.plain():,} left when all that may go has gone"
+                + vectors,
                 "ask for more MACs, raise most, or let it have more layers",
             )
         return chosen

@@ -44,17 +44,20 @@ class Subject:
         return {name: t.detach() for name, t in self.net.module.state_dict(keep_vars=True).items()}
 
 
-def costs(subject: Subject, groups: Sequence[Group], criterion: str, *, compensate: bool) -> dict[Group, Steps]:
+def costs(
+    subject: Subject, groups: Sequence[Group], criterion: str, *, compensate: bool, samples: int | None = None
+) -> dict[Group, Steps]:
     """For each group, its channels in the order in which they should go; a group that cannot be judged has none.
 
     Costs of "taylor" and "second_order" are squared changes of the outputs, so they compare across groups; the others
-    are in units of the group's mean, times how many layers make it.
+    are in units of the group's mean, times how many layers make it. `samples` of the calibration role are looked at, or
+    all.
     """
     if criterion == "taylor":
-        squares = _sensitivity(subject)[0]
+        squares = _sensitivity(subject, samples)[0]
         return {g: _ascending(_part(squares, subject.coupling, g)) for g in groups}
     if criterion == "second_order":
-        return _second_order(subject, groups, compensate=compensate)
+        return _second_order(subject, groups, compensate=compensate, samples=samples)
     found: dict[Group, Steps] = {}
     state = subject.state
     for group in groups:
@@ -113,19 +116,20 @@ class _Gated(nn.Module):
         return value
 
 
-def _sensitivity(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
+def _sensitivity(subject: Subject, samples: int | None) -> tuple[Tensor, dict[str, Tensor]]:
     """What removal does to the outputs, and what errors of layers do.
 
     (float64 [channels]: the mean squared change of the outputs when a channel goes, to first order; {layer that mixes
     channels: float64 [its outputs]: the same, of an error of 1 at every place of an output}).
     """
     context, net = subject.context, subject.net
-    count = sum(len(g.channels) for g in subject.coupling.groups)
-    squares = torch.zeros(count, dtype=torch.float64)
+    channels = sum(len(g.channels) for g in subject.coupling.groups)
+    squares = torch.zeros(channels, dtype=torch.float64)
     of_outputs: dict[str, Tensor] = {}
-    model = _Gated(subject, count)
+    model = _Gated(subject, channels)
     data = context.task.data("calibration")
-    for x, y in data.batches(min(context.batch_size, 128)):
+    count = len(data) if samples is None else min(samples, len(data))
+    for x, y in data.batches(min(context.batch_size, 128), torch.arange(count)):
         with torch.enable_grad():
             outputs = context.task.forward(model, moved((x, y), net.device))
         ways = _ways(outputs.detach(), context.generator)
@@ -135,11 +139,11 @@ def _sensitivity(subject: Subject) -> tuple[Tensor, dict[str, Tensor]]:
                 outputs, [model.gates, *values], way, retain_graph=k + 1 < len(ways), allow_unused=True
             )
             if slopes[0] is not None:
-                squares += _sums(slopes[0], 1) / len(data)
+                squares += _sums(slopes[0], 1) / count
             for (name, value), slope in zip(model.seen.items(), slopes[1:], strict=True):
                 if slope is not None:
                     dim = 1 if subject.graph[name].op == "conv" else value.dim() - 1
-                    of_outputs[name] = of_outputs.get(name, 0) + _sums(slope, dim) / len(data)
+                    of_outputs[name] = of_outputs.get(name, 0) + _sums(slope, dim) / count
         model.seen.clear()
     return squares, of_outputs
 
@@ -186,8 +190,10 @@ class _Layer:
         return torch.stack(spread)
 
 
-def _second_order(subject: Subject, groups: Sequence[Group], *, compensate: bool) -> dict[Group, Steps]:
-    _, weights = _sensitivity(subject)
+def _second_order(
+    subject: Subject, groups: Sequence[Group], *, compensate: bool, samples: int | None
+) -> dict[Group, Steps]:
+    _, weights = _sensitivity(subject, samples)
     layers: dict[str, _Layer] = {}
 
     def visit(turn: Turn) -> bool:
@@ -196,7 +202,7 @@ def _second_order(subject: Subject, groups: Sequence[Group], *, compensate: bool
             layers[node.name] = _layer(subject, turn, weights.get(node.name))
         return False
 
-    Lockstep(subject.net, subject.net.module, subject.context, edited=False).run(visit)
+    Lockstep(subject.net, subject.net.module, subject.context, edited=False, samples=samples).run(visit)
     found: dict[Group, Steps] = {}
     for group in groups:
         first = subject.coupling.first(group)
