@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lilliput.core.encoding import Encoding
 from lilliput.graph.blocks import Block
@@ -59,7 +60,7 @@ class Examples:
         """Mean over samples."""
         found = _tensors(run(block.graph, state, *self.inputs[batch]))
         total = torch.zeros(())
-        for a, b in zip(found, self.wanted[batch], strict=True):
+        for a, b in zip(found, _tensors(self.wanted[batch]), strict=True):
             if a.is_floating_point():
                 error = (a - b).movedim(self.dim, -1)
                 total = total + ((error if self.outputs is None else error @ self.outputs) * error).sum() / len(a)
@@ -175,6 +176,4 @@ def _shuffled(batches: list[int], generator: torch.Generator) -> list[int]:
 
 
 def _tensors(outputs: object) -> tuple[Tensor, ...]:
-    from torch.utils._pytree import tree_leaves
-
     return tuple(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
