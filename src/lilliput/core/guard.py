@@ -85,14 +85,7 @@ class MinAgreement:
 
     def share(self) -> float:
         """Raises `RecipeError` for what is no share."""
-        text = str(self.agreement).strip()
-        try:
-            value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            value = -1.0
-        if not 0.0 <= value <= 1.0:
-            raise RecipeError("guard", f"agreement {self.agreement!r}", 'write "99%", or 0.99')
-        return value
+        return as_share(self.agreement, "guard", "agreement ")
 
     def decide(self, evaluator: "FullForward", model: nn.Module) -> Verdict:
         task = evaluator.task
@@ -106,6 +99,18 @@ class MinAgreement:
 
 
 Guard = MaxDrop | MinAgreement
+
+
+def as_share(value: str | float, asked: str, what: str = "") -> float:
+    """Of "99%" or 0.99. Raises `RecipeError` for what is no share."""
+    text = str(value).strip()
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise RecipeError(asked, f"{what}{value!r}", 'write "99%", or 0.99')
+    return share
 
 
 def agreement(outputs: Tensor, original: Tensor, kind: str) -> float:

@@ -32,7 +32,7 @@ def blocks_of(graph: Graph, layers: Iterable[Node]) -> list[Block]:
     """
     wanted = {node.name for node in layers}
     alive = _alive(graph)
-    ends = [i for i, names in enumerate(alive) if sum(graph[n].op not in NUMBERS for n in names) == 1]
+    ends = [i for i, names in enumerate(alive) if _ends(graph, i, names)]
     starts = [0]
     for i, node in enumerate(graph.nodes):
         if node.name in wanted and any(n.name in wanted for n in graph.nodes[starts[-1] : i]):
@@ -41,6 +41,12 @@ def blocks_of(graph: Graph, layers: Iterable[Node]) -> list[Block]:
                 starts.append(cut)
     stops = [*starts[1:], len(graph.nodes)]
     return [_block(graph, a, b, alive, wanted) for a, b in zip(starts, stops, strict=True)]
+
+
+def _ends(graph: Graph, i: int, alive: list[str]) -> bool:
+    """Is the value of node i all that is handed on, but for numbers?"""
+    tensors = [name for name in alive if graph[name].op not in NUMBERS]
+    return tensors == [graph.nodes[i].name] and graph.nodes[i].op != "several"
 
 
 def _alive(graph: Graph) -> list[list[str]]:

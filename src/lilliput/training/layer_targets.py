@@ -229,7 +229,9 @@ def importance(
     generator: torch.Generator,
     dims: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """For each channel of each layer, or other node whose channels `dims` names: the mean squared slope of a random sum of the network's outputs, over places.
+    """[c, c] for each layer: mean products of the slopes of a random sum of the network's outputs, over places.
+
+    Of nodes that are not layers, `dims` names the dimension of the channels.
 
     For small independent errors of the layer's outputs, the mean squared error of the network's outputs is that of the
     layer's, weighed by it and added up. Labels do not come in.

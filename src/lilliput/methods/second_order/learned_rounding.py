@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from lilliput.core.encoding import Encoding
 from lilliput.graph.blocks import Block
-from lilliput.graph.trace import Node, run
+from lilliput.graph.trace import run
+from lilliput.methods.second_order.layer_rounding import Rounded
 from lilliput.ops.rate_rounding import Bits, Shape
 from lilliput.training.layer_targets import Inputs
 
@@ -28,20 +29,6 @@ PULL, FREE = 100.0, 0.2
 """Largest pull to an integer, in units of a weight's curvature; the share of the steps without it."""
 HELD = 8
 """One batch of so many, at least one, only judges."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rounded:
-    """One layer: its weights before they were rounded, [channels, inputs], and what an error of one step costs."""
-
-    node: Node
-    fitted: Tensor
-    curvature: Tensor
-    encoding: Encoding
-    most: int
-
-    def integers(self) -> Tensor:
-        return self.encoding.values.flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
