@@ -199,6 +199,18 @@ class FullForward:
         )
 
 
+def one_tensor(out: Any, samples: int) -> Tensor:
+    """Raises `DataError` for what is no tensor with a row for each sample."""
+    if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != samples:
+        found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise DataError(
+            "outputs of the model",
+            f"{found} for {samples} inputs",
+            "let forward(model, batch) of the task return a tensor with one row a sample",
+        )
+    return out
+
+
 def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device) -> Tensor:
     """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""
     with closing(_forward(model, task, data, batch_size, device)) as forward:
@@ -258,14 +270,7 @@ def _forward(
             model.to(device)
         with torch.no_grad():
             for x, y in data.batches(batch_size):
-                out: Any = task.forward(model, moved((x, y), device))
-                if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
-                    found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-                    raise DataError(
-                        "outputs of the model",
-                        f"{found} for {len(x)} inputs",
-                        "let forward(model, batch) of the task return a tensor with one row a sample",
-                    )
+                out = one_tensor(task.forward(model, moved((x, y), device)), len(x))
                 if not bool(torch.isfinite(out).all()):
                     raise DataError(
                         "outputs of the model",

@@ -15,12 +15,11 @@ from lilliput.core.task import Role
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.training.layer_targets import Inputs, Products
 from lilliput.training.lockstep import LAYERS, calls_of
+from lilliput.training.moments import FEWEST
 
 WIDEST = 8192
 """Inputs of one output: beyond, their products take too much memory."""
 BATCH = 128
-FEWEST = 8
-"""Samples: of fewer, most weights look as if nothing depended on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,17 +157,20 @@ class _Run:
         if self.method.max_bytes is not None:
             asked = f"rate_distortion max_bytes {self.method.max_bytes:,}"
             return RecipeError(asked, f"the smallest file reached has {int(least):,} bytes", "allow more bytes")
-        asked, count = f"rate_distortion min_agreement {1 - self.limit:g}", len(self.held)
-        found = f"the highest agreement reached, on {count:,} samples held out, is {1 - least:.4f}"
+        asked = f"rate_distortion min_agreement {self.least_agreement}"
+        found = f"the highest agreement reached, on {len(self.held):,} samples held out, is {1 - least:.4f}"
         return RecipeError(asked, found, "ask for less, or give more samples")
+
+    @property
+    def least_agreement(self) -> str | float:
+        return AGREEMENT if self.method.min_agreement is None else self.method.min_agreement
 
     @property
     def limit(self) -> float:
         """What `measured` may be at most: bytes, or the share of answers that differ."""
         if self.method.max_bytes is not None:
             return float(self.method.max_bytes)
-        given = AGREEMENT if self.method.min_agreement is None else self.method.min_agreement
-        return 1.0 - as_share(given, "rate_distortion min_agreement")
+        return 1.0 - as_share(self.least_agreement, "rate_distortion min_agreement")
 
     def measured(self, found: Mapping[str, Encoding]) -> float:
         return float(self.bytes_of(found)) if self.goal == "max_bytes" else 1.0 - self.agreement(found)
