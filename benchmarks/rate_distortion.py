@@ -26,6 +26,8 @@ from lilliput.report.result import environment
 
 RESULTS = Path(__file__).parent / "results" / "rate_distortion.json"
 FOLD = FoldBatchNorm()
+LEARNED = 300
+"""Steps of learned rounding for each block."""
 
 
 def rows():
@@ -35,7 +37,10 @@ def rows():
         for size in (70_000, 60_000, 58_000, 53_000, 50_000, 44_000, 35_000)
     }
     found |= {f"agreement of {share}": [FOLD, RateDistortion(min_agreement=share)] for share in (0.995, 0.99, 0.98)}
-    found |= {f"{bits} bits, compensated": [FOLD, RateDistortion(weight_bits=bits)] for bits in (4, 3)}
+    found |= {f"{bits} bits, compensated": [FOLD, RateDistortion(weight_bits=bits)] for bits in (4, 3, 2)}
+    found |= {
+        f"{bits} bits, learned": [FOLD, RateDistortion(weight_bits=bits, learned_steps=LEARNED)] for bits in (3, 2)
+    }
     for scope in ("layer", "global"):
         found |= {
             f"{round(100 * s)}% zero, {scope}": [FOLD, SecondOrderPruning(sparsity=s, scope=scope)] for s in (0.5, 0.7)

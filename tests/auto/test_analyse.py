@@ -119,3 +119,8 @@ def test_wrong_arguments_are_refused(settings):
     model, task = tiny_model("linear"), tiny_task()
     with pytest.raises(UsageError, match="analyse"):
         analyse(model, task, **settings)
+
+
+def test_a_network_without_weighted_layers_is_refused():
+    with pytest.raises(UsageError, match=r"^analyse: the network has no layer with weights; give it"):
+        analyse(nn.Sequential(nn.Flatten(), nn.ReLU()), tiny_task())

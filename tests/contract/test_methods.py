@@ -75,6 +75,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         RateDistortion(price=1e-4),
         RateDistortion(max_bytes=100_000, bias_bits=0),
         RateDistortion(weight_bits=3, samples=32),
+        RateDistortion(price=1e-4, learned_steps=3),
     ],
     MixedPrecision: [MixedPrecision(average_bits=20.0, choices=(2, 8), size_weights=(0.0,), samples=8)],
 }

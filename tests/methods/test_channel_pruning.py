@@ -17,7 +17,7 @@ from coupled_networks import NETS, SHAPE, Net, conv, head, network
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.edits import Slice
-from lilliput.core.errors import RecipeError
+from lilliput.core.errors import DataError, RecipeError
 from lilliput.core.method import Context, Pass, PassResult, apply_checked_
 from lilliput.core.task import Task
 from lilliput.export import onnx
@@ -415,3 +415,59 @@ def test_all_orders_with_folding_give_networks_of_the_same_shape():
         net, _ = after(network("residual"), *order)
         shapes.add(tuple(tuple(p.shape) for _, p in sorted(net.module.named_parameters())))
     assert len(shapes) == 1
+
+
+class Named(nn.Module):
+    """Its outputs are a dictionary, of six numbers a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"answer": self.head(torch.relu(self.two(torch.relu(self.one(x)))).mean((2, 3)))}
+
+
+def named_task(samples: int = 24, **more: Any) -> Task:
+    x = torch.randn((samples, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    return Task.classification((x, torch.zeros(samples).long()), validation=(x, torch.zeros(samples).long()), **more)
+
+
+def answer(model: Any, batch: Any) -> Tensor:
+    return model(batch[0])["answer"]
+
+
+def test_a_dictionary_of_outputs_needs_a_forward_of_the_task() -> None:
+    net = Artifact.of(Named(), named_task().spec)
+    with pytest.raises(DataError, match=r"^outputs of the model: dict for 24 inputs; let forward\(model, batch\)"):
+        apply_checked_(ChannelPruning(), net, Context.of(named_task(), Named()))
+    task = named_task(forward=answer)
+    assert apply_checked_(ChannelPruning(), net, Context.of(task, Named())).changed
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "second_order"])
+def test_batches_of_any_size_choose_the_same_channels(criterion: str) -> None:
+    model, task = Named(), named_task(forward=answer)
+    net = Artifact.of(model, task.spec)
+    graph = graph_of(net)
+    coupling = channel_groups(graph, shapes_of(net.module.state_dict()))
+    groups = [group for group in coupling.groups if group.made and not group.fixed]
+    found = []
+    for size in (1, 7, 24):
+        context = Context.of(task, model, batch_size=size)
+        subject = Subject(net=net, graph=graph, coupling=coupling, context=context)
+        found.append(costs(subject, groups, criterion, compensate=True))
+    assert groups
+    for other in found[1:]:
+        for group in groups:
+            assert [n for n, _ in other[group]] == [n for n, _ in found[0][group]]
+            assert [c for _, c in other[group]] == pytest.approx([c for _, c in found[0][group]], rel=1e-3)
+
+
+def test_too_few_samples_to_judge_channels_by_are_refused() -> None:
+    model, task = Named(), named_task(samples=7, forward=answer)
+    with pytest.raises(RecipeError, match=r"^channel_pruning: 7 samples to judge channels by; give at least 8$"):
+        apply_checked_(ChannelPruning(), Artifact.of(model, task.spec), Context.of(task, model))
+    net = Artifact.of(model, task.spec)
+    assert apply_checked_(ChannelPruning(criterion="l2", compensate=False), net, Context.of(task, model)).changed

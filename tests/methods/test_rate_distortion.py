@@ -15,8 +15,9 @@ from lilliput.graph.trace import graph_of, trace
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.second_order.layer_rounding import on_one_grid, short
 from lilliput.methods.second_order.layers import damped, refitted
-from lilliput.methods.second_order.rate_distortion import RateDistortion, on_one_grid, short
+from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.second_order.search import best_price
 from lilliput.testing import TINY, tiny_model, tiny_task
 from lilliput.training.layer_targets import importance, products_of, sum_after
@@ -90,7 +91,10 @@ def test_the_file_is_no_larger_than_asked_and_nearly_as_large(limit):
 
 
 def test_a_limit_that_cannot_be_kept_is_refused_with_what_is_possible():
-    with pytest.raises(RecipeError, match=r"the nearest to the limit is [0-9]+ bytes"):
+    with pytest.raises(
+        RecipeError,
+        match=r"^rate_distortion max_bytes 20: the smallest file reached has [0-9]+ bytes; allow more bytes$",
+    ):
         applied(tiny_model("conv"), RateDistortion(max_bytes=20))
 
 
@@ -214,3 +218,26 @@ def test_a_bias_of_zeros_stays_as_it_is():
     assert on_one_grid(torch.zeros(3), 8).is_plain
     assert on_one_grid(torch.ones(3), 0).is_plain
     assert not on_one_grid(torch.ones(3), 8).is_plain
+
+
+def test_agreement_may_be_given_as_the_guard_has_it():
+    assert RateDistortion(min_agreement="98%").min_agreement == "98%"
+    for wrong in ("most", "120%", 1.0, -0.1):
+        with pytest.raises(RecipeError, match="rate_distortion min_agreement"):
+            RateDistortion(min_agreement=wrong)
+    model = tiny_model("conv")
+    files = [container.dumps(applied(model, RateDistortion(min_agreement=a))[0], strip=True) for a in ("90%", 0.9)]
+    assert files[0] == files[1]
+
+
+def test_an_agreement_of_nothing_is_not_the_default():
+    model = tiny_model("conv")
+    sizes = [len(container.dumps(applied(model, RateDistortion(min_agreement=a))[0], strip=True)) for a in (0.0, None)]
+    assert sizes[0] < sizes[1]
+
+
+def test_an_agreement_that_is_not_reached_is_refused_with_the_highest_that_is():
+    torch.manual_seed(0)
+    message = r"^rate_distortion min_agreement 0.9999999: the highest agreement reached, on 16 samples held out, is 0\."
+    with pytest.raises(RecipeError, match=message):
+        applied(Separable().eval(), RateDistortion(min_agreement=0.9999999), task=regression())

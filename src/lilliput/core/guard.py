@@ -89,14 +89,7 @@ class MinAgreement:
 
     def share(self) -> float:
         """Raises `RecipeError` for what is no share."""
-        text = str(self.agreement).strip()
-        try:
-            value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            value = -1.0
-        if not 0.0 <= value <= 1.0:
-            raise RecipeError("guard", f"agreement {self.agreement!r}", 'write "99%", or 0.99')
-        return value
+        return as_share(self.agreement, "guard", "agreement ")
 
     def decide(self, evaluator: "FullForward", model: nn.Module) -> Verdict:
         task = evaluator.task
@@ -110,6 +103,18 @@ class MinAgreement:
 
 
 Guard = MaxDrop | MinAgreement
+
+
+def as_share(value: str | float, asked: str, what: str = "") -> float:
+    """Of "99%" or 0.99. Raises `RecipeError` for what is no share."""
+    text = str(value).strip()
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise RecipeError(asked, f"{what}{value!r}", 'write "99%", or 0.99')
+    return share
 
 
 def agreement(outputs: Tensor, original: Tensor, kind: str) -> float:
@@ -198,6 +203,18 @@ class FullForward:
         )
 
 
+def one_tensor(out: Any, samples: int) -> Tensor:
+    """Raises `DataError` for what is no tensor with a row for each sample."""
+    if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != samples:
+        found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise DataError(
+            "outputs of the model",
+            f"{found} for {samples} inputs",
+            "let forward(model, batch) of the task return a tensor with one row a sample",
+        )
+    return out
+
+
 def outputs_of(model: nn.Module, task: Task, data: Data, batch_size: int, device: torch.device) -> Tensor:
     """float32 [n, ...] on the CPU: the outputs for every sample, in order, in evaluation mode."""
     with closing(_forward(model, task, data, batch_size, device)) as forward:
@@ -266,14 +283,7 @@ def _forward(
             model.to(device)
         with torch.no_grad():
             for x, y in data.batches(batch_size):
-                out: Any = task.forward(model, moved((x, y), device))
-                if not isinstance(out, Tensor) or out.dim() == 0 or len(out) != len(x):
-                    found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-                    raise DataError(
-                        "outputs of the model",
-                        f"{found} for {len(x)} inputs",
-                        "let forward(model, batch) of the task return a tensor with one row a sample",
-                    )
+                out = one_tensor(task.forward(model, moved((x, y), device)), len(x))
                 if not bool(torch.isfinite(out).all()):
                     raise DataError(
                         "outputs of the model",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-AT_ONCE = 2**24
-"""Numbers in the systems that are solved together."""
+TOGETHER = 8
+"""Rows that are solved together."""
 
 
 class Eliminated(NamedTuple):
@@ -36,13 +36,22 @@ def eliminated(weights: Floats, products: Floats, gone: Bools, most: int) -> Eli
 
 
 def least_squares(right: Tensor, products: Tensor, keep: Tensor) -> Tensor:
-    """float64 [n, f]: rows w with w' H w / 2 - w' right least, 0 where not `keep`."""
+    """float64 [n, f]: rows w with w' H w / 2 - w' right least, 0 where not `keep`.
+
+    Rows that keep about as many are solved together, on what they keep alone.
+    """
     found = torch.zeros_like(right)
-    step = max(1, AT_ONCE // products.numel())
-    for start in range(0, len(right), step):
-        kept = keep[start : start + step].double()
-        system = products * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1.0 - kept)
+    kept = keep.sum(1)
+    order = torch.argsort(kept, stable=True)
+    for rows in order.split(TOGETHER):
+        most = int(kept[rows].max())
+        if most == 0:
+            continue
+        index = torch.argsort(~keep[rows], dim=1, stable=True)[:, :most]
+        own = keep[rows].gather(1, index).double()
+        system = products[index[:, :, None], index[:, None, :]] * own[:, :, None] * own[:, None, :]
+        system.diagonal(dim1=1, dim2=2).add_(1.0 - own)
         factor = torch.linalg.cholesky(system)
-        solved = torch.cholesky_solve((right[start : start + step] * kept)[..., None], factor)
-        found[start : start + step] = solved[..., 0] * kept
+        solved = torch.cholesky_solve((right[rows].gather(1, index) * own)[..., None], factor)[..., 0] * own
+        found[rows] = torch.zeros_like(found[rows]).scatter(1, index, solved)
     return found

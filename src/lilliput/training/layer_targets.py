@@ -4,6 +4,7 @@ A layer should give what it gave in the network before. Where its output is adde
 it also makes up for the errors of what it is added to, a shortcut that carries those of the blocks before.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,19 +81,19 @@ def walk(
     now: Mapping[str, Tensor],
     layers: set[str],
     visit: Callable[[Node, Wanted], None],
+    *,
+    unchanged: Inputs | None = None,
 ) -> None:
     """`visit(node, products)` for each node of `layers` in order; it may change `now`, with which the walk goes on.
 
-    `products(centred=, most=)` computes them when they are wanted.
+    `products(centred=, most=)` computes them when they are wanted. `unchanged`: what the network before is called
+    with, where that is not `inputs`.
     """
     sums = {node.name: sum_after(graph, node) for node in graph.nodes if node.op in LAYERS and node.name in layers}
     targets = {name: found.node if found else name for name, found in sums.items()}
 
-    def compute(state: Mapping[str, Tensor]) -> Callable[[Node, Mapping[str, Any], Tensor | None], Any]:
-        return lambda node, values, x: evaluate(node, values, state) if x is None else x
-
-    reference = Run(graph, list(inputs), compute(before), held=list(targets.values()))
-    run = Run(graph, list(inputs), compute(now))
+    reference = _run(graph, inputs if unchanged is None else unchanged, before, list(targets.values()))
+    run = _run(graph, inputs, now)
     for node in graph.nodes:
         if node.name in sums:
             wanted: list[Tensor] = reference.take(targets[node.name])
@@ -115,6 +116,26 @@ def walk(
             run.step()
 
 
+def walk_inputs(
+    graph: Graph,
+    inputs: Inputs,
+    state: Mapping[str, Tensor],
+    layers: set[str],
+    visit: Callable[[Node, Sequence[Tensor]], None],
+) -> None:
+    """`visit(node, what it reads)` for each node of `layers` in order; nothing changes."""
+    with torch.no_grad():
+        run = _run(graph, inputs, state)
+        for node in graph.nodes:
+            if node.name in layers:
+                visit(node, [values[node.inputs[0]] for values in run.values])
+            run.step()
+
+
+def _run(graph: Graph, inputs: Inputs, state: Mapping[str, Tensor], held: Sequence[str] = ()) -> Run:
+    return Run(graph, list(inputs), lambda node, values, x: evaluate(node, values, state) if x is None else x, held)
+
+
 def _value(graph: Graph, name: str, values: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensor:
     """A value that may not have been computed yet."""
     if name in values:
@@ -133,22 +154,21 @@ def _value(graph: Graph, name: str, values: Mapping[str, Any], state: Mapping[st
 
 
 def products_of(
-    node: Node, inputs: Sequence[Tensor], wanted: Sequence[Tensor], *, centred: bool, most: int
+    node: Node, inputs: Sequence[Tensor], wanted: Sequence[Tensor] | None, *, centred: bool, most: int
 ) -> Products:
-    """Of at most about `most` places, every so many of them."""
+    """Of at most about `most` places, every so many of them; no channels are compared where `wanted` is None."""
     groups = int(node.attributes.get("groups", 1))
-    dim = channel_dim(node)
-    channels = wanted[0].shape[dim]
-    places = sum(y.numel() // channels for y in wanted)
+    rows = [_nothing(node, x) for x in inputs] if wanted is None else [_rows(node, y) for y in wanted]
+    channels = rows[0].shape[1]
+    places = sum(len(outputs) for outputs in rows)
     stride = max(1, places // most)
     while stride > 1 and any(size % stride == 0 for size in node.shape[2:]):
         stride += 1  # not the same columns of each image
     inner = cross = mean = total = torch.zeros(())
     count, skip = 0, 0
     origin = patches_of(node, inputs[0][:1]).mean(1, keepdim=True) if centred else torch.zeros(())  # keeps sums small
-    goal = wanted[0].movedim(dim, -1).reshape(-1, channels).mean(0) if centred else torch.zeros(())
-    for x, y in zip(inputs, wanted, strict=True):
-        outputs = y.movedim(dim, -1).reshape(-1, channels)
+    goal = rows[0].mean(0) if centred else torch.zeros(())
+    for x, outputs in zip(inputs, rows, strict=True):
         each = max(1, len(outputs) // len(x))
         samples = max(1, AT_ONCE // max(1, x[0].numel() * 9))
         for part, given in zip(x.split(samples), outputs.split(samples * each), strict=True):
@@ -159,10 +179,10 @@ def products_of(
             else:
                 found, target = patches_of(node, part) - origin, given - goal
             inner = inner + torch.bmm(found.mT, found).double()
-            split = target.reshape(len(target), groups, -1).permute(1, 2, 0)
+            split = target.reshape(len(target), groups, channels // groups).permute(1, 2, 0)
             cross = cross + torch.bmm(split, found).double().flatten(0, 1)
-            mean = mean + found.double().sum(1)
-            total = total + target.double().sum(0)
+            mean = mean + found.sum(1).double()
+            total = total + target.sum(0).double()
             count += len(target)
     n = max(1, count)
     inner, cross, mean, total = inner / n, cross / n, mean / n, total / n
@@ -171,6 +191,17 @@ def products_of(
         cross = cross - total[:, None] * mean.repeat_interleave(channels // groups, 0)
         mean, total = mean + origin[:, 0].double(), total + goal.double()
     return Products(inner=inner, cross=cross, mean=mean, wanted=total, centred=centred)
+
+
+def _rows(node: Node, outputs: Tensor) -> Tensor:
+    """[places, channels]."""
+    return outputs.movedim(channel_dim(node), -1).flatten(0, -2)
+
+
+def _nothing(node: Node, x: Tensor) -> Tensor:
+    """[places, 0] for the outputs of a layer that reads x."""
+    each = math.prod(node.shape[2:]) * len(x) if node.op == "conv" else x[..., 0].numel()
+    return x.new_zeros((each, 0))
 
 
 def _patches_at(node: Node, x: Tensor, places: Tensor) -> Tensor:
@@ -191,14 +222,22 @@ def _patches_at(node: Node, x: Tensor, places: Tensor) -> Tensor:
 
 
 def importance(
-    graph: Graph, inputs: Inputs, state: Mapping[str, Tensor], layers: Sequence[Node], generator: torch.Generator
+    graph: Graph,
+    inputs: Inputs,
+    state: Mapping[str, Tensor],
+    layers: Sequence[Node],
+    generator: torch.Generator,
+    dims: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """For each channel of each layer: the mean squared slope of a random sum of the network's outputs, over places.
+    """[c, c] for each layer: mean products of the slopes of a random sum of the network's outputs, over places.
+
+    Of nodes that are not layers, `dims` names the dimension of the channels.
 
     For small independent errors of the layer's outputs, the mean squared error of the network's outputs is that of the
     layer's, weighed by it and added up. Labels do not come in.
     """
-    found = {node.name: torch.zeros([node.shape[channel_dim(node)]] * 2, dtype=torch.float64) for node in layers}
+    along = {node.name: channel_dim(node) if dims is None else dims[node.name] for node in layers}
+    found = {node.name: torch.zeros([node.shape[along[node.name]]] * 2, dtype=torch.float64) for node in layers}
     count = sum(len(args[0]) for args in inputs)
     for args in inputs:
         values: dict[str, Any] = dict(zip(graph.inputs, args, strict=True))
@@ -217,6 +256,6 @@ def importance(
             slopes = torch.autograd.grad(total, [values[name] for name in found], allow_unused=True)
         for node, slope in zip(layers, slopes, strict=True):
             if slope is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                rows = slope.movedim(channel_dim(node), 0).flatten(1)
+                rows = slope.movedim(along[node.name], 0).flatten(1)
                 found[node.name] += (rows @ rows.T).double() / count
     return found

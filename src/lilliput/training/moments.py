@@ -12,6 +12,8 @@ MOST_POSITIONS = 2**17
 """Outputs that are looked at, spread evenly over all: enough for 2,000 inputs of one output."""
 WIDEST = 2304
 """Inputs of one output up to which the whole covariance is kept; above, its diagonal."""
+FEWEST = 8
+"""Samples: of fewer, most weights look as if nothing depended on them."""
 AT_ONCE = 2**22
 """Numbers in one block of patches."""
 

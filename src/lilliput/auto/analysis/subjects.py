@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import UsageError
 from lilliput.core.method import WEIGHTED, Context, layers
 from lilliput.graph.coupling import Channel, Coupling, Group, channel_groups, shapes_of
 from lilliput.graph.layers import output_axis
@@ -74,6 +75,11 @@ def subjects_of(net: Artifact, kinds: Sequence[str]) -> Subjects:
     graph = graph_of(net)
     coupling = channel_groups(graph, shapes_of(net.module.state_dict(keep_vars=True)))
     weights, left = _weights(net, graph)
+    if not weights:
+        found = (
+            "; ".join(f"{path}: {reason}" for path, reason in left.items()) or "the network has no layer with weights"
+        )
+        raise UsageError("analyse", found, "give it a network with convolutions or linear layers")
     groups: dict[str, Group] = {}
     coupled: dict[str, tuple[str, ...]] = {}
     for group in coupling.groups:

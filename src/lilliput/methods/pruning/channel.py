@@ -13,7 +13,8 @@ from lilliput.graph.trace import Graph, StoredNetwork, graph_of
 from lilliput.measure.macs import count_macs
 from lilliput.methods.pruning.channel_compensation import compensate_
 from lilliput.methods.pruning.channel_plan import Costs, for_amount, for_macs, numbers_of
-from lilliput.methods.pruning.channel_scores import CRITERIA, Steps, Subject, costs
+from lilliput.methods.pruning.channel_scores import BY_SAMPLES, CRITERIA, Steps, Subject, costs
+from lilliput.training.moments import FEWEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class ChannelPruning(Pass):
         groups = [group for group, reason in reasons.items() if not reason]
         chosen: dict[Group, list[int]] = {}
         if groups:
+            self._check_samples(context)
             subject = Subject(net=net, graph=graph, coupling=coupling, context=context)
             steps = costs(subject, groups, self.criterion, compensate=self.compensate)
             reasons |= {g: f"criterion {self.criterion} has nothing to judge it by" for g in groups if not steps[g]}
@@ -93,6 +95,11 @@ class ChannelPruning(Pass):
             return PassResult(skipped=self._skipped(net, reasons, set()))
         self._check(net, graph, coupling, numbers_of(coupling, chosen))
         return self._remove_(net, context, chosen, reasons)
+
+    def _check_samples(self, context: Context) -> None:
+        seen = len(context.task.data("calibration"))
+        if seen < FEWEST and (self.compensate or self.criterion in BY_SAMPLES):
+            raise RecipeError(self.name, f"{seen} samples to judge channels by", f"give at least {FEWEST}")
 
     def _reasons(self, net: Artifact, graph: Graph, coupling: Coupling) -> dict[Group, str]:
         """Why a group must stay as it is; "" where channels may go."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.device import moved
+from lilliput.core.guard import one_tensor
 from lilliput.core.method import Context
 from lilliput.graph.coupling import Coupling, Group
 from lilliput.graph.removal import gated
@@ -24,6 +25,7 @@ from lilliput.training.lockstep import Lockstep, Turn
 from lilliput.training.moments import moments
 
 CRITERIA = ("l1", "l2", "batchnorm", "taylor", "second_order")
+BY_SAMPLES = ("taylor", "second_order")
 DIRECTIONS = 4
 """In which the outputs of each sample are looked at; all of them where there are no more."""
 Steps = list[tuple[int, float]]
@@ -131,7 +133,7 @@ def _sensitivity(subject: Subject, samples: int | None) -> tuple[Tensor, dict[st
     count = len(data) if samples is None else min(samples, len(data))
     for x, y in data.batches(min(context.batch_size, 128), torch.arange(count)):
         with torch.enable_grad():
-            outputs = context.task.forward(model, moved((x, y), net.device))
+            outputs = one_tensor(context.task.forward(model, moved((x, y), net.device)), len(x))
         ways = _ways(outputs.detach(), context.generator)
         for k, way in enumerate(ways):
             values = list(model.seen.values())
@@ -151,14 +153,14 @@ def _sensitivity(subject: Subject, samples: int | None) -> tuple[Tensor, dict[st
 def _ways(outputs: Tensor, generator: torch.Generator) -> list[Tensor]:
     """Directions, each like `outputs`: squares along them add up to the square of a change, in expectation.
 
-    Those of all outputs of a sample, or random ones.
+    Those of all outputs of a sample, or random ones, drawn sample by sample: so batches of any size give the same.
     """
     size = outputs[0].numel()
     if size <= DIRECTIONS:
         eye = torch.eye(size, device=outputs.device)
         return [row.reshape(1, *outputs.shape[1:]).expand_as(outputs) for row in eye]
-    drawn = torch.randn((DIRECTIONS, *outputs.shape), generator=generator) / DIRECTIONS**0.5
-    return list(drawn.to(outputs.device))
+    each = [torch.randn((DIRECTIONS, *outputs.shape[1:]), generator=generator) for _ in outputs]
+    return list((torch.stack(each, 1) / DIRECTIONS**0.5).to(outputs.device))
 
 
 def _sums(slope: Tensor, dim: int) -> Tensor:

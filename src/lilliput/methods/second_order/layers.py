@@ -15,12 +15,11 @@ from lilliput.core.task import Role
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.training.layer_targets import Inputs, Products
 from lilliput.training.lockstep import LAYERS, calls_of
+from lilliput.training.moments import FEWEST
 
 WIDEST = 8192
 """Inputs of one output: beyond, their products take too much memory."""
 BATCH = 128
-FEWEST = 8
-"""Samples: of fewer, most weights look as if nothing depended on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +101,8 @@ def role_of(context: Context) -> Role:
     return "train" if context.task.train is not None else "validation"
 
 
-def samples_of(net: Artifact, context: Context, count: int, further: int = 0) -> tuple[Inputs, Inputs]:
-    """What the network is called with for `count` samples drawn from train, and for as many `further` ones.
+def samples_of(net: Artifact, context: Context, count: int, further: int = 0) -> tuple[Inputs, Tensor]:
+    """What the network is called with for `count` samples drawn from train, and the numbers of `further` ones.
 
     Without labels; from validation where there is no train. Of few samples a quarter is left for `further` ones.
     """
@@ -112,9 +111,8 @@ def samples_of(net: Artifact, context: Context, count: int, further: int = 0) ->
     order = torch.randperm(len(data), generator=context.generator)
     first = min(count, len(data) if not further else max(1, 3 * len(data) // 4))
     module, cpu = copy.deepcopy(net.module).cpu(), torch.device("cpu")
-    parts = (order[:first], order[first : first + further])
-    a, b = (calls_of(module, task, data.batches(BATCH, part), cpu) if len(part) else [] for part in parts)
-    return a, b
+    inputs = calls_of(module, task, data.batches(BATCH, order[:first]), cpu)
+    return inputs, order[first : first + further]
 
 
 def damped(inner: Tensor, damping: float) -> Tensor:

@@ -8,6 +8,7 @@ Frantar et al. (2022), "Optimal brain compression", https://arxiv.org/abs/2208.1
 Alistarh (2023), "SparseGPT", https://arxiv.org/abs/2301.00774.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from lilliput.core.method import Context, PassResult, check_choice, check_range
 from lilliput.graph.trace import Node
 from lilliput.methods.second_order.layers import Layers, SecondOrder, damped, samples_of, wanted_cross
 from lilliput.ops.elimination import eliminated, least_squares
-from lilliput.training.layer_targets import Wanted, importance, walk
+from lilliput.training.layer_targets import Wanted, importance, products_of, walk, walk_inputs
 
 MOST_PLACES = 2**16
 DENSEST = 0.02
@@ -87,7 +88,7 @@ class _Run:
         self.slopes = {name: g.diagonal() for name, g in slopes.items()}
         chosen = {n.name for n in nodes}
         with self.context.progress.task("second-order pruning", 2 * len(nodes)) as self.advance:
-            walk(graph, self.inputs, self.before, self.before, chosen, self._order)
+            walk_inputs(graph, self.inputs, self.before, chosen, self._order)
             self._choose_()
             walk(graph, self.inputs, self.before, self.state, chosen, self._fit)
         changed: dict[str, str] = {}
@@ -114,9 +115,10 @@ class _Run:
         values = self.before[weight].flatten(1)
         return torch.zeros_like(values, dtype=torch.bool) if mask is None else ~mask.cpu().flatten(1)
 
-    def _order(self, node: Node, products: Wanted) -> None:
+    def _order(self, node: Node, inputs: Sequence[Tensor]) -> None:
         weight = self.net.canonical(node.state["weight"])
-        seen = products(centred=self.layers.free_bias(self.net, node) is not None, most=MOST_PLACES)
+        centred = self.layers.free_bias(self.net, node) is not None
+        seen = products_of(node, inputs, None, centred=centred, most=MOST_PLACES)
         rows, gone = self.before[weight].flatten(1).double(), self._gone(weight)
         system = damped(seen.inner, self.method.for_layer(node.module).damping)
         most = rows.shape[1] - max(1, round(DENSEST * rows.shape[1]))
