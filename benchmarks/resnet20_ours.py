@@ -37,6 +37,13 @@ def rows():
         f"at most {size} kB": Ours(group, [FOLD, RateDistortion(max_bytes=1000 * size - GRAPH)])
         for size, group in classes.items()
     }
+    found |= {
+        f"at most {size} kB, learned": Ours(
+            group, [FOLD, RateDistortion(max_bytes=1000 * size - GRAPH, learned_steps=300)]
+        )
+        for size, group in classes.items()
+        if size in (70, 58)
+    }
     found["4 bits, compensated"] = Ours("4-bit", [FOLD, RateDistortion(weight_bits=4)])
     for share in (50, 70):
         found[f"second order, {share}% zero"] = Ours("sparse", [FOLD, SecondOrderPruning(sparsity=share / 100)])
