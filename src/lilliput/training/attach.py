@@ -71,10 +71,19 @@ class Attached:
                 raw = encoding.decode().requires_grad_()
                 self._stored.append(_Stored(name=name, parameter=parameter, encoding=encoding, raw=raw))
 
+    @property
+    def network(self) -> nn.Module:
+        """What computes."""
+        return self._module
+
     def trainable(self) -> dict[str, Tensor]:
         """What the optimizer moves, by the first name of each parameter, in the module's order."""
         raw = {s.name: s.raw for s in self._stored}
         return {name: raw.get(name, p) for name, p in self._module.named_parameters() if p.requires_grad}
+
+    def aliases(self) -> dict[str, list[str]]:
+        """For what trains and is no parameter of the module: the names under which settings find it."""
+        return {}
 
     def pull_(self) -> None:
         """Move the gradients from the encoded parameters to their raw copies."""

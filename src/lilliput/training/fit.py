@@ -1,8 +1,8 @@
 """The only training loop: attach, train, bake.
 
 While it trains, the encoded parameters of the network hold their stored form (`training.attach`), so the network that
-is trained and scored is the one that is stored afterwards. Rounding of activations is not simulated: the forward is
-that of the plain module, also where `net.activations` has grids.
+is trained and scored is the one that is stored afterwards. Rounding of activations is simulated with `learn_steps`
+alone; else the forward is that of the plain module, also where `net.activations` has grids.
 """
 
 import copy
@@ -26,6 +26,7 @@ from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.hooks import Hook, Moment
+from lilliput.training.learned_steps import LearnedSteps
 from lilliput.training.optimizer import make_optimizer, names_of
 from lilliput.training.restore import restoring, seeded_apart
 from lilliput.training.settings import FitSettings, learning_rate_factor
@@ -64,12 +65,16 @@ def fit(
     teacher: nn.Module | None = None,
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
+    learn_steps: bool = False,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
 
     Parameters without `requires_grad` are left alone. All randomness comes from `generator` (on the CPU; torch's own
     generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
     with one number of threads.
+
+    With `learn_steps`, the scales of all grids train too, and the forward is that of `IntegerNet`
+    (`training.learned_steps`).
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -92,6 +97,7 @@ def fit(
             teacher=teacher,
             penalties=penalties,
             hooks=hooks,
+            learn_steps=learn_steps,
         )
         return loop.run()
 
@@ -120,6 +126,7 @@ class _Loop:
     teacher: nn.Module | None
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
+    learn_steps: bool
 
     def __post_init__(self) -> None:
         self.train, self.validation = self.task.data("train"), self.task.data("validation")
@@ -127,8 +134,9 @@ class _Loop:
         self.module = self.net.module.to(self.device)
         if self.teacher is not None:
             self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        self.attached = Attached(self.net)
-        self.optimizer = make_optimizer(self.attached.trainable(), names_of(self.module), self.settings)
+        self.attached = LearnedSteps(self.net) if self.learn_steps else Attached(self.net)
+        aliases = {**names_of(self.module), **self.attached.aliases()}
+        self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
         self.reference: Tensor | None = None
@@ -239,7 +247,7 @@ class _Loop:
             if task.augment is not None:
                 x = task.augment(x, self.generator)
             batch = (x.to(self.device), moved(y, self.device))
-            outputs = task.forward(self.module, batch)
+            outputs = task.forward(self.attached.network, batch)
             loss = task.loss(outputs, task.target(batch))
             if self.teacher is not None:
                 with torch.no_grad():
@@ -271,8 +279,8 @@ class _Loop:
     def _evaluate(self, data: Data) -> Evaluation:
         size = max(self.settings.batch_size, EVALUATION_BATCH)
         if self.reference is None:
-            self.reference = outputs_of(self.module, self.task, data, size, self.device)
-        return evaluate(self.module, self.task, data, "validation", self.reference, size, self.device)
+            self.reference = outputs_of(self.attached.network, self.task, data, size, self.device)
+        return evaluate(self.attached.network, self.task, data, "validation", self.reference, size, self.device)
 
     def _check_finite(self, asked: str) -> None:
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
@@ -284,7 +292,9 @@ class _Loop:
         texts = [repr(asdict(self.settings)), self.task.kind, str(self.task.augment is not None)]
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
-        return identity_of(self.net, [self.generator.get_state(), *taught], texts)
+        grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
+        texts += [str(self.learn_steps), *self.net.activations]
+        return identity_of(self.net, [self.generator.get_state(), *taught, *grids], texts)
 
     def _resumed(self) -> _State | None:
         found = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)

@@ -8,17 +8,13 @@ https://arxiv.org/abs/1503.02531). Clusters train as in Han et al. (2016), secti
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import RecipeError
-from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
-from lilliput.training.fit import fit
-from lilliput.training.settings import Factors, FitSettings
+from lilliput.core.method import Context, PassResult
+from lilliput.training.trained import TrainingPass, values_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(Pass):
+class FineTune(TrainingPass):
     """Train every parameter for `epochs`; encoded ones inside their slots.
 
     Main arguments: `epochs`, `learning_rate`. Others: `distillation` (share of the loss that follows the original's
@@ -30,91 +26,17 @@ class FineTune(Pass):
     summary: ClassVar[str] = "train the stored numbers, with masks, sharing and grids in the loop"
     citations: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1308.3432", "https://arxiv.org/abs/1503.02531")
 
-    epochs: int = 10
-    learning_rate: float = 1e-3
-    distillation: float = 0.5
-    temperature: float = 4.0
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    schedule: str = "cosine"
-    batch_norm: str = "train"
-    keep: str = "best"
-
-    def __post_init__(self) -> None:
-        self.fit_settings({})  # checks the values
-        check_range("fine_tune distillation", self.distillation, 0.0, 1.0)
-        check_choice("fine_tune keep", self.keep, ("best", "last"))
-        super().__post_init__()
-        if self.overrides:
-            raise RecipeError(
-                "fine_tune overrides", "a training has one setting for all layers", "use include and skip"
-            )
-
-    def fit_settings(self, frozen: dict[str, Factors]) -> FitSettings:
-        return FitSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            distillation=self.distillation,
-            temperature=self.temperature,
-            batch_norm=self.batch_norm,
-            keep=self.keep,
-            parameter_groups=frozen,
-        )
-
     def requires(self, net: Artifact) -> list[str]:
         if net.activations:
-            return ["activations are already on integer grids; put fine_tune before quantization"]
+            do = "put fine_tune before quantization, or use quantization_aware_training"
+            return [f"activations are already on integer grids; {do}"]
         return []
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
-        known = layers(net)
-        frozen = {
-            name: Factors(learning_rate=0.0, weight_decay=0.0)
-            for path, module in known.items()
-            if not self.selects(path)
-            for name in names_in(path, module)
-        }
-        if context.task.train is None:
-            return PassResult(skipped=dict.fromkeys(known, "the task has no training data"))
-        trained = [p for path, m in known.items() if self.selects(path) for p in m.parameters(recurse=False)]
-        if not any(p.requires_grad for p in trained):
-            reason = "its parameters do not require gradients"
-            return PassResult(
-                skipped={p: reason if self.selects(p) else "not selected by include and skip" for p in known}
-            )
-        before = {name: p.detach().clone() for name, p in net.module.named_parameters()}
-        teacher = context.evaluator.original if self.distillation > 0 else None
-        result = fit(
-            net,
-            context.task,
-            self.fit_settings(frozen),
-            generator=context.generator,
-            progress=context.progress,
-            device=context.device,
-            checkpoint=context.checkpoint,
-            teacher=teacher,
-        )
-        changed: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for path, module in known.items():
-            moved = any(
-                not before[net.canonical(n)].equal(net.parameter(n).detach().to(before[net.canonical(n)].device))
-                for n in names_in(path, module)
-            )
-            if moved:
-                changed[path] = f"trained for {result.epochs_run} epochs"
-            else:
-                skipped[path] = (
-                    "not selected by include and skip"
-                    if not self.selects(path)
-                    else "training kept the weights from before"
-                )
+        stopped = self.untrainable(net, context)
+        if stopped is not None:
+            return stopped
+        before = values_of(net)
+        result = self.train_(net, context)
+        changed, skipped = self.account(net, before, result.epochs_run)
         return PassResult(changed=changed, skipped=skipped)
-
-
-def names_in(path: str, layer: nn.Module) -> list[str]:
-    """The full names of the parameters that a layer itself owns."""
-    return [f"{path}.{name}" if path else name for name, _ in layer.named_parameters(recurse=False)]
