@@ -15,7 +15,9 @@ from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
+from lilliput.methods.pruning.gradual import GradualPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
@@ -33,6 +35,11 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         MagnitudePruning(),
         MagnitudePruning(sparsity=0.7, scope="layer"),
         MagnitudePruning(sparsity=0.3, scope="global"),
+    ],
+    GradualPruning: [
+        GradualPruning(epochs=2, batch_size=16, every=1),
+        GradualPruning(sparsity=0.5, scope="global", start=0.2, end=1.0, epochs=1, batch_size=16, keep="last"),
+        GradualPruning(scope="uniform", epochs=1, batch_size=16),
     ],
     ChannelPruning: [
         ChannelPruning(amount=0.5),
@@ -67,6 +74,11 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         Quantization(weight_bits=5, signed=True, activation_range="min_max", overrides={"[3-5h]*": {"weight_bits": 8}}),
         Quantization(weight_bits=3, weight_range="output", rounding="output", size_weight=0.01),
         Quantization(weight_bits=6, weight_range="output", weight_per="tensor", symmetric=False, activation_bits=0),
+    ],
+    QuantizationAwareTraining: [
+        QuantizationAwareTraining(epochs=2, batch_size=16),
+        QuantizationAwareTraining(epochs=1, batch_size=16, weight_bits=2, activation_bits=0, weight_per="tensor"),
+        QuantizationAwareTraining(epochs=1, batch_size=16, weight_bits=10, activation_bits=12, keep="last"),
     ],
     BiasCorrection: [BiasCorrection(), BiasCorrection(match="mean")],
     CrossLayerEqualization: [CrossLayerEqualization()],

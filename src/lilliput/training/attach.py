@@ -76,6 +76,15 @@ class Attached:
         """What computes."""
         return self._module
 
+    @property
+    def settled(self) -> bool:
+        """Has the network the form that it must end with? Only epochs that it has can be the best one."""
+        return True
+
+    def describe(self) -> str:
+        """What tells this training from others of the same network and settings."""
+        return type(self).__name__
+
     def trainable(self) -> dict[str, Tensor]:
         """What the optimizer moves, by the first name of each parameter, in the module's order."""
         raw = {s.name: s.raw for s in self._stored}
@@ -84,6 +93,9 @@ class Attached:
     def aliases(self) -> dict[str, list[str]]:
         """For what trains and is no parameter of the module: the names under which settings find it."""
         return {}
+
+    def advance_(self, step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
+        """Called before each of the `steps` steps of the training, counted from 0."""
 
     def pull_(self) -> None:
         """Move the gradients from the encoded parameters to their raw copies."""
@@ -104,7 +116,7 @@ class Attached:
     def bake_(self, net: Artifact) -> None:
         """Store the raw copies in the artifact's encodings."""
         for s in self._stored:
-            net.encode_(s.name, net.encodings[s.name].encode(s.raw.to(net.encodings[s.name].values.device)))
+            net.encode_(s.name, s.encoding.encode(s.raw).to(net.encodings[s.name].values.device))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Copies, on the CPU, of all that training changes in the network: raw copies, parameters, buffers."""

@@ -1,7 +1,7 @@
 """The only training loop: attach, train, bake.
 
 While it trains, the encoded parameters of the network hold their stored form (`training.attach`), so the network that
-is trained and scored is the one that is stored afterwards. Rounding of activations is simulated with `learn_steps`
+is trained and scored is the one that is stored afterwards. Rounding of activations is simulated with `LearnedSteps`
 alone; else the forward is that of the plain module, also where `net.activations` has grids.
 """
 
@@ -26,7 +26,6 @@ from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.hooks import Hook, Moment
-from lilliput.training.learned_steps import LearnedSteps
 from lilliput.training.optimizer import make_optimizer, names_of
 from lilliput.training.restore import restoring, seeded_apart
 from lilliput.training.settings import FitSettings, learning_rate_factor
@@ -65,7 +64,7 @@ def fit(
     teacher: nn.Module | None = None,
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
-    learn_steps: bool = False,
+    attach: Callable[[Artifact], Attached] = Attached,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
 
@@ -73,8 +72,8 @@ def fit(
     generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
     with one number of threads.
 
-    With `learn_steps`, the scales of all grids train too, and the forward is that of `IntegerNet`
-    (`training.learned_steps`).
+    `attach` says what else changes: scales of grids (`LearnedSteps`; the forward is then that of `IntegerNet`), or
+    masks (`GrowingMasks`).
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -97,7 +96,7 @@ def fit(
             teacher=teacher,
             penalties=penalties,
             hooks=hooks,
-            learn_steps=learn_steps,
+            attach=attach,
         )
         return loop.run()
 
@@ -112,6 +111,7 @@ class _State:
     best_score: float
     best_epoch: int
     best: dict[str, dict[str, Tensor]]
+    settled: bool  # is the best one of the form that the network must end with?
 
 
 @dataclass(kw_only=True, eq=False)
@@ -126,20 +126,20 @@ class _Loop:
     teacher: nn.Module | None
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
-    learn_steps: bool
+    attach: Callable[[Artifact], Attached]
 
     def __post_init__(self) -> None:
         self.train, self.validation = self.task.data("train"), self.task.data("validation")
-        self.identity = "" if self.checkpoint is None else self._identity()
         self.module = self.net.module.to(self.device)
         if self.teacher is not None:
             self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        self.attached = LearnedSteps(self.net) if self.learn_steps else Attached(self.net)
+        self.attached = self.attach(self.net)
         aliases = {**names_of(self.module), **self.attached.aliases()}
         self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
         self.reference: Tensor | None = None
+        self.identity = "" if self.checkpoint is None else self._identity()
 
     def run(self) -> FitResult:
         state = self._resumed() or self._start()
@@ -160,7 +160,7 @@ class _Loop:
         )
 
     def _stale(self, state: _State) -> bool:
-        if self.settings.patience is None or state.epoch >= self.settings.epochs:
+        if self.settings.patience is None or not state.settled or state.epoch >= self.settings.epochs:
             return False
         reached = [row["epoch"] for row in state.history if row["validation_score"] == state.best_score]
         first = 0 if state.best_epoch == 0 or not reached else int(reached[0])
@@ -169,7 +169,13 @@ class _Loop:
     def _start(self) -> _State:
         score = self._score()
         return _State(
-            epoch=0, history=[], start_score=score, best_score=score, best_epoch=0, best=self.attached.state()
+            epoch=0,
+            history=[],
+            start_score=score,
+            best_score=score,
+            best_epoch=0,
+            best=self.attached.state(),
+            settled=self.attached.settled,
         )
 
     def _epoch(self, state: _State, advance: Callable[[int], None]) -> _State:
@@ -187,10 +193,13 @@ class _Loop:
         self.progress.say(f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4g}, {scored}")
         state = replace(state, epoch=epoch, history=[*state.history, row])
         gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
-        if gain > 0 or (
-            gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"])
+        if (
+            not state.settled
+            or gain > 0
+            or (gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"]))
         ):
-            state = replace(state, best_score=score, best_epoch=epoch, best=self.attached.state())
+            best, settled = self.attached.state(), self.attached.settled
+            state = replace(state, best_score=score, best_epoch=epoch, best=best, settled=settled)
         for hook in self.hooks:
             hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
         if self.checkpoint is not None:
@@ -221,6 +230,7 @@ class _Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * group["factor"] * factor
             asked = f"fit, epoch {epoch}, step {step % self.steps + 1}"
+            self.attached.advance_(step, self.settings.epochs * self.steps, self.optimizer)
             total += len(index) * self._step(self.train.batch(index), asked)
             step += 1
             advance(1)
@@ -293,7 +303,7 @@ class _Loop:
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
         grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
-        texts += [str(self.learn_steps), *self.net.activations]
+        texts += [self.attached.describe(), *self.net.activations]
         return identity_of(self.net, [self.generator.get_state(), *taught, *grids], texts)
 
     def _resumed(self) -> _State | None:

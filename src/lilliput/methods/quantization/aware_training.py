@@ -13,7 +13,7 @@ from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, PassResult, check_choice, check_range
 from lilliput.graph.trace import graph_of
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.training.learned_steps import SUFFIX
+from lilliput.training.learned_steps import SUFFIX, LearnedSteps
 from lilliput.training.settings import Factors
 from lilliput.training.trained import TrainingPass, values_of
 
@@ -63,7 +63,7 @@ class QuantizationAwareTraining(TrainingPass):
         if not trains and not grids:
             raise RecipeError(self.name, "nothing is on a grid", "select layers with weights, or use fine_tune")
         steps = {f"*{SUFFIX}": Factors(learning_rate=self.step_rate, weight_decay=0.0)}
-        result = self.train_(net, context, steps, learn_steps=True)
+        result = self.train_(net, context, steps, attach=LearnedSteps)
         changed, skipped = self.account(net, before, result.epochs_run)
         for path, done in placed.items():
             changed[path] = f"{done}; {changed[path]}" if path in changed else done
