@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
     from lilliput.methods.pruning.gradual import GradualPruning as GradualPruning
+    from lilliput.methods.pruning.gradual_channels import GradualChannelPruning as GradualChannelPruning
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
     from lilliput.methods.quantization.aware_training import QuantizationAwareTraining as QuantizationAwareTraining
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
@@ -93,6 +94,7 @@ _HOMES = {
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.channel": ("ChannelPruning",),
     "lilliput.methods.pruning.gradual": ("GradualPruning",),
+    "lilliput.methods.pruning.gradual_channels": ("GradualChannelPruning",),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
     "lilliput.methods.quantization.aware_training": ("QuantizationAwareTraining",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),

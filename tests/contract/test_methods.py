@@ -16,6 +16,7 @@ from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
+from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
@@ -47,6 +48,10 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         ChannelPruning(criterion="l2", compensate=False),
         ChannelPruning(criterion="batchnorm", multiple=4, max_macs=2000),
         ChannelPruning(macs=0.9, lanes=4, most=1.0),
+    ],
+    GradualChannelPruning: [
+        GradualChannelPruning(macs=0.8, rounds=2, epochs=1, batch_size=16),
+        GradualChannelPruning(max_macs=2000, rounds=1, epochs=1, batch_size=16, criterion="l2", compensate=False),
     ],
     WeightClustering: [
         WeightClustering(),

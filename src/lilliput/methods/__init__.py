@@ -7,6 +7,7 @@ from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
+from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
@@ -23,6 +24,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     MagnitudePruning,
     GradualPruning,
     ChannelPruning,
+    GradualChannelPruning,
     WeightClustering,
     Sic,
     AcceptancePruning,

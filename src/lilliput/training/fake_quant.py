@@ -18,7 +18,6 @@ from lilliput.core.encoding import Grid
 from lilliput.graph.functions import clip_codes
 from lilliput.graph.integer import (
     EXACT_FLOAT32,
-    FUSED,
     LAYERS,
     IntegerNet,
     Quantized,

@@ -8,8 +8,8 @@ alone; else the forward is that of the plain module, also where `net.activations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.hooks import Hook, Moment
-from lilliput.training.optimizer import make_optimizer, names_of
+from lilliput.training.optimizer import Memory, make_optimizer, memory_of, names_of, recall_
 from lilliput.training.restore import restoring, seeded_apart
 from lilliput.training.settings import FitSettings, learning_rate_factor
 
@@ -50,6 +50,8 @@ class FitResult:
     best_epoch: int
     epochs_run: int
     stopped_early: bool
+    memory: Memory = field(default_factory=dict[str, Mapping[str, Any]], repr=False, compare=False)
+    """Of the optimizer after the last epoch."""
 
 
 def fit(
@@ -65,6 +67,7 @@ def fit(
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
     attach: Callable[[Artifact], Attached] = Attached,
+    memory: Memory | None = None,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
 
@@ -73,7 +76,7 @@ def fit(
     with one number of threads.
 
     `attach` says what else changes: scales of grids (`LearnedSteps`; the forward is then that of `IntegerNet`), or
-    masks (`GrowingMasks`).
+    masks (`GrowingMasks`). The optimizer starts with `memory`, which an earlier training has left.
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -97,6 +100,7 @@ def fit(
             penalties=penalties,
             hooks=hooks,
             attach=attach,
+            memory=memory or {},
         )
         return loop.run()
 
@@ -127,6 +131,7 @@ class _Loop:
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
     attach: Callable[[Artifact], Attached]
+    memory: Memory
 
     def __post_init__(self) -> None:
         self.train, self.validation = self.task.data("train"), self.task.data("validation")
@@ -136,6 +141,7 @@ class _Loop:
         self.attached = self.attach(self.net)
         aliases = {**names_of(self.module), **self.attached.aliases()}
         self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings)
+        recall_(self.optimizer, self.attached.trainable(), self.memory)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
         self.reference: Tensor | None = None
@@ -157,6 +163,7 @@ class _Loop:
             best_epoch=state.best_epoch,
             epochs_run=state.epoch,
             stopped_early=self._stale(state),
+            memory=memory_of(self.optimizer, self.attached.trainable()),
         )
 
     def _stale(self, state: _State) -> bool:
@@ -304,7 +311,8 @@ class _Loop:
         texts += [type(hook).__name__ for hook in self.hooks]
         grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
         texts += [self.attached.describe(), *self.net.activations]
-        return identity_of(self.net, [self.generator.get_state(), *taught, *grids], texts)
+        known = [v for state in self.memory.values() for v in state.values() if isinstance(v, Tensor)]
+        return identity_of(self.net, [self.generator.get_state(), *taught, *grids, *known], texts)
 
     def _resumed(self) -> _State | None:
         found = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)

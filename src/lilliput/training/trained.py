@@ -78,7 +78,7 @@ class TrainingPass(Pass, ABC):
     def train_(
         self, net: Artifact, context: Context, groups: Mapping[str, Factors] | None = None, **more: Any
     ) -> FitResult:
-        """`fit` with these settings; `more` are further arguments of it."""
+        """`fit` with these settings, and learning-rate factors of `groups`; `more` are further arguments of it."""
         return fit(
             net,
             context.task,
@@ -91,7 +91,9 @@ class TrainingPass(Pass, ABC):
             **more,
         )
 
-    def account(self, net: Artifact, before: Mapping[str, Tensor], epochs: int) -> tuple[dict[str, str], dict[str, str]]:
+    def account(
+        self, net: Artifact, before: Mapping[str, Tensor], epochs: int
+    ) -> tuple[dict[str, str], dict[str, str]]:
         """(changed, skipped) layers, given the parameters as they were `before`."""
         changed: dict[str, str] = {}
         skipped: dict[str, str] = {}
