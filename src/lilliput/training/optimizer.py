@@ -107,7 +107,7 @@ def recall_(optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor], m
                 found = f"shape {tuple(value.shape)} for {tuple(tensor.shape)}"
                 raise UsageError(f"memory of {name!r}", found, "slice it with the edits of the network")
         optimizer.state[tensor] = {
-            k: v.to(tensor.device, copy=True) if isinstance(v, Tensor) and v.dim() else v
+            k: v.to(tensor.device if v.dim() else v.device, copy=True) if isinstance(v, Tensor) else v
             for k, v in memory[name].items()
         }
 

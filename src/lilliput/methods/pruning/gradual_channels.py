@@ -23,8 +23,8 @@ class GradualChannelPruning(TrainingPass):
 
     How much: `macs` (share of the MACs that is left) or `max_macs` (a number); each round takes the same share of what
     is there. `criterion`, `multiple`, `lanes` and `compensate` as in `channel_pruning`; no group loses more than the
-    share `most` of its channels in one round; the last takes what is missing. The learning rate is constant in the rounds, and follows `schedule` after
-    the last. Others as in `fine_tune`; `keep` counts for the last training.
+    share `most` of its channels in one round, but the last takes what is missing. The learning rate is constant in the
+    rounds, and follows `schedule` after the last. Others as in `fine_tune`; `keep` counts for the last training.
     """
 
     name: ClassVar[str] = "gradual_channel_pruning"
@@ -47,7 +47,7 @@ class GradualChannelPruning(TrainingPass):
         check_range(f"{self.name} round_epochs", self.round_epochs, 1, 1_000_000)
         check_range(f"{self.name} most", self.most, 0.0, 1.0)
         try:
-            self.removal(self.max_macs or 1, self.most)  # checks the others
+            self.removal(1 if self.max_macs is None else self.max_macs, self.most)  # checks the others
         except RecipeError as error:
             raise RecipeError(error.asked.replace(ChannelPruning.name, self.name), error.found, error.do) from None
         super().__post_init__()
