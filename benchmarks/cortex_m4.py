@@ -24,11 +24,12 @@ os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP
 import torch
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.errors import LilliputError
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
 from lilliput.export.c import emulate, project
 from lilliput.export.c.interface import Interface
-from lilliput.export.c.replay import replay
+from lilliput.export.c.replay import replay, trouble
 from lilliput.export.c.tools import found as tool
 from lilliput.export.c.writer import Writer
 from lilliput.graph.lower import lower
@@ -43,6 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = ("digits-cnn", "lenet5", "resnet8", "resnet20", "digits-cnn, 4 bits", "resnet20, 4 bits")
 FOUR = ", 4 bits"
 HEAD = ["network", "MACs", "tables", "code", "RAM", "stack", "dsp", "a MAC", "plain", "a MAC"]
+TOOLS = ("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
 DSP, PLAIN = "emulated Cortex-M4", "emulated Cortex-M4, plain"
 
 
@@ -78,12 +80,20 @@ def measure(name, model, task, folder):
     net = Artifact.of(model, task.spec)
     for method in (FoldBatchNorm(), Quantization(signed=True, weight_bits=4 if name.endswith(FOUR) else 8)):
         apply_checked_(method, net, Context.of(task, model))
+    try:
+        return compiled(net, folder)
+    except LilliputError as error:
+        sys.exit(f"{name}: {error}")
+
+
+def compiled(net, folder):
+    """What the network takes on a Cortex-M4; an error where a golden vector differs."""
     program = lower(net)
     project.write(program, folder, interface=Interface.of(net.input))
     _, targets = replay(folder)
-    wrong = [f"{t.target}: {t.status} {t.reason}" for t in targets if t.status != "equal"]
+    wrong = trouble(folder, targets)
     if wrong:
-        sys.exit(f"{name}: {'; '.join(wrong)}")
+        raise wrong
     by_target = {t.target: t for t in targets}
     return {
         "macs": int(count_macs(graph_of(net), net).total("macs").value),
@@ -116,7 +126,7 @@ def main():
     parser.add_argument("part", nargs="?", default="")
     parser.add_argument("--keep", type=Path, help="write the C here, and no results")
     options = parser.parse_args()
-    if missing := [name for name in ("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm") if not tool(name)]:
+    if missing := [name for name in TOOLS if not tool(name)]:
         sys.exit(f"not installed: {', '.join(missing)}")
     torch.set_num_threads(1)
     rows: dict[str, dict] = {}

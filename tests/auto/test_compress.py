@@ -96,7 +96,7 @@ def test_the_folder_holds_the_network_its_recipe_and_its_numbers(result):
     assert folder.name == "0001-tiny"
     names = {p.name for p in folder.iterdir()}
     assert names == {
-        *("net.lil", "recipe.yaml", "run.json", "result.json", "table.txt", "trail.jsonl"),
+        *("net.lil", "recipe.yaml", "run.json", "result.json", "report.json", "table.txt", "table.csv", "trail.jsonl"),
         *("step-00.lil", "step-01.lil", "step-02.lil", "float.onnx", "plain-int8.onnx", "ours.onnx"),
     }
     assert (folder / "net.lil").read_bytes() == stored.dumps(result.artifact)

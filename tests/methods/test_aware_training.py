@@ -52,14 +52,14 @@ def digits():
 
 
 @cache
-def loss_and_score(bits, step_rate):
-    """Of what the file computes, on validation; step_rate None: rounded, not trained."""
+def loss_and_score(bits, scale_rate):
+    """Of what the file computes, on validation; scale_rate None: rounded, not trained."""
     model, task = digits()
-    methods = [Quantization(weight_bits=bits, activation_bits=bits, weight_range="mse")]
-    if step_rate is not None:
-        methods.append(replace(DIGITS, step_rate=step_rate))
-    net, _ = applied(model, *methods, task=task)
+    rounding = Quantization(weight_bits=bits, activation_bits=bits, weight_range="mse")
+    training = () if scale_rate is None else (replace(DIGITS, scale_rate=scale_rate),)
+    net, _ = applied(model, rounding, *training, task=task)
     found = evaluate(runnable(net), task, task.data("validation"), "validation", None, 256, torch.device("cpu"))
+    assert found.outputs is not None
     targets = torch.as_tensor(task.data("validation").targets)
     return float(nn.functional.cross_entropy(found.outputs, targets)), task.score.value(found.rows)
 
@@ -77,6 +77,12 @@ def test_learned_steps_help_at_two_bits():
     assert learned[1] >= still[1]
 
 
+def grid_of(net, name):
+    grid = net.encodings[name].grid
+    assert grid is not None
+    return grid
+
+
 def test_after_quantization_training_starts_from_the_grids_that_are_there():
     rounded, _ = applied(tiny_model("conv"), Quantization(weight_bits=5, activation_bits=6))
     net, result = applied(tiny_model("conv"), Quantization(weight_bits=5, activation_bits=6), SHORT)
@@ -84,24 +90,24 @@ def test_after_quantization_training_starts_from_the_grids_that_are_there():
     for name, grid in rounded.activations.items():
         assert int(net.activations[name].bit_width) == 6
         assert float(net.activations[name].scale) == pytest.approx(float(grid.scale), rel=0.2)
-    assert all(int(net.encodings[n].grid.bit_width.max()) == 5 for n in ("0.weight", "4.weight"))
+    assert all(int(grid_of(net, n).bit_width.max()) == 5 for n in ("0.weight", "4.weight"))
 
 
 def test_without_grids_it_makes_those_that_it_is_asked_for():
     net, result = applied(tiny_model("conv"), replace(SHORT, weight_bits=3, activation_bits=5, weight_per="tensor"))
     assert {int(g.bit_width) for g in net.activations.values()} == {5}
-    assert net.encodings["0.weight"].grid.axis is None
-    assert int(net.encodings["0.weight"].grid.bit_width) == 3
+    assert grid_of(net, "0.weight").axis is None
+    assert int(grid_of(net, "0.weight").bit_width) == 3
     assert "3 bits" in result.changed["0"]
     assert "trained for 1 epochs" in result.changed["0"]
 
 
 def test_without_steps_every_scale_stays():
     before, _ = applied(tiny_model("residual"), FoldBatchNorm(), Quantization())
-    after, result = applied(tiny_model("residual"), FoldBatchNorm(), Quantization(), replace(SHORT, step_rate=0.0))
+    after, result = applied(tiny_model("residual"), FoldBatchNorm(), Quantization(), replace(SHORT, scale_rate=0.0))
     assert all(grid.same(after.activations[name]) for name, grid in before.activations.items())
     weights = [n for n in before.encodings if n.endswith("weight")]
-    assert all(before.encodings[n].grid.same(after.encodings[n].grid) for n in weights)
+    assert all(grid_of(before, n).same(grid_of(after, n)) for n in weights)
     assert any(not torch.equal(before.encodings[n].values, after.encodings[n].values) for n in weights)
     assert any("scales of 0 of" in note for note in result.notes)
 
@@ -111,8 +117,12 @@ def test_zeros_and_shared_values_stay():
     before, _ = applied(tiny_model("linear"), *fillers)
     after, _ = applied(tiny_model("linear"), *fillers, SHORT)
     for name, e in before.encodings.items():
-        assert torch.equal(e.mask, after.encodings[name].mask)
-        assert int(after.encodings[name].sharing.sizes.max()) <= 4
+        now = after.encodings[name]
+        assert e.mask is not None
+        assert now.mask is not None
+        assert now.sharing is not None
+        assert torch.equal(e.mask, now.mask)
+        assert int(now.sharing.sizes.max()) <= 4
     check_artifact(after, tiny_model("linear"))
 
 
@@ -154,7 +164,7 @@ def test_without_training_data_nothing_is_rounded_either():
         ({"weight_bits": 1}, "weight_bits"),
         ({"activation_bits": 17}, "activation_bits"),
         ({"weight_per": "row"}, "weight_per"),
-        ({"step_rate": -1.0}, "step_rate"),
+        ({"scale_rate": -1.0}, "scale_rate"),
         ({"epochs": 0}, "epochs"),
         ({"overrides": {"fc": {"weight_bits": 8}}}, "overrides"),
     ],

@@ -123,6 +123,7 @@ def test_without_the_memory_the_next_steps_are_others():
 @pytest.mark.parametrize("name", ["conv", "batch_norm", "residual", "grouped", "shared"])
 def test_the_target_is_met_in_rounds_each_smaller_than_the_one_before(name):
     net, result = applied(tiny_model(name), PRUNE)
+    assert result.statistics is not None
     counts = result.statistics["macs"]
     assert len(counts) == 4
     assert counts == sorted(counts, reverse=True)

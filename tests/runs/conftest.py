@@ -112,9 +112,11 @@ def _left_by(runs):
     assert (runs / "latest").resolve() == folder.resolve()
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jsonl"):
+        if path.name == "command.json":  # it names the folder
+            files[path.name] = len(json.loads(path.read_text())["commands"])
+        elif path.suffix in (".json", ".jsonl"):
             files[path.name] = [timeless(json.loads(line)) for line in lines_of(path)]
-        elif path.name != "table.txt":
+        elif path.stem != "table":
             files[path.name] = path.read_bytes()
         else:
             files[path.name] = len(path.read_text().splitlines())

@@ -117,7 +117,7 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_resume_ends_in_the_same_by
 FILES = ("recipe.yaml", "step-01-1.checkpoint", "step-03.lil", "net.lil", "float.onnx", "ours.onnx", "result.json")
 
 
-@pytest.mark.parametrize("name", [*FILES, "table.txt"])
+@pytest.mark.parametrize("name", [*FILES, "report.json", "table.csv", "table.txt"])
 def test_a_disk_that_fills_up_anywhere_in_a_compression_is_one_line(compress, undisturbed, left_by, tmp_path, name):
     """Also while ONNX files and results are written: half of the file is there when the disk is full."""
     runs, folder = tmp_path / "runs", tmp_path / "runs" / "0001-net-make"

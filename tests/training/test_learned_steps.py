@@ -125,6 +125,7 @@ def test_activation_steps_get_the_gradient_and_the_size_of_the_paper():
     )
     ratio = attached.trainable()[name + SUFFIX]
     size = 1 / math.sqrt(16 * (255 - zero))
+    assert ratio.grad is not None
     assert float(ratio.grad) == pytest.approx(wanted * size / step, rel=1e-4)
     torch.optim.SGD([ratio], lr=0.1).step()
     attached.project_()
@@ -138,7 +139,10 @@ def test_slots_zero_points_and_widths_stay_while_scales_move():
     for name, e in before.encodings.items():
         now = after.encodings[name]
         assert (e.mask is None) == (now.mask is None)
-        if e.mask is not None:
+        if e.mask is not None and e.grid and e.sharing:
+            assert now.mask is not None
+            assert now.grid is not None
+            assert now.sharing is not None
             assert torch.equal(e.mask, now.mask)
             assert torch.equal(e.grid.zero_point, now.grid.zero_point)
             assert torch.equal(e.grid.bit_width, now.grid.bit_width)
@@ -210,4 +214,17 @@ def test_without_activation_grids_the_plain_module_computes_and_steps_of_weights
     net = quantized("batch_norm", weight_bits=2, activation_bits=0)
     before = net.encodings["0.weight"].grid
     assert isinstance(LearnedSteps(net).network, nn.Sequential)
-    assert not trained(net).encodings["0.weight"].grid.same(before)
+    after = trained(net).encodings["0.weight"].grid
+    assert after is not None
+    assert not after.same(before)
+
+
+def test_integers_that_move_in_steps_of_their_grids_learn_them_too():
+    settings = replace(SETTINGS, step_rate=0.05)
+    before, after = quantized("linear", weight_bits=4), trained(quantized("linear", weight_bits=4), settings)
+    old, new = before.encodings["1.weight"], after.encodings["1.weight"]
+    assert old.grid is not None
+    assert not torch.equal(old.values, new.values)
+    assert not old.grid.same(new.grid)
+    fake, integers, x = FakeQuant(after, graph_of(after)), IntegerNet(after), TASK.data("validation").inputs
+    assert torch.equal(fake(x), integers(x))

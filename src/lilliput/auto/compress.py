@@ -31,8 +31,9 @@ from lilliput.pipeline.folder import RunFolder
 from lilliput.pipeline.recipe import Recipe, Step, from_data, load, to_step
 from lilliput.pipeline.run import Outcome, run, threads
 from lilliput.report.compare import compare
+from lilliput.report.details import details
 from lilliput.report.honesty import doubts, roles_of
-from lilliput.report.result import Result, Violation
+from lilliput.report.result import Budget, Result, Violation
 
 DEFAULT_DROP = "1pt"
 DEFAULT_RELATIVE_DROP = "2%"
@@ -130,7 +131,10 @@ def compress(
             if reason := stored.why_no_graph(outcome.artifact):
                 progress.say(f"net.lil holds no graph, so that it needs the model's code: {reason}")
         result = measured(model, task, outcome, folder=where, progress=progress)
-        result.violations += _violations(result, outcome, max_drop, most_bytes)
+        result.budgets = _budgets(result, outcome, max_drop, most_bytes)
+        result.violations += [
+            Violation(budget=b.budget, limit=b.limit, found=b.found, text=b.text) for b in result.budgets if not b.met
+        ]
         result.doubts = _doubts(task, outcome, judged=max_drop is not None)
         for doubt in result.doubts:
             progress.say(doubt)
@@ -174,6 +178,7 @@ def measured(
         if folder is None:
             for column in columns:
                 column.onnx = None
+        found = details(columns, task, role)
     return Result(
         artifact=outcome.artifact,
         recipe=outcome.recipe,
@@ -182,14 +187,17 @@ def measured(
         columns=columns,
         trail=outcome.trail,
         statistics=outcome.statistics,
+        details=found,
         folder=None if folder is None else folder.path,
     )
 
 
 def finish(result: Result, folder: RunFolder) -> None:
-    """Write what a run leaves behind: `recipe.yaml`, `result.json`, `table.txt` (`.lil` and ONNX files are there)."""
+    """Write what a run leaves behind beside `.lil` and ONNX files: the recipe, the table, and what a page shows."""
     folder.write("recipe.yaml", result.recipe.to_yaml())
     folder.write_json("result.json", result.to_data())
+    folder.write_json("report.json", result.report_data())
+    folder.write("table.csv", result.to_csv())
     folder.write("table.txt", result.table() + "\n")
 
 
@@ -273,10 +281,9 @@ def _doubts(task: Task, outcome: Outcome, *, judged: bool) -> list[str]:
     return doubts(task, {role: evaluator.reference(role) for role in roles_of(task, judged=judged)})
 
 
-def _violations(
-    result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None
-) -> list[Violation]:
-    found: list[Violation] = []
+def _budgets(result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None) -> list[Budget]:
+    """Every budget that was given. Looks at validation if a drop of the score is among them."""
+    found: list[Budget] = []
     ours = result.columns[-1].measurements
     limits: list[tuple[str, float | None, str]] = [
         ("max_bytes", max_bytes, "file"),
@@ -284,28 +291,23 @@ def _violations(
         ("max_ram", cast(Any, result.target.ram), "planned RAM"),
     ]
     for name, limit, row in limits:
-        if limit is not None and ours[row].value > limit:
-            found.append(
-                Violation(
-                    budget=name,
-                    limit=limit,
-                    found=ours[row].value,
-                    text=f"{name}: {ours[row].value:,.0f} bytes, at most {limit:,.0f} wanted",
-                )
-            )
+        if limit is not None:
+            value = ours[row].value
+            text = f"{name}: {value:,.0f} bytes, at most {limit:,.0f} wanted"
+            found.append(Budget(budget=name, limit=limit, found=value, unit="B", met=value <= limit, text=text))
     if max_drop is not None:
-        context = outcome.context
+        context, score = outcome.context, result.score
         reference = context.evaluator.reference("validation")
         candidate = context.evaluator(runnable(outcome.artifact), "validation")
         verdict = MaxDrop(max_drop=max_drop).judge(result.task, candidate, reference)
-        if not verdict.accepted:
-            limit = parse_drop(max_drop, result.score, result.score.value(reference.rows))
-            found.append(
-                Violation(
-                    budget="max_drop",
-                    limit=limit,
-                    found=float(verdict.evidence["drop"]),
-                    text=f"max_drop: {verdict.reason}",
-                )
+        found.append(
+            Budget(
+                budget="max_drop",
+                limit=parse_drop(max_drop, score, score.value(reference.rows)),
+                found=float(verdict.evidence["drop"]),
+                unit="pt" if score.unit == "%" else score.unit,
+                met=verdict.accepted,
+                text=f"max_drop: {verdict.reason}",
             )
+        )
     return found

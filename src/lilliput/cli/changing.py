@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli.console import ConsoleProgress, complain, out, out_json
+from lilliput.cli.console import ConsoleProgress, commands_of, complain, out, out_json
 from lilliput.cli.interrupts import STOPS, stopped
 from lilliput.cli.options import DataName, DataRoot, Device, Download, Json, Model, Quiet, Seed, TargetName, Weights
 from lilliput.core.errors import LilliputError
@@ -75,6 +75,10 @@ def compress(
             progress=progress,
             device=device,
         )
+        sources = {"--weights": weights, "--data": data, "--data-root": data_root}
+        budgets = {"--max-drop": max_drop, "--max-bytes": max_bytes, "--max-flash": max_flash, "--max-ram": max_ram}
+        more = {"--target": target, **budgets, "--seed": seed}
+        folder.write_json("command.json", {"commands": commands_of(folder.path, model, recipe, sources, more)})
     except STOPS as stop:
         raise typer.Exit(stopped(stop, f"finished steps are kept: go on with --resume {folder.path}")) from None
     except LilliputError as error:

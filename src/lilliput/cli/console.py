@@ -1,9 +1,11 @@
 """What the commands print: progress on stderr, results on stdout, errors in one line."""
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lilliput.core.files import refused
@@ -52,6 +54,21 @@ def out_json(data: object) -> None:
     from lilliput.pipeline.folder import json_text
 
     _write(json_text(data, indent=2))
+
+
+def commands_of(
+    folder: Path, model: str, recipe: Path | None, sources: Mapping[str, object], more: Mapping[str, object]
+) -> list[str]:
+    """The lines that give the run of a folder again: as it was asked for, and by its recipe."""
+    used = folder / "recipe.yaml"
+    given = {"--recipe": used if recipe is not None else None, **sources, **more}
+    return [command_line("compress", [model], given), command_line("apply", [used, model], sources)]
+
+
+def command_line(command: str, arguments: Sequence[object], options: Mapping[str, object]) -> str:
+    """The line that gives these options, without those that are None."""
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["lilliput", command, *map(str, arguments), *given])
 
 
 def complain(text: str) -> None:

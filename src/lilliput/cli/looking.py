@@ -19,6 +19,7 @@ from lilliput.cli.options import (
     TargetName,
     Weights,
 )
+from lilliput.core.errors import UsageError
 from lilliput.core.files import write_atomically
 
 
@@ -206,10 +207,19 @@ def report(
     folder: Annotated[Path, typer.Argument(help="a run folder")] = Path("runs/latest"),
     statistics: Annotated[bool, typer.Option(help="how many neurons share how many values, layer by layer")] = False,
     excel: Annotated[Path | None, typer.Option(help="write the statistics of a method here as .xlsx")] = None,
+    html: Annotated[bool, typer.Option("--html", help="write the run as one page for a browser")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="where the page goes (default: report.html of the folder)")
+    ] = None,
 ) -> None:
-    """The table of a run, and what each of its steps did."""
-    from lilliput.cli.using import report_folder, report_statistics
+    """The table of a run, and what each of its steps did; or all of it as a page."""
+    from lilliput.cli.using import report_folder, report_page, report_statistics
 
+    if output is not None and not html:
+        raise UsageError("report --output", "no --html", "add --html: it is where the page goes")
+    if html:
+        out(report_page(folder, output or folder / "report.html"))
+        return
     out(report_folder(folder))
     if statistics or excel is not None:
         out(report_statistics(folder, excel))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli import changing, exporting, looking
+from lilliput.cli import benching, changing, exporting, looking
 from lilliput.cli.console import complain, out
 from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
 from lilliput.core.errors import BUG, LilliputError
@@ -62,6 +62,7 @@ for command in (
     looking.zoo,
 ):
     app.command()(command)
+app.add_typer(benching.bench, name="bench")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from lilliput.core import container
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.cost import format_quantity
 from lilliput.core.errors import ArtifactError, DataError, UsageError, one_line
+from lilliput.core.files import write_atomically
 from lilliput.core.guard import FullForward
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Role, Task
@@ -291,6 +292,15 @@ def report_folder(folder: Path) -> str:
         else f"the run is not finished: go on with --resume {folder}"
     )
     return "\n".join(one_line(line) for text in lines for line in text.split("\n"))
+
+
+def report_page(folder: Path, path: Path) -> str:
+    """Write the page of a run folder; returns what to say about it."""
+    from lilliput.report.html.page import folder_page
+
+    data = folder_page(folder).encode()
+    write_atomically(path, data)
+    return f"{path}: {len(data):,} bytes"
 
 
 def report_statistics(folder: Path, excel: Path | None) -> str:

@@ -17,12 +17,16 @@ from lilliput.core.task import Batch, Data, Role, Task
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What a network did on the samples of a role: statistics of the score [n, d], ok [n], outputs if kept."""
+    """What a network did on the samples of a role: statistics of the score [n, d], ok [n], outputs if kept.
+
+    `targets` are what the score was given, where that is a class or a row of numbers for each sample.
+    """
 
     role: Role
     rows: Tensor
     ok: Tensor
     outputs: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +218,7 @@ def evaluate(
     rows: list[Tensor] = []
     ok: list[Tensor] = []
     kept: list[Tensor] = []
+    wanted: list[Tensor] = []
     start = 0
     forward = _forward(model, task, data, batch_size, device)
     with progress.task(f"evaluate on {role}", len(data)) as advance, closing(forward):
@@ -236,9 +241,17 @@ def evaluate(
                     "let score.statistics and ok of the task give one row for each sample",
                 )
             kept.append(outputs)
+            if isinstance(targets, Tensor) and targets.dim() <= 2:
+                wanted.append(targets)
             start += len(outputs)
             advance(len(outputs))
-    return Evaluation(role=role, rows=torch.cat(rows), ok=torch.cat(ok), outputs=torch.cat(kept))
+    return Evaluation(
+        role=role,
+        rows=torch.cat(rows),
+        ok=torch.cat(ok),
+        outputs=torch.cat(kept),
+        targets=torch.cat(wanted) if wanted else None,
+    )
 
 
 def _forward(

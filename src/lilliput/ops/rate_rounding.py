@@ -66,6 +66,14 @@ class Bits:
         signs[0] = 0.0
         return Bits(table=-np.log2(share) + signs, bounds=bounds, typical=typical)
 
+    def of_each(self, q: Ints, shape: Shape, instead: Ints | None = None) -> Floats:
+        """[n, f]: what each of these integers takes, or what another one would take `instead` of it."""
+        from lilliput.ops.rate_rounding_kernels import MOST, levels_of
+
+        levels = np.empty(q.shape, np.int64)
+        levels_of(q, shape.plane, shape.row, self.typical, self.bounds, levels)
+        return self.table[levels, np.minimum(np.abs(q if instead is None else instead), MOST)]
+
 
 def rounded(
     weights: Floats,

@@ -1,4 +1,4 @@
-"""Recipes: which passes, in which order, under which guards. The only file that reads YAML.
+"""Recipes: which passes, in which order, under which guards. The only file that knows YAML and pydantic.
 
     lilliput: 1
     seed: 0
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from lilliput.core.errors import RecipeError
 from lilliput.core.guard import Guard, MaxDrop, MinAgreement
@@ -33,6 +33,7 @@ from lilliput.methods import BUILT_IN
 VERSION = 1
 KEYS = {"lilliput", "seed", "target", "threads", "guard", "passes", "name"}
 ENTRY_POINTS = "lilliput.methods"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,11 @@ def from_data(data: object) -> Recipe:
 
 def load(path: str | Path) -> Recipe:
     """A recipe from a YAML file."""
+    return from_data(read_yaml(path, "recipe"))
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The plain data of a YAML file; `what` it should be, for the error."""
     import yaml
 
     path = Path(path)
@@ -207,15 +213,34 @@ def load(path: str | Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"recipe {path}", "it cannot be read", f"check the path ({error.__class__.__name__})"
+            f"{what} {path}", "it cannot be read", f"check the path ({error.__class__.__name__})"
         ) from error
     try:
-        data = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"recipe {path}", f"not YAML ({' '.join(str(error).split())[:160]})", "mend the file"
+            f"{what} {path}", f"not YAML ({' '.join(str(error).split())[:160]})", "mend the file"
         ) from error
-    return from_data(data)
+
+
+def checked(cls: type[T], data: object, where: str) -> T:
+    """A dataclass from a mapping: types as pydantic reads them, unknown names refused with the nearest."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {f.name for f in dataclasses.fields(cast(Any, cls))}
+    if not isinstance(data, Mapping):
+        raise RecipeError(where, f"{data!r}", f"write a mapping of {', '.join(sorted(known))}")
+    values = cast(Mapping[Any, Any], data)
+    for name in values:
+        if name not in known:
+            raise RecipeError(where, f"unknown key {name!r}", nearest(str(name), known))
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " ".join((where, ".".join(str(p) for p in first["loc"]))).strip()
+        found = "nothing" if first["type"] == "missing" else f"{first.get('input')!r}"
+        raise RecipeError(place, found, first["msg"].lower()) from error
 
 
 def to_step(item: Any, default: Guard | None = None) -> Step:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
-from lilliput.core.cost import Measurement
+from lilliput.core.cost import CostTable, Measurement
 from lilliput.core.errors import ArtifactError, LilliputError, VerificationError
 from lilliput.core.files import is_disk_trouble
 from lilliput.core.guard import Evaluation, FullForward
@@ -48,6 +48,10 @@ class Column:
     onnx: Path | None = None
     notes: list[str] = field(default_factory=list[str])
     mismatch: str = ""
+    tensors: dict[str, int] = field(default_factory=dict[str, int])
+    """Bytes of each tensor in the file."""
+    costs: CostTable | None = None
+    """What each operation computes (`count_macs`)."""
 
     def add(self, measurement: Measurement) -> None:
         self.measurements[measurement.name] = measurement
@@ -78,7 +82,9 @@ def compare(
         progress.say(f"measure {name} ...")
         column = Column(name=name, artifact=artifact)
         data = stored.dumps(artifact)
-        fresh = container.loads(data).replay(copy.deepcopy(model).cpu())
+        contents = container.loads(data)
+        column.tensors = {tensor: sum(slots.values()) for tensor, slots in container.sizes(contents).items()}
+        fresh = contents.replay(copy.deepcopy(model).cpu())
         fresh.input = artifact.input
         fresh.memo = artifact.memo
         graph = graph_of(fresh)
@@ -134,7 +140,7 @@ def _score(column: Column, task: Task, reference: Evaluation | None) -> None:
 def _plan(column: Column, artifact: Artifact, graph: Graph, target: Target) -> None:
     for measurement in planned(artifact, graph, target):
         column.add(measurement)
-    table = count_macs(graph, artifact)
+    column.costs = table = count_macs(graph, artifact)
     peak = peak_tensor_bytes(artifact.module, artifact.input.example(1))
     column.add(
         Measurement("peak memory", peak.value, "B", "measured", note="tensors alive in one float forward in torch")

@@ -12,7 +12,8 @@ from lilliput.core.edits import Fold
 from lilliput.core.guard import FullForward
 from lilliput.core.task import Role, Task
 from lilliput.graph.integer import IntegerNet, Value, fusions, runnable
-from lilliput.graph.trace import Node, run, trace
+from lilliput.graph.trace import Node, graph_of, run
+from lilliput.report.compare import samples_of
 from lilliput.report.text import render
 
 COMPARED = ("conv", "linear", "add", "sub", "mul", "concat", "avg_pool", "mean")
@@ -50,37 +51,8 @@ def difference(
     artifact: Artifact, original: nn.Module, task: Task, *, role: Role = "validation", samples: int = 256
 ) -> Difference:
     """Run both on up to `samples` inputs layer by layer, and on the whole role for the flips."""
-
-    def home(module: nn.Module) -> torch.device:
-        return device_of(module) or torch.device("cpu")
-
-    data = task.data(role)
-    x = data.batch(torch.linspace(0, len(data) - 1, min(samples, len(data))).long())[0]
-    reference: dict[str, Tensor] = {}
-
-    def keep(node: Node, value: object) -> object:
-        if isinstance(value, Tensor):
-            reference[node.name] = value.double().cpu()
-        return value
-
-    with torch.no_grad():
-        run(trace(original, artifact.input.example(2)), original.state_dict(), x.to(home(original)), visit=keep)
-    folded = {edit.layer: edit.norm for edit in artifact.edits if isinstance(edit, Fold)}
-    sqnr: dict[str, float] = {}
-
-    net = IntegerNet(artifact)
-    fused = fusions(net.graph) if artifact.activations else {}
-    layer_of = {relu: name for name, relu in fused.items()}  # compared after the relu: one rounding for both
-
-    def compare(node: Node, value: Value) -> None:
-        layer = layer_of.get(node.name, node.name)
-        wanted = reference.get(node.name if node.name in layer_of else folded.get(node.name, node.name))
-        if node.name not in fused and net.graph[layer].op in COMPARED and wanted is not None:
-            found = (value if isinstance(value, Tensor) else value.decode()).double().cpu()
-            if found.shape == wanted.shape:
-                sqnr[layer] = _decibels(wanted, found)
-
-    net.values((x.to(home(net)),), compare)
+    x = samples_of(task, role, samples)
+    sqnr = layer_sqnr(artifact, Artifact.of(original, artifact.input), x)
     evaluator = FullForward(task, original)
     before, now = evaluator.reference(role), evaluator(runnable(artifact), role)
     score = task.score
@@ -97,6 +69,41 @@ def difference(
         samples=len(before.ok),
         role=role,
     )
+
+
+def layer_sqnr(artifact: Artifact, original: Artifact, x: Tensor) -> dict[str, float]:
+    """dB by operation: how far its output on the inputs `x` is from the original's; infinite where it is the same."""
+
+    def home(module: nn.Module) -> torch.device:
+        return device_of(module) or torch.device("cpu")
+
+    graph = graph_of(original)
+    reference: dict[str, Tensor] = {}
+
+    def keep(node: Node, value: object) -> object:
+        if isinstance(value, Tensor):
+            reference[node.name] = value.double().cpu()
+        return value
+
+    with torch.no_grad():
+        run(graph, original.module.state_dict(), x.to(home(original.module)), visit=keep)
+    folded = {edit.layer: edit.norm for edit in artifact.edits if isinstance(edit, Fold)}
+    sqnr: dict[str, float] = {}
+
+    net = IntegerNet(artifact)
+    fused = fusions(net.graph) if artifact.activations else {}
+    layer_of = {relu: name for name, relu in fused.items()}  # compared after the relu: one rounding for both
+
+    def compare(node: Node, value: Value) -> None:
+        layer = layer_of.get(node.name, node.name)
+        wanted = reference.get(node.name if node.name in layer_of else folded.get(node.name, node.name))
+        if node.name not in fused and net.graph[layer].op in COMPARED and wanted is not None:
+            found = (value if isinstance(value, Tensor) else value.decode()).double().cpu()
+            if found.shape == wanted.shape:
+                sqnr[layer] = _decibels(wanted, found)
+
+    net.values((x.to(home(net)),), compare)
+    return sqnr
 
 
 def _decibels(wanted: Tensor, found: Tensor) -> float:

@@ -1,5 +1,7 @@
 """What compressing gives: the network, what was measured, what was done, and whether the budgets hold."""
 
+import csv
+import io
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,8 @@ import torch
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import format_quantity
-from lilliput.core.errors import UsageError
+from lilliput.core.errors import MissingExtraError, UsageError
+from lilliput.core.files import write_atomically
 from lilliput.core.score import Score
 from lilliput.core.target import Target
 from lilliput.core.task import Task
@@ -24,6 +27,8 @@ from lilliput.graph import stored
 from lilliput.graph.lower import lower
 from lilliput.pipeline.recipe import Recipe
 from lilliput.report.compare import Column, agreement, onnx_target, samples_of
+from lilliput.report.html.page import fragment, page
+from lilliput.report.html.source import Source, of_data
 from lilliput.report.text import comparison
 
 FORMATS = ("onnx", "c")
@@ -36,6 +41,18 @@ class Violation:
     budget: str
     limit: float
     found: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A limit that was given, and what came out: bytes ("B"), or a drop in the score's unit ("pt" for percent)."""
+
+    budget: str
+    limit: float
+    found: float
+    unit: str
+    met: bool
     text: str
 
 
@@ -54,6 +71,12 @@ class Result:
     doubts: list[str] = field(default_factory=list[str])
     """What speaks against the data: validation that the network was trained on, samples in two roles."""
     violations: list[Violation] = field(default_factory=list[Violation])
+    budgets: list[Budget] = field(default_factory=list[Budget])
+    """Every budget that was given, met or not."""
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a page shows beside the table: layers, memory, changed answers (`report.details`)."""
+    points: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Candidates of a search: {name, bytes, score, feasible}."""
     uses: dict[str, int] = field(default_factory=dict[str, int])
     folder: Path | None = None
 
@@ -83,6 +106,43 @@ class Result:
         text = comparison(self.columns, self.score.name)
         notes = [*(f"MISSED {v.text}" for v in self.violations), *(f"NOTE {doubt}" for doubt in self.doubts)]
         return "\n".join([text, *notes])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each quantity: its unit and origin, and for each network the value and the ends of its spread."""
+        names = list(dict.fromkeys(name for c in self.columns for name in c.measurements))
+        return [_row(name, self.columns) for name in names]
+
+    def to_csv(self) -> str:
+        """`rows` as text for a spreadsheet: what `table.csv` of a run folder holds."""
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else ["quantity"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def to_frame(self) -> Any:
+        """`rows` as a pandas DataFrame, by quantity."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError(
+                "a data frame", "pandas is not installed", "pip install 'lilliput[report]'"
+            ) from error
+        return pd.DataFrame(self.rows()).set_index("quantity")
+
+    def html(self, path: str | os.PathLike[str]) -> int:
+        """Write the report as one page that needs nothing else; returns its bytes."""
+        data = page(self._source()).encode()
+        write_atomically(path, data)
+        return len(data)
+
+    def _repr_html_(self) -> str:
+        """Verdict and table, for notebooks."""
+        return fragment(self._source())
+
+    def _source(self) -> Source:
+        return of_data(self.to_data(), self.report_data(), recipe=self.recipe.to_yaml(), folder=self.folder)
 
     def save(self, path: str | os.PathLike[str], *, strip: bool = False) -> int:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
@@ -136,6 +196,10 @@ class Result:
             "environment": environment(),
         }
 
+    def report_data(self) -> dict[str, Any]:
+        """What a page needs beyond `to_data`: what `report.json` holds."""
+        return {**self.details, "budgets": [asdict(b) for b in self.budgets], "points": self.points}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -166,6 +230,17 @@ class Export:
         task = self.result.task
         x = samples_of(task, "test" if task.has("test") else "validation", samples)
         return agreement(check_with_runtime(path, self.result.artifact, x))
+
+
+def _row(name: str, columns: Sequence[Column]) -> dict[str, Any]:
+    known = next(c.measurements[name] for c in columns if name in c.measurements)
+    row: dict[str, Any] = {"quantity": name, "unit": known.unit, "origin": known.origin}
+    for column in columns:
+        found = column.measurements.get(name)
+        low, high = (None, None) if found is None or found.spread is None else found.spread
+        value = None if found is None else found.value
+        row |= {column.name: value, f"{column.name} low": low, f"{column.name} high": high}
+    return row
 
 
 def _bytes_of(column: Column) -> str:

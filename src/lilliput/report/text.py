@@ -1,9 +1,9 @@
 """Results as text: tables that stay readable in a terminal, a log and a mail."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from lilliput.core.cost import Measurement, format_quantity
-from lilliput.report.compare import Column
 
 ROWS = (
     "difference",
@@ -32,8 +32,25 @@ LABELS = {
 }
 
 
-def comparison(columns: Sequence[Column], score: str) -> str:
+class Compared(Protocol):
+    """One network of a comparison, as far as a table needs it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def measurements(self) -> Mapping[str, Measurement]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+def comparison(columns: Sequence[Compared], score: str) -> str:
     """One row for each quantity, one column for each network, the origin of the numbers, and below what they mean."""
+    rows, notes = comparison_rows(columns, score)
+    return "\n".join([render(rows), *(f"  {note}" for note in notes)])
+
+
+def comparison_rows(columns: Sequence[Compared], score: str) -> tuple[list[list[str]], list[str]]:
+    """The cells of the table, header first, and what the numbers mean."""
     header = ["", *(c.name for c in columns), "origin"]
     body: list[list[str]] = []
     notes: list[str] = []
@@ -41,14 +58,14 @@ def comparison(columns: Sequence[Column], score: str) -> str:
         cells = [c.measurements.get(name) for c in columns]
         known = [m for m in cells if m is not None]
         if known:
-            body.append([LABELS.get(name, name), *(_cell(m) for m in cells), known[0].origin])
+            body.append([LABELS.get(name, name), *(format_cell(m) for m in cells), known[0].origin])
             if name in (score, *SHARED_NOTES) and known[-1].note:
                 notes.append(f"{LABELS.get(name, name)}: {known[-1].note}")
     notes += [
         f"ONNX file of {c.name}: {c.measurements['ONNX file'].note}" for c in columns if "ONNX file" in c.measurements
     ]
     notes += [f"{c.name}: {note}" for c in columns for note in c.notes]
-    return "\n".join([render([header, *body]), *(f"  {note}" for note in notes)])
+    return [header, *body], notes
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
@@ -65,7 +82,8 @@ def render(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(m: Measurement | None) -> str:
+def format_cell(m: Measurement | None) -> str:
+    """A number with its unit and spread; a dash where there is none."""
     if m is None:
         return "-"
     if m.unit in ("%", "pt"):

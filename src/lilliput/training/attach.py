@@ -51,25 +51,48 @@ def _within(grid: Grid, raw: Tensor) -> Tensor:
     return (low - 0.5 <= real) & (real < high + 0.5) & (low < high)
 
 
+CELL = 0.4
+"""How far from its integer a raw copy may start, in steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stored:
     name: str
     parameter: nn.Parameter
     encoding: Encoding
     raw: Tensor
+    unit: Tensor | None
+    """What `raw` counts in, where that is not 1."""
+
+    def real(self) -> Tensor:
+        return self.raw if self.unit is None else self.raw * self.unit
 
 
 class Attached:
-    """The encoded parameters of an artifact that train, each with its raw copy; made from what they decode to."""
+    """The encoded parameters of an artifact that train, each with its raw copy; made from what they decode to.
 
-    def __init__(self, net: Artifact) -> None:
+    With `dither`, raw copies of integers count in steps of their grids, and start anywhere in their cells: from the
+    middle all of them would cross the borders at about the same time, unseen until then.
+    """
+
+    def __init__(self, net: Artifact, *, dither: torch.Generator | None = None) -> None:
         self._module = net.module
         self._stored: list[_Stored] = []
         for name, parameter in net.module.named_parameters():
             if name in net.encodings and parameter.requires_grad:
                 encoding = net.encodings[name].to(parameter.device)
-                raw = encoding.decode().requires_grad_()
-                self._stored.append(_Stored(name=name, parameter=parameter, encoding=encoding, raw=raw))
+                grid, raw = encoding.grid, encoding.decode()
+                unit = None
+                if dither is not None and grid is not None and encoding.sharing is None:
+                    unit = grid.spread(grid.scale, raw.dim())
+                    moved = CELL * (2 * torch.rand(raw.shape, generator=dither) - 1)
+                    raw = raw / unit + moved.to(raw.device)
+                raw.requires_grad_()
+                self._stored.append(_Stored(name=name, parameter=parameter, encoding=encoding, raw=raw, unit=unit))
+
+    def latents(self) -> list[tuple[str, Tensor, Encoding]]:
+        """(name, raw copy, encoding) of what counts in steps of a grid."""
+        return [(s.name, s.raw, s.encoding) for s in self._stored if s.unit is not None]
 
     @property
     def network(self) -> nn.Module:
@@ -102,7 +125,11 @@ class Attached:
         for s in self._stored:
             gradient = s.parameter.grad
             with torch.no_grad():
-                s.raw.grad = None if gradient is None else straight_through(s.encoding, s.raw, gradient)
+                if gradient is None:
+                    s.raw.grad = None
+                else:
+                    through = straight_through(s.encoding, s.real(), gradient)
+                    s.raw.grad = through if s.unit is None else through * s.unit
             s.parameter.grad = None
 
     def project_(self) -> None:
@@ -111,12 +138,12 @@ class Attached:
             for s in self._stored:
                 if not bool(torch.isfinite(s.raw).all()):
                     raise DataError(f"training of {s.name!r}", "NaN or infinity in the weights", DIVERGED)
-                s.parameter.copy_(s.encoding.encode(s.raw).decode())
+                s.parameter.copy_(s.encoding.encode(s.real()).decode())
 
     def bake_(self, net: Artifact) -> None:
         """Store the raw copies in the artifact's encodings."""
         for s in self._stored:
-            net.encode_(s.name, s.encoding.encode(s.raw).to(net.encodings[s.name].values.device))
+            net.encode_(s.name, s.encoding.encode(s.real()).to(net.encodings[s.name].values.device))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Copies, on the CPU, of all that training changes in the network: raw copies, parameters, buffers."""

@@ -24,6 +24,7 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
 from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
+from lilliput.training.coded_rate import CodedRate
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.hooks import Hook, Moment
 from lilliput.training.optimizer import Memory, make_optimizer, memory_of, names_of, recall_
@@ -66,7 +67,8 @@ def fit(
     teacher: nn.Module | None = None,
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
-    attach: Callable[[Artifact], Attached] = Attached,
+    rate: CodedRate | None = None,
+    attach: Callable[..., Attached] = Attached,
     memory: Memory | None = None,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
@@ -74,6 +76,9 @@ def fit(
     Parameters without `requires_grad` are left alone. All randomness comes from `generator` (on the CPU; torch's own
     generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
     with one number of threads.
+
+    `rate` holds the network at a size: of the epochs, only those whose file is small enough count as good ones; if
+    there is none, the integers of the smallest are moved towards zero until it is.
 
     `attach` says what else changes: scales of grids (`LearnedSteps`; the forward is then that of `IntegerNet`), or
     masks (`GrowingMasks`). The optimizer starts with `memory`, which an earlier training has left.
@@ -99,6 +104,7 @@ def fit(
             teacher=teacher,
             penalties=penalties,
             hooks=hooks,
+            rate=rate,
             attach=attach,
             memory=memory or {},
         )
@@ -115,7 +121,10 @@ class _State:
     best_score: float
     best_epoch: int
     best: dict[str, dict[str, Tensor]]
-    settled: bool  # is the best one of the form that the network must end with?
+    over: float = 0.0
+    """By how many bytes the best one is larger than `rate` allows."""
+    settled: bool = True
+    """Is the best one of the form that the network must end with?"""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -130,7 +139,8 @@ class _Loop:
     teacher: nn.Module | None
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
-    attach: Callable[[Artifact], Attached]
+    rate: CodedRate | None
+    attach: Callable[..., Attached]
     memory: Memory
 
     def __post_init__(self) -> None:
@@ -138,9 +148,10 @@ class _Loop:
         self.module = self.net.module.to(self.device)
         if self.teacher is not None:
             self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        self.attached = self.attach(self.net)
+        self.attached = self.attach(self.net, dither=self.generator if self.settings.step_rate is not None else None)
         aliases = {**names_of(self.module), **self.attached.aliases()}
-        self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings)
+        in_steps = [name for name, _, _ in self.attached.latents()]
+        self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings, in_steps)
         recall_(self.optimizer, self.attached.trainable(), self.memory)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
@@ -155,6 +166,9 @@ class _Loop:
                 state = self._epoch(state, advance)
         if self.settings.keep == "best":
             self.attached.load_(state.best)
+        if self.rate is not None and self._over() > 0:
+            self.rate.shave_(self.attached)
+            state = replace(state, best_score=self._score())
         self.attached.bake_(self.net)
         return FitResult(
             history=state.history,
@@ -182,8 +196,12 @@ class _Loop:
             best_score=score,
             best_epoch=0,
             best=self.attached.state(),
+            over=self._over(),
             settled=self.attached.settled,
         )
+
+    def _over(self) -> float:
+        return 0.0 if self.rate is None else float(max(0, self.rate.bytes_of(self.attached) - self.rate.max_bytes))
 
     def _epoch(self, state: _State, advance: Callable[[int], None]) -> _State:
         started, epoch = time.perf_counter(), state.epoch + 1
@@ -200,13 +218,23 @@ class _Loop:
         self.progress.say(f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4g}, {scored}")
         state = replace(state, epoch=epoch, history=[*state.history, row])
         gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
+        over = self._over()
         if (
             not state.settled
-            or gain > 0
-            or (gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"]))
+            or over < state.over
+            or (
+                over == state.over
+                and (
+                    gain > 0
+                    or (
+                        gain == 0
+                        and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"])
+                    )
+                )
+            )
         ):
             best, settled = self.attached.state(), self.attached.settled
-            state = replace(state, best_score=score, best_epoch=epoch, best=best, settled=settled)
+            state = replace(state, best_score=score, best_epoch=epoch, best=best, over=over, settled=settled)
         for hook in self.hooks:
             hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
         if self.checkpoint is not None:
@@ -215,6 +243,7 @@ class _Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "hooks": [hook.state_dict() for hook in self.hooks],
+                "rate": {} if self.rate is None else self.rate.state_dict(),
             }
             write_checkpoint(self.checkpoint, self.identity, vars(state) | more)
         return state
@@ -238,13 +267,13 @@ class _Loop:
                 group["lr"] = self.settings.learning_rate * group["factor"] * factor
             asked = f"fit, epoch {epoch}, step {step % self.steps + 1}"
             self.attached.advance_(step, self.settings.epochs * self.steps, self.optimizer)
-            total += len(index) * self._step(self.train.batch(index), asked)
+            total += len(index) * self._step(self.train.batch(index), asked, step)
             step += 1
             advance(1)
         self._check_finite(f"fit, epoch {epoch}")
         return total / len(self.train)
 
-    def _step(self, batch: tuple[Tensor, Any], asked: str) -> float:
+    def _step(self, batch: tuple[Tensor, Any], asked: str, step: int) -> float:
         loss = self._loss(batch, asked)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -252,6 +281,8 @@ class _Loop:
         self.module.zero_grad()
         loss.backward()
         self.attached.pull_()
+        if self.rate is not None:
+            self.rate.add_(self.attached, step)
         if self.settings.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.moved, self.settings.gradient_clip)
         self.optimizer.step()
@@ -309,6 +340,7 @@ class _Loop:
         texts = [repr(asdict(self.settings)), self.task.kind, str(self.task.augment is not None)]
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
+        texts += [] if self.rate is None else [str(self.rate.max_bytes)]
         grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
         texts += [self.attached.describe(), *self.net.activations]
         known = [v for state in self.memory.values() for v in state.values() if isinstance(v, Tensor)]
@@ -321,6 +353,9 @@ class _Loop:
         self.attached.load_(found.pop("weights"))
         self.optimizer.load_state_dict(found.pop("optimizer"))
         self.generator.set_state(found.pop("generator"))
+        rate = found.pop("rate")
+        if self.rate is not None:
+            self.rate.load_state_dict(rate)
         for hook, state in zip(self.hooks, found.pop("hooks"), strict=True):
             hook.load_state_dict(state)
         self.progress.say(f"resumed after epoch {found['epoch']}")

@@ -50,13 +50,22 @@ class Ramp:
 class GrowingMasks(Attached):
     """`Attached`, with masks on `names` that grow as `choose` says. They never shrink."""
 
-    def __init__(self, net: Artifact, *, names: Sequence[str], ramp: Ramp, choose: Choose, text: str) -> None:
+    def __init__(
+        self,
+        net: Artifact,
+        *,
+        names: Sequence[str],
+        ramp: Ramp,
+        choose: Choose,
+        text: str,
+        dither: torch.Generator | None = None,
+    ) -> None:
         for name in names:
             encoding = net.encoding(name)
             if encoding.mask is None:
                 full = torch.ones(encoding.shape, dtype=torch.bool, device=encoding.values.device)
                 net.encode_(name, replace(encoding, mask=full))
-        super().__init__(net)
+        super().__init__(net, dither=dither)
         self._names, self._ramp, self._choose, self._text = set(names), ramp, choose, text
         self._first = {s.name: s.encoding for s in self._stored}
         self._settled = False
@@ -75,7 +84,7 @@ class GrowingMasks(Attached):
         raw = {s.name: s.raw for s in self._stored if s.name in self._names}
         with torch.no_grad():
             magnitudes = {
-                s.name: torch.where(_mask(s.encoding), s.raw.double().abs(), -1.0)
+                s.name: torch.where(_mask(s.encoding), s.real().double().abs(), -1.0)
                 for s in self._stored
                 if s.name in raw
             }
@@ -95,7 +104,7 @@ class GrowingMasks(Attached):
 
     def bake_(self, net: Artifact) -> None:
         for s in self._stored:
-            stored = s.encoding.encode(s.raw)
+            stored = s.encoding.encode(s.real())
             if s.name in self._names:
                 full = bool(_mask(stored).all())
                 stored = replace(stored, mask=None) if full else stored.with_mask(_mask(stored))

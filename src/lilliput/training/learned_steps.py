@@ -64,8 +64,8 @@ class LearnedSteps(Attached):
     weights that read it: groups of parameters that freeze a layer leave what it computes with.
     """
 
-    def __init__(self, net: Artifact) -> None:
-        super().__init__(net)
+    def __init__(self, net: Artifact, *, dither: torch.Generator | None = None) -> None:
+        super().__init__(net, dither=dither)
         place = net.device
         self._view = replace(
             net,
@@ -122,7 +122,7 @@ class LearnedSteps(Attached):
         for s in self._stored:
             if s.name in self._steps and s.parameter.grad is not None:
                 with torch.no_grad():
-                    self._steps[s.name].pull_(step_gradient(s.encoding, s.raw, s.parameter.grad))
+                    self._steps[s.name].pull_(step_gradient(s.encoding, s.real(), s.parameter.grad))
         for leader, leaf in self._scales.items():
             if leaf.grad is not None:
                 self._steps[leader + SUFFIX].pull_(leaf.grad)
@@ -144,7 +144,7 @@ class LearnedSteps(Attached):
                 step.ratio.clamp_(1 / FARTHEST, FARTHEST)
             for i, s in enumerate(self._stored):
                 if s.name in self._steps:
-                    encoding = replace(s.encoding, grid=self._steps[s.name].now()).encode(s.raw)
+                    encoding = replace(s.encoding, grid=self._steps[s.name].now()).encode(s.real())
                     self._put_(s.name, i, encoding)
             for name, leader in self._leaders.items():
                 if leader + SUFFIX in self._steps:
@@ -153,7 +153,7 @@ class LearnedSteps(Attached):
                 n: self._view.activations[n].scale.clone().requires_grad_()
                 for n in dict.fromkeys(self._leaders.values())
             }
-            raw = {s.name: (i, s.raw) for i, s in enumerate(self._stored)}
+            raw = {s.name: (i, s.real()) for i, s in enumerate(self._stored)}
             for name, (source, weight) in self._biases.items():
                 own, grid = self._view.encodings[name], self._view.encodings[weight].grid
                 at, values = raw.get(name, (None, self._raw_biases[name]))

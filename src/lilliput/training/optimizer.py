@@ -1,7 +1,8 @@
 """The optimizer of a training, and surgery on it."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,14 @@ Memory = Mapping[str, Mapping[str, Any]]
 
 
 def make_optimizer(
-    trainable: Mapping[str, Tensor], aliases: Mapping[str, list[str]], settings: FitSettings
+    trainable: Mapping[str, Tensor],
+    aliases: Mapping[str, list[str]],
+    settings: FitSettings,
+    in_steps: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """One group of parameters for each pair of factors; a group's "factor" is what its learning rate is scaled with.
+
+    Those named `in_steps` count in steps of their grids, and have the settings' `step_rate`.
 
     `aliases` lists all names of a tied parameter. Raises `UsageError` for a pattern that matches nothing, or if
     nothing is left to train.
@@ -34,6 +40,9 @@ def make_optimizer(
         for pattern, own in settings.parameter_groups.items():
             if fnmatch.filter(aliases[name], pattern):
                 factors = own
+        if name in in_steps and settings.step_rate is not None:
+            pace = settings.step_rate / settings.learning_rate if settings.learning_rate > 0 else 0.0
+            factors = replace(factors, learning_rate=factors.learning_rate * pace, weight_decay=0.0)
         if factors.learning_rate > 0:
             groups.setdefault(factors, []).append(tensor)
     if not groups:

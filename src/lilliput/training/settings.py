@@ -38,6 +38,9 @@ class FitSettings:
     `patience`, the training stops after so many epochs without a better score. `batch_norm` "freeze" uses the running
     statistics and leaves them (scale and shift still train).
 
+    With `step_rate`, weights on grids move in steps of their grids, at this learning rate in place of `learning_rate`
+    (the schedule and factors count for it too, weight decay does not).
+
     `parameter_groups` gives factors to parameters whose names match a glob pattern ({"*.bias": Factors(...)}); of
     several patterns that match, the last counts.
     """
@@ -56,6 +59,7 @@ class FitSettings:
     batch_norm: str = "train"
     keep: str = "best"
     patience: int | None = None
+    step_rate: float | None = None
     parameter_groups: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
 
     def __post_init__(self) -> None:
@@ -79,6 +83,8 @@ class FitSettings:
         check_choice("fit keep", self.keep, ("best", "last"))
         if self.patience is not None:
             check_range("fit patience", self.patience, 1, 1_000_000)
+        if self.step_rate is not None:
+            check_range("fit step_rate", self.step_rate, 1e-9, 1e3)
 
 
 def learning_rate_factor(schedule: str, warmup: float, step: int, steps: int) -> float:

@@ -26,7 +26,7 @@ class QuantizationAwareTraining(TrainingPass):
     makes grids of `weight_bits` and `activation_bits` (0: weights only), as `quantization` with ranges of least squared
     error does. Weights that have no grid where others have one train in float.
 
-    Main arguments: `epochs`, `learning_rate`, `weight_bits`, `activation_bits`. `step_rate` multiplies the learning
+    Main arguments: `epochs`, `learning_rate`, `weight_bits`, `activation_bits`. `scale_rate` multiplies the learning
     rate of the scales, relative to their size (0: scales stay). `weight_per` "channel" or "tensor". Others as in
     `fine_tune`. Fold BatchNorm before: with activations on grids, what is left of it uses its running statistics, and
     dropout does nothing. The end is never worse on validation than the rounded network was before (`keep` "best").
@@ -39,14 +39,14 @@ class QuantizationAwareTraining(TrainingPass):
     weight_bits: int = 4
     activation_bits: int = 8
     weight_per: str = "channel"
-    step_rate: float = 1.0
+    scale_rate: float = 1.0
 
     def __post_init__(self) -> None:
         check_range(f"{self.name} weight_bits", self.weight_bits, 2, 16)
         if self.activation_bits != 0:
             check_range(f"{self.name} activation_bits", self.activation_bits, 2, 16)
         check_choice(f"{self.name} weight_per", self.weight_per, ("channel", "tensor"))
-        check_range(f"{self.name} step_rate", self.step_rate, 0.0, 1e6)
+        check_range(f"{self.name} scale_rate", self.scale_rate, 0.0, 1e6)
         super().__post_init__()
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
@@ -62,7 +62,7 @@ class QuantizationAwareTraining(TrainingPass):
         trains = any(e.grid is not None and net.parameter(n).requires_grad for n, e in net.encodings.items())
         if not trains and not grids:
             raise RecipeError(self.name, "nothing is on a grid", "select layers with weights, or use fine_tune")
-        steps = {f"*{SUFFIX}": Factors(learning_rate=self.step_rate, weight_decay=0.0)}
+        steps = {f"*{SUFFIX}": Factors(learning_rate=self.scale_rate, weight_decay=0.0)}
         result = self.train_(net, context, steps, attach=LearnedSteps)
         changed, skipped = self.account(net, before, result.epochs_run)
         for path, done in placed.items():

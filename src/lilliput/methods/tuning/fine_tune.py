@@ -5,12 +5,18 @@ Masks, shared values and weight grids stay as they are while the numbers in them
 https://arxiv.org/abs/1503.02531). Clusters train as in Han et al. (2016), section 3.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from lilliput.core import container
 from lilliput.core.artifact import Artifact
-from lilliput.core.method import Context, PassResult
+from lilliput.core.method import Context, PassResult, check_range
+from lilliput.training.coded_rate import CodedRate, countable
+from lilliput.training.settings import Factors, FitSettings
 from lilliput.training.trained import TrainingPass, values_of
+
+STEP_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +26,34 @@ class FineTune(TrainingPass):
     Main arguments: `epochs`, `learning_rate`. Others: `distillation` (share of the loss that follows the original's
     outputs, 0 = none), `temperature`, `batch_size`, `optimizer`, `schedule`, `batch_norm` "train" or "freeze", `keep`
     "best" (by validation score) or "last". Parameters of layers that are not selected stay as they are.
+
+    `step_rate` moves weights on grids in steps of their grids, at this learning rate of their own: 0.005 to 0.02 where
+    integers shall change. `max_bytes` (weights on grids, such as those of `rate_distortion`) holds the file (without
+    recipe and graph) at this size: what integers take once coded is a part of the loss, at a price that is controlled.
     """
 
     name: ClassVar[str] = "fine_tune"
     summary: ClassVar[str] = "train the stored numbers, with masks, sharing and grids in the loop"
     citations: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1308.3432", "https://arxiv.org/abs/1503.02531")
 
+    step_rate: float | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_bytes is not None:
+            check_range("fine_tune max_bytes", self.max_bytes, 1, 1 << 40)
+        super().__post_init__()
+
+    def fit_settings(self, groups: Mapping[str, Factors]) -> FitSettings:
+        rate = STEP_RATE if self.max_bytes is not None and self.step_rate is None else self.step_rate
+        return replace(super().fit_settings(groups), step_rate=rate)
+
     def requires(self, net: Artifact) -> list[str]:
         if net.activations:
             do = "put fine_tune before quantization, or use quantization_aware_training"
             return [f"activations are already on integer grids; {do}"]
+        if self.max_bytes is not None and not any(countable(e) for e in net.encodings.values()):
+            return ["fine_tune max_bytes needs weights on grids; put rate_distortion before it"]
         return []
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
@@ -37,6 +61,13 @@ class FineTune(TrainingPass):
         if stopped is not None:
             return stopped
         before = values_of(net)
-        result = self.train_(net, context)
+        rate = None if self.max_bytes is None else CodedRate(net, self.max_bytes)
+        result = self.train_(net, context, rate=rate)
         changed, skipped = self.account(net, before, result.epochs_run)
-        return PassResult(changed=changed, skipped=skipped)
+        return PassResult(changed=changed, skipped=skipped, notes=self._size_of(net))
+
+    def _size_of(self, net: Artifact) -> tuple[str, ...]:
+        if self.max_bytes is None:
+            return ()
+        size = len(container.dumps(net, strip=True))
+        return (f"{size:,} bytes, {'more than ' if size > self.max_bytes else 'at most '}{self.max_bytes:,} wanted",)
