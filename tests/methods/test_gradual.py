@@ -20,6 +20,7 @@ from lilliput.training.growing_masks import GrowingMasks, Ramp
 from lilliput.training.hooks import Hook
 from lilliput.training.settings import FitSettings
 from lilliput.zoo.registry import open_model
+from stopped import KilledError, Stop
 
 TASK = tiny_task(48)
 PRUNE = GradualPruning(sparsity=0.75, epochs=4, batch_size=16, learning_rate=1e-2, every=1, end=0.6)
@@ -184,19 +185,6 @@ def test_zeros_make_the_file_smaller():
 def test_nothing_to_prune_leaves_no_mask():
     net, _ = applied(tiny_model("linear"), GradualPruning(sparsity=0.0, epochs=1, batch_size=16, keep="last"))
     assert not net.encodings
-
-
-class KilledError(Exception):
-    pass
-
-
-class Stop(Hook):
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_epoch(self, moment):
-        if moment.epoch == self.epoch:
-            raise KilledError
 
 
 @pytest.mark.parametrize("killed", [2, 4])

@@ -21,10 +21,10 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import TINY, check_artifact, tiny_model, tiny_task
 from lilliput.training.fake_quant import Coded, FakeQuant
 from lilliput.training.fit import fit
-from lilliput.training.hooks import Hook
 from lilliput.training.learned_steps import SUFFIX, LearnedSteps, step_gradient
 from lilliput.training.settings import Factors, FitSettings
 from shared_traces import share_traces_
+from stopped import KilledError, Stop
 
 TASK = tiny_task(48)
 SETTINGS = FitSettings(epochs=2, batch_size=16, learning_rate=1e-2, keep="last")
@@ -173,19 +173,6 @@ def test_a_frozen_layer_keeps_its_weight_its_bias_and_the_grid_that_it_reads():
     for name in ("3.weight", "3.bias"):
         assert before.encodings[name].same(after.encodings[name])
     assert not before.encodings["1.weight"].same(after.encodings["1.weight"])
-
-
-class KilledError(Exception):
-    pass
-
-
-class Stop(Hook):
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_epoch(self, moment):
-        if moment.epoch == self.epoch:
-            raise KilledError
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

@@ -27,6 +27,7 @@ from lilliput.graph.integer import (
     multiplier_of,
 )
 from lilliput.graph.operators import MOVES
+from lilliput.graph.shared_bias import owners_of_grids
 from lilliput.graph.trace import Graph, Node, evaluate
 from lilliput.ops.fixed_point import requantize
 
@@ -61,7 +62,7 @@ class FakeQuant(nn.Module):
         super().__init__()
         self.module, self.graph = net.module, graph
         self._fused = set(fusions(graph).values())
-        self._owners = owners(graph)
+        self._owners = owners_of_grids(graph)
         self.refresh(net, {})
 
     def refresh(self, net: Artifact, scales: Mapping[str, Tensor]) -> None:
@@ -138,15 +139,6 @@ class FakeQuant(nn.Module):
         scale = self._scales.get(owner, grid.scale).reshape(())
         low, high = (float(end - grid.zero_point) for end in grid.range())
         return Coded(through(q, (real / scale).clamp(low, high)), scale, grid)
-
-
-def owners(graph: Graph) -> dict[str, str]:
-    """{value: the one whose grid it is on, if that has one}: its own, its relu's, or that of what it moves."""
-    fused, found = fusions(graph), dict[str, str]()
-    for node in graph.nodes:
-        moved = node.op in MOVES and node.inputs
-        found[node.name] = found[node.inputs[0]] if moved else fused.get(node.name, node.name)
-    return found
 
 
 def _most(integers: Tensor, node: Node) -> int:

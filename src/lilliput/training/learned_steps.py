@@ -18,10 +18,10 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid, cluster_means
 from lilliput.core.errors import DataError
 from lilliput.graph.integer import LAYERS, IntegerNet, grids_of, integer_bias, integer_values
-from lilliput.graph.shared_bias import shared_grids
+from lilliput.graph.shared_bias import owners_of_grids, shared_grids
 from lilliput.graph.trace import graph_of
 from lilliput.training.attach import DIVERGED, Attached
-from lilliput.training.fake_quant import FakeQuant, owners
+from lilliput.training.fake_quant import FakeQuant
 from lilliput.training.optimizer import names_of
 from lilliput.training.restore import put_
 
@@ -91,7 +91,7 @@ class LearnedSteps(Attached):
         graph = graph_of(net)
         floats = IntegerNet(net, graph).floats
         self._fake = FakeQuant(net, graph)
-        owner, grids = owners(graph), grids_of(graph, net.activations)
+        owner, grids = owners_of_grids(graph), grids_of(graph, net.activations)
         self._raw_biases = {n: e.decode() for n, e in net.encodings.items()}
         self._leaders = {n: shared_grids(graph).get(n, n) for n in integer_values(graph) if n in net.activations}
         readers: dict[str, list[str]] = {}
