@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
+    from lilliput.methods.pruning.gradual import GradualPruning as GradualPruning
+    from lilliput.methods.pruning.gradual_channels import GradualChannelPruning as GradualChannelPruning
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
+    from lilliput.methods.quantization.aware_training import QuantizationAwareTraining as QuantizationAwareTraining
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
     from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
     from lilliput.methods.quantization.mixed_precision import MixedPrecision as MixedPrecision
@@ -90,7 +93,10 @@ _HOMES = {
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.channel": ("ChannelPruning",),
+    "lilliput.methods.pruning.gradual": ("GradualPruning",),
+    "lilliput.methods.pruning.gradual_channels": ("GradualChannelPruning",),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
+    "lilliput.methods.quantization.aware_training": ("QuantizationAwareTraining",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
     "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),
     "lilliput.methods.quantization.mixed_precision": ("MixedPrecision",),

@@ -15,7 +15,10 @@ from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
+from lilliput.methods.pruning.gradual import GradualPruning
+from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
@@ -34,12 +37,21 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         MagnitudePruning(sparsity=0.7, scope="layer"),
         MagnitudePruning(sparsity=0.3, scope="global"),
     ],
+    GradualPruning: [
+        GradualPruning(epochs=2, batch_size=16, every=1),
+        GradualPruning(sparsity=0.5, scope="global", start=0.2, end=1.0, epochs=1, batch_size=16, keep="last"),
+        GradualPruning(scope="uniform", epochs=1, batch_size=16),
+    ],
     ChannelPruning: [
         ChannelPruning(amount=0.5),
         ChannelPruning(macs=0.8, criterion="second_order", most=0.8),
         ChannelPruning(criterion="l2", compensate=False),
         ChannelPruning(criterion="batchnorm", multiple=4, max_macs=2000),
         ChannelPruning(macs=0.9, lanes=4, most=1.0),
+    ],
+    GradualChannelPruning: [
+        GradualChannelPruning(macs=0.8, rounds=2, epochs=1, batch_size=16),
+        GradualChannelPruning(max_macs=2000, rounds=1, epochs=1, batch_size=16, criterion="l2", compensate=False),
     ],
     WeightClustering: [
         WeightClustering(),
@@ -67,6 +79,11 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         Quantization(weight_bits=5, signed=True, activation_range="min_max", overrides={"[3-5h]*": {"weight_bits": 8}}),
         Quantization(weight_bits=3, weight_range="output", rounding="output", size_weight=0.01),
         Quantization(weight_bits=6, weight_range="output", weight_per="tensor", symmetric=False, activation_bits=0),
+    ],
+    QuantizationAwareTraining: [
+        QuantizationAwareTraining(epochs=2, batch_size=16),
+        QuantizationAwareTraining(epochs=1, batch_size=16, weight_bits=2, activation_bits=0, weight_per="tensor"),
+        QuantizationAwareTraining(epochs=1, batch_size=16, weight_bits=10, activation_bits=12, keep="last"),
     ],
     BiasCorrection: [BiasCorrection(), BiasCorrection(match="mean")],
     CrossLayerEqualization: [CrossLayerEqualization()],

@@ -7,15 +7,21 @@ from lilliput.graph.operators import MOVES
 from lilliput.graph.trace import Graph
 
 
+def owners_of_grids(graph: Graph) -> dict[str, str]:
+    """{value: the one whose grid it is on, if that has one}: its own, its relu's, or that of what it moves."""
+    fused, owners = fusions(graph), dict[str, str]()
+    for node in graph.nodes:
+        moved = node.op in MOVES and node.inputs
+        owners[node.name] = owners[node.inputs[0]] if moved else fused.get(node.name, node.name)
+    return owners
+
+
 def shared_grids(graph: Graph) -> dict[str, str]:
     """{value: another one}: values that must be on one grid, because layers with one bias read them.
 
     The names are those that `integer_values` gives; of each group, all but the first point to the first.
     """
-    fused, owners = fusions(graph), dict[str, str]()
-    for node in graph.nodes:
-        moved = node.op in MOVES and node.inputs
-        owners[node.name] = owners[node.inputs[0]] if moved else fused.get(node.name, node.name)
+    owners = owners_of_grids(graph)
     leaders: dict[str, str] = {}
 
     def leader(name: str) -> str:

@@ -6,7 +6,10 @@ from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
+from lilliput.methods.pruning.gradual import GradualPruning
+from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
@@ -19,7 +22,9 @@ BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     ReestimateBatchNorm,
     MagnitudePruning,
+    GradualPruning,
     ChannelPruning,
+    GradualChannelPruning,
     WeightClustering,
     Sic,
     AcceptancePruning,
@@ -30,4 +35,5 @@ BUILT_IN: tuple[type[Pass], ...] = (
     RateDistortion,
     MixedPrecision,
     Quantization,
+    QuantizationAwareTraining,
 )

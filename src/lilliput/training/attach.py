@@ -94,10 +94,31 @@ class Attached:
         """(name, raw copy, encoding) of what counts in steps of a grid."""
         return [(s.name, s.raw, s.encoding) for s in self._stored if s.unit is not None]
 
+    @property
+    def network(self) -> nn.Module:
+        """What computes."""
+        return self._module
+
+    @property
+    def settled(self) -> bool:
+        """Has the network the form that it must end with? Only epochs that it has can be the best one."""
+        return True
+
+    def describe(self) -> str:
+        """What tells this training from others of the same network and settings."""
+        return type(self).__name__
+
     def trainable(self) -> dict[str, Tensor]:
         """What the optimizer moves, by the first name of each parameter, in the module's order."""
         raw = {s.name: s.raw for s in self._stored}
         return {name: raw.get(name, p) for name, p in self._module.named_parameters() if p.requires_grad}
+
+    def aliases(self) -> dict[str, list[str]]:
+        """For what trains and is no parameter of the module: the names under which settings find it."""
+        return {}
+
+    def advance_(self, step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
+        """Called before each of the `steps` steps of the training, counted from 0."""
 
     def pull_(self) -> None:
         """Move the gradients from the encoded parameters to their raw copies."""
@@ -122,7 +143,7 @@ class Attached:
     def bake_(self, net: Artifact) -> None:
         """Store the raw copies in the artifact's encodings."""
         for s in self._stored:
-            net.encode_(s.name, net.encodings[s.name].encode(s.real().detach().to(net.encodings[s.name].values.device)))
+            net.encode_(s.name, s.encoding.encode(s.real()).to(net.encodings[s.name].values.device))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Copies, on the CPU, of all that training changes in the network: raw copies, parameters, buffers."""

@@ -1,15 +1,15 @@
 """The only training loop: attach, train, bake.
 
 While it trains, the encoded parameters of the network hold their stored form (`training.attach`), so the network that
-is trained and scored is the one that is stored afterwards. Rounding of activations is not simulated: the forward is
-that of the plain module, also where `net.activations` has grids.
+is trained and scored is the one that is stored afterwards. Rounding of activations is simulated with `LearnedSteps`
+alone; else the forward is that of the plain module, also where `net.activations` has grids.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from lilliput.training.checkpoint import identity_of, read_checkpoint, write_che
 from lilliput.training.coded_rate import CodedRate
 from lilliput.training.distillation import distillation_loss
 from lilliput.training.hooks import Hook, Moment
-from lilliput.training.optimizer import make_optimizer, names_of
+from lilliput.training.optimizer import Memory, make_optimizer, memory_of, names_of, recall_
 from lilliput.training.restore import restoring, seeded_apart
 from lilliput.training.settings import FitSettings, learning_rate_factor
 
@@ -51,6 +51,8 @@ class FitResult:
     best_epoch: int
     epochs_run: int
     stopped_early: bool
+    memory: Memory = field(default_factory=dict[str, Mapping[str, Any]], repr=False, compare=False)
+    """Of the optimizer after the last epoch."""
 
 
 def fit(
@@ -66,6 +68,8 @@ def fit(
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
     rate: CodedRate | None = None,
+    attach: Callable[..., Attached] = Attached,
+    memory: Memory | None = None,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
 
@@ -75,6 +79,9 @@ def fit(
 
     `rate` holds the network at a size: of the epochs, only those whose file is small enough count as good ones; if
     there is none, the integers of the smallest are moved towards zero until it is.
+
+    `attach` says what else changes: scales of grids (`LearnedSteps`; the forward is then that of `IntegerNet`), or
+    masks (`GrowingMasks`). The optimizer starts with `memory`, which an earlier training has left.
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -98,6 +105,8 @@ def fit(
             penalties=penalties,
             hooks=hooks,
             rate=rate,
+            attach=attach,
+            memory=memory or {},
         )
         return loop.run()
 
@@ -114,6 +123,8 @@ class _State:
     best: dict[str, dict[str, Tensor]]
     over: float = 0.0
     """By how many bytes the best one is larger than `rate` allows."""
+    settled: bool = True
+    """Is the best one of the form that the network must end with?"""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -129,19 +140,23 @@ class _Loop:
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
     rate: CodedRate | None
+    attach: Callable[..., Attached]
+    memory: Memory
 
     def __post_init__(self) -> None:
         self.train, self.validation = self.task.data("train"), self.task.data("validation")
-        self.identity = "" if self.checkpoint is None else self._identity()
         self.module = self.net.module.to(self.device)
         if self.teacher is not None:
             self.teacher = copy.deepcopy(self.teacher).to(self.device).eval()
-        self.attached = Attached(self.net, dither=self.generator if self.settings.step_rate is not None else None)
+        self.attached = self.attach(self.net, dither=self.generator if self.settings.step_rate is not None else None)
+        aliases = {**names_of(self.module), **self.attached.aliases()}
         in_steps = [name for name, _, _ in self.attached.latents()]
-        self.optimizer = make_optimizer(self.attached.trainable(), names_of(self.module), self.settings, in_steps)
+        self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings, in_steps)
+        recall_(self.optimizer, self.attached.trainable(), self.memory)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
         self.reference: Tensor | None = None
+        self.identity = "" if self.checkpoint is None else self._identity()
 
     def run(self) -> FitResult:
         state = self._resumed() or self._start()
@@ -162,10 +177,11 @@ class _Loop:
             best_epoch=state.best_epoch,
             epochs_run=state.epoch,
             stopped_early=self._stale(state),
+            memory=memory_of(self.optimizer, self.attached.trainable()),
         )
 
     def _stale(self, state: _State) -> bool:
-        if self.settings.patience is None or state.epoch >= self.settings.epochs:
+        if self.settings.patience is None or not state.settled or state.epoch >= self.settings.epochs:
             return False
         reached = [row["epoch"] for row in state.history if row["validation_score"] == state.best_score]
         first = 0 if state.best_epoch == 0 or not reached else int(reached[0])
@@ -181,6 +197,7 @@ class _Loop:
             best_epoch=0,
             best=self.attached.state(),
             over=self._over(),
+            settled=self.attached.settled,
         )
 
     def _over(self) -> float:
@@ -202,14 +219,22 @@ class _Loop:
         state = replace(state, epoch=epoch, history=[*state.history, row])
         gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
         over = self._over()
-        if over < state.over or (
-            over == state.over
-            and (
-                gain > 0
-                or (gain == 0 and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"]))
+        if (
+            not state.settled
+            or over < state.over
+            or (
+                over == state.over
+                and (
+                    gain > 0
+                    or (
+                        gain == 0
+                        and (state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["train_loss"])
+                    )
+                )
             )
         ):
-            state = replace(state, best_score=score, best_epoch=epoch, best=self.attached.state(), over=over)
+            best, settled = self.attached.state(), self.attached.settled
+            state = replace(state, best_score=score, best_epoch=epoch, best=best, over=over, settled=settled)
         for hook in self.hooks:
             hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
         if self.checkpoint is not None:
@@ -241,6 +266,7 @@ class _Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * group["factor"] * factor
             asked = f"fit, epoch {epoch}, step {step % self.steps + 1}"
+            self.attached.advance_(step, self.settings.epochs * self.steps, self.optimizer)
             total += len(index) * self._step(self.train.batch(index), asked, step)
             step += 1
             advance(1)
@@ -269,7 +295,7 @@ class _Loop:
             if task.augment is not None:
                 x = task.augment(x, self.generator)
             batch = (x.to(self.device), moved(y, self.device))
-            outputs = task.forward(self.module, batch)
+            outputs = task.forward(self.attached.network, batch)
             loss = task.loss(outputs, task.target(batch))
             if self.teacher is not None:
                 with torch.no_grad():
@@ -301,8 +327,8 @@ class _Loop:
     def _evaluate(self, data: Data) -> Evaluation:
         size = max(self.settings.batch_size, EVALUATION_BATCH)
         if self.reference is None:
-            self.reference = outputs_of(self.module, self.task, data, size, self.device)
-        return evaluate(self.module, self.task, data, "validation", self.reference, size, self.device)
+            self.reference = outputs_of(self.attached.network, self.task, data, size, self.device)
+        return evaluate(self.attached.network, self.task, data, "validation", self.reference, size, self.device)
 
     def _check_finite(self, asked: str) -> None:
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
@@ -315,7 +341,10 @@ class _Loop:
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
         texts += [] if self.rate is None else [str(self.rate.max_bytes)]
-        return identity_of(self.net, [self.generator.get_state(), *taught], texts)
+        grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
+        texts += [self.attached.describe(), *self.net.activations]
+        known = [v for state in self.memory.values() for v in state.values() if isinstance(v, Tensor)]
+        return identity_of(self.net, [self.generator.get_state(), *taught, *grids, *known], texts)
 
     def _resumed(self) -> _State | None:
         found = None if self.checkpoint is None else read_checkpoint(self.checkpoint, self.identity)

@@ -1,15 +1,20 @@
 """The optimizer of a training, and surgery on it."""
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.edits import Edit, Slice
 from lilliput.core.errors import UsageError
 from lilliput.core.method import nearest
 from lilliput.training.settings import Factors, FitSettings
+
+Memory = Mapping[str, Mapping[str, Any]]
+"""What an optimizer remembers (momentum, moments, numbers of steps), by the first names of parameters."""
 
 
 def make_optimizer(
@@ -88,8 +93,48 @@ def replace_parameter_(optimizer: torch.optim.Optimizer, old: Tensor, new: Tenso
             "replace a parameter", "the optimizer does not train the old one", "give the parameter that it holds"
         )
     if old in optimizer.state:
-        state = optimizer.state.pop(old)
-        optimizer.state[new] = {
-            k: v.index_select(dim, index.to(v.device)) if isinstance(v, Tensor) and v.shape == old.shape else v
-            for k, v in state.items()
+        optimizer.state[new] = _sliced(optimizer.state.pop(old), old.dim(), dim, index)
+
+
+def memory_of(optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor]) -> Memory:
+    """Copies of what the optimizer remembers of each parameter, by name."""
+    return {
+        name: {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in optimizer.state[tensor].items()}
+        for name, tensor in trainable.items()
+        if tensor in optimizer.state
+    }
+
+
+def recall_(optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor], memory: Memory) -> None:
+    """Let a fresh optimizer remember this, of the parameters that it trains. Raises `UsageError` for other shapes."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, tensor in trainable.items():
+        if name not in memory or id(tensor) not in held:
+            continue
+        for value in memory[name].values():
+            if isinstance(value, Tensor) and value.dim() and value.shape != tensor.shape:
+                found = f"shape {tuple(value.shape)} for {tuple(tensor.shape)}"
+                raise UsageError(f"memory of {name!r}", found, "slice it with the edits of the network")
+        optimizer.state[tensor] = {
+            k: v.to(tensor.device if v.dim() else v.device, copy=True) if isinstance(v, Tensor) else v
+            for k, v in memory[name].items()
         }
+
+
+def sliced(memory: Memory, edits: Iterable[Edit]) -> Memory:
+    """What is left of it after these edits of the network: training goes on as if what is gone had never been there."""
+    left = dict(memory)
+    for edit in edits:
+        if isinstance(edit, Slice) and edit.path in left:
+            index = torch.tensor(edit.index, dtype=torch.int64)
+            rank = max((v.dim() for v in left[edit.path].values() if isinstance(v, Tensor)), default=0)
+            left[edit.path] = _sliced(left[edit.path], rank, edit.dim, index)
+    return left
+
+
+def _sliced(state: Mapping[str, Any], rank: int, dim: int, index: Tensor) -> dict[str, Any]:
+    """Numbers that count steps have no dimensions, and stay."""
+    return {
+        k: v.index_select(dim, index.to(v.device)) if isinstance(v, Tensor) and v.dim() == rank > 0 else v
+        for k, v in state.items()
+    }

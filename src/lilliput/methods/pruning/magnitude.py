@@ -4,6 +4,7 @@ Global and per-layer thresholds: Han et al. (2015), https://arxiv.org/abs/1506.0
 "Layer-adaptive sparsity for the magnitude-based pruning", https://arxiv.org/abs/2010.07611, equation 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,7 +65,11 @@ class MagnitudePruning(Pass):
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         chosen, skipped = self.pick(net)
-        masks = self._layerwise(net, chosen) if self.scope == "layer" else self._across(net, chosen)
+        magnitudes = {w: _magnitudes(net, w) for w in chosen.values()}
+        if self.scope == "layer":
+            masks = masks_within(magnitudes, {w: self.for_layer(path).sparsity for path, w in chosen.items()})
+        else:
+            masks = masks_across(magnitudes, self.sparsity, self.scope)
         changed: dict[str, str] = {}
         for path, weight in chosen.items():
             encoding = net.encoding(weight)
@@ -81,24 +86,26 @@ class MagnitudePruning(Pass):
             changed[path] = f"{100 * (1 - pruned.mask.double().mean().item()):.1f}% zero"
         return PassResult(changed=changed, skipped=skipped)
 
-    def _layerwise(self, net: Artifact, chosen: dict[str, str]) -> dict[str, Tensor]:
-        masks: dict[str, Tensor] = {}
-        for path, weight in chosen.items():
-            values = _magnitudes(net, weight)
-            count = round(self.for_layer(path).sparsity * values.numel())
-            masks[weight] = ~smallest(values, count)
-        return masks
 
-    def _across(self, net: Artifact, chosen: dict[str, str]) -> dict[str, Tensor]:
-        if not chosen:
-            return {}
-        scores = {w: _magnitudes(net, w) for w in chosen.values()}
-        if self.scope == "lamp":
-            scores = {w: _keep_dropped_lowest(lamp_scores(s.clamp(min=0)), s) for w, s in scores.items()}
-        together = torch.cat([s.reshape(-1) for s in scores.values()])
-        drop = smallest(together, round(self.sparsity * together.numel()))
-        parts = torch.split(drop, [s.numel() for s in scores.values()])
-        return {w: ~part.reshape(scores[w].shape) for (w, part) in zip(scores, parts, strict=True)}
+def masks_across(magnitudes: Mapping[str, Tensor], sparsity: float, scope: str) -> dict[str, Tensor]:
+    """bool, True = kept: without the share `sparsity` of all entries; "lamp" or "global".
+
+    Magnitudes below 0 are of entries that are dropped already: they are the first to count.
+    """
+    if not magnitudes:
+        return {}
+    scores = dict(magnitudes)
+    if scope == "lamp":
+        scores = {w: _keep_dropped_lowest(lamp_scores(s.clamp(min=0)), s) for w, s in scores.items()}
+    together = torch.cat([s.reshape(-1) for s in scores.values()])
+    drop = smallest(together, round(sparsity * together.numel()))
+    parts = torch.split(drop, [s.numel() for s in scores.values()])
+    return {w: ~part.reshape(scores[w].shape) for (w, part) in zip(scores, parts, strict=True)}
+
+
+def masks_within(magnitudes: Mapping[str, Tensor], sparsities: Mapping[str, float]) -> dict[str, Tensor]:
+    """bool, True = kept: each tensor without its own share."""
+    return {w: ~smallest(s, round(sparsities[w] * s.numel())) for w, s in magnitudes.items()}
 
 
 def _magnitudes(net: Artifact, weight: str) -> Tensor:
