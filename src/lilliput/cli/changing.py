@@ -26,16 +26,29 @@ def compress(
     max_bytes: Annotated[str | None, typer.Option(help="of the .lil file: 60kB, 64KiB")] = None,
     max_flash: Annotated[str | None, typer.Option(help="planned flash: 256KiB")] = None,
     max_ram: Annotated[str | None, typer.Option(help="planned RAM: 64KiB")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help='"0.5x" of the float network\'s, or "2ms"; ONNX Runtime')
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="search for the best recipe so long: 20min")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="search with so many candidates")] = None,
     runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
+    join: Annotated[Path | None, typer.Option(help="work on the search of another process in this run folder")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what a search would do, and how long it takes")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's (0)")] = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
+    """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder.
+
+    With --time or --trials, or where the default recipe misses a budget, a better recipe is searched for.
+    """
     from lilliput.auto.compress import as_recipe, as_target, check_recipe
     from lilliput.auto.compress import compress as run_compress
+    from lilliput.auto.search.find import is_search
     from lilliput.core.score import parse_drop
     from lilliput.core.target import parse_bytes
     from lilliput.pipeline.folder import RunFolder
@@ -54,9 +67,17 @@ def compress(
         check_recipe(plan, net)  # and before a run folder is made
     for line in task.roles():
         progress.say(line)
+    if dry_run:
+        from lilliput.auto.compress import search_plan
+
+        limits = {"max_drop": max_drop, "max_bytes": most_bytes, "max_latency": max_latency}
+        chosen = as_target(target, max_flash, max_ram)
+        out(search_plan(net, task, chosen, **limits, time=time, trials=trials, seed=seed, device=device))
+        return
+    going_on = resume or join
     folder = (
-        RunFolder.open(resume)
-        if resume is not None
+        RunFolder.open(going_on)
+        if going_on is not None
         else RunFolder.create(runs, model.rpartition("/")[2].replace(".py:", "-"))
     )
     progress.say(f"run folder {folder.path}")
@@ -69,14 +90,23 @@ def compress(
             max_bytes=most_bytes,
             max_flash=max_flash,
             max_ram=max_ram,
+            max_latency=max_latency,
+            time=time,
+            trials=trials,
             recipe=plan,
             seed=seed,
             folder=folder.path,
+            join=join is not None,
             progress=progress,
             device=device,
         )
     except STOPS as stop:
-        raise typer.Exit(stopped(stop, f"finished steps are kept: go on with --resume {folder.path}")) from None
+        kept = f"finished steps are kept: go on with --resume {folder.path}"
+        best = folder.path / "net.lil"
+        if is_search(folder) and best.is_file():
+            size = f"{best.stat().st_size:,} bytes"
+            kept = f"the best so far is {best} ({size}): go on with --resume {folder.path}"
+        raise typer.Exit(stopped(stop, kept)) from None
     except LilliputError as error:
         if is_disk_trouble(error):
             error = type(error)(error.asked, error.found, f"{error.do}, then go on with --resume {folder.path}")
@@ -86,7 +116,10 @@ def compress(
     else:
         out(result.table())
         out(
-            f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
+            f"\nthe search in {folder.path} has the trials of this process"
+            if join is not None
+            else f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
+            + (", trials.json" if result.trials else "")
             + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None)
         )
     if result.mismatches:

@@ -55,6 +55,8 @@ class Result:
     """What speaks against the data: validation that the network was trained on, samples in two roles."""
     violations: list[Violation] = field(default_factory=list[Violation])
     uses: dict[str, int] = field(default_factory=dict[str, int])
+    trials: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The candidates of a search: name, settings, bytes, score (on validation), feasible, seconds, rung, refused."""
     folder: Path | None = None
 
     def __repr__(self) -> str:
