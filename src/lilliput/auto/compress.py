@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lilliput.auto.search.budget import Latency
 from lilliput.auto.search.find import DEFAULT_TRIALS, TRIALS, Finder, Wish, is_search, misses
+from lilliput.auto.unlabelled import unlabelled
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import MaxDrop
@@ -43,7 +44,7 @@ SMALL_NETWORK = 100_000
 FEWEST_SAMPLES = 5
 SAMPLES_SEEN, MOST_EPOCHS = 60_000, 12
 """The default recipe fine-tunes for at most this many epochs, and fewer where the training set is large."""
-AnyTask = Task | tuple[Any, Any]
+AnyTask = Task | tuple[Any, Any] | Tensor | np.ndarray
 AnyRecipe = Recipe | Pass | str | Path | Sequence[Any] | dict[str, Any]
 
 
@@ -110,11 +111,11 @@ def compress(
 ) -> Result:
     """Compress a copy of `model`, measure it beside the float network and plain int8, and check the budgets.
 
-    Main arguments: `task` (a `Task`, or (X, y): classification for integer y, else regression; validation and test are
-    then split off), `target`, `max_drop` ("0.5pt", "1%"; also the guard of the default recipe), `max_bytes` of the
-    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or passes) in place of the default; `target` and
-    `seed` then override the recipe's. `folder` is a run folder: an existing one is gone on with, for a new path
-    "runs/name" the next numbered one ("runs/0003-name") is made.
+    Main arguments: `task` (a `Task`; or (X, y): classification for integer y, else regression; or X alone: agreement
+    with the network itself; validation and test are then split off), `target`, `max_drop` ("0.5pt", "1%"; also the
+    guard of the default recipe), `max_bytes` of the `.lil` file. Others: `recipe` (a Recipe, a YAML file, or passes) in
+    place of the default; `target` and `seed` then override the recipe's. `folder` is a run folder: an existing one is
+    gone on with, for a new path "runs/name" the next numbered one ("runs/0003-name") is made.
 
     With `time` ("20min") or `trials`, or where the default recipe misses a budget, recipes are searched for
     (docs/search.md): the smallest network within `max_drop`, or without it the best within the other budgets.
@@ -124,7 +125,7 @@ def compress(
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a class, easily
         found = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__} as model"
         raise UsageError("compress", found, "give an nn.Module")
-    task = as_task(task)
+    task = unlabelled(model, task) if isinstance(task, (Tensor, np.ndarray)) else as_task(task)
     most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
     if max_drop is not None:
         parse_drop(max_drop, task.score, 0.0)  # a budget that cannot be read is found now, not after hours
@@ -144,15 +145,14 @@ def compress(
         plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
         check_recipe(plan, model)
         plan = replace(plan, threads=plan.threads or threads_for(model))
-    where = None if folder is None else RunFolder.at(folder)
+    if join and folder is None:
+        raise UsageError("join", "no folder", "give the run folder of a search")
+    where = None if folder is None else RunFolder.open(folder) if join else RunFolder.at(folder)
     with where.held() if where is not None and not join else nullcontext():
-        outcome, tried = made(model, task, plan, wish, budgets, where, how)
-        if wish is not None and wish.time is None and wish.trials is None and not tried:
-            wish = None
-        if wish is not None:
+        outcome, tried = made(model, task, plan, wish, where, how)
+        if wish is not None and tried:
             budgets = replace(budgets, max_drop=wish.max_drop)
-        if join:
-            where = None
+        where = None if join else where  # the folder's files are those of the process that has begun
         if where is not None:
             where.write("net.lil", stored.dumps(outcome.artifact))  # first: no later failure loses the network
             if reason := stored.why_no_graph(outcome.artifact):
@@ -238,7 +238,6 @@ def made(
     task: Task,
     plan: Recipe,
     wish: Wish | None,
-    budgets: Budgets,
     where: RunFolder | None,
     how: dict[str, Any],
 ) -> tuple[Outcome, list[dict[str, Any]]]:

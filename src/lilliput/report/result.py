@@ -131,6 +131,7 @@ class Result:
             "recipe": self.recipe.to_data(),
             "trail": self.trail,
             "uses": self.uses,
+            "trials": self.trials,
             "doubts": self.doubts,
             "roles": self.task.roles(),
             "feasible": self.feasible,

@@ -13,7 +13,11 @@ from lilliput.auto.search.record import FULL, Candidate, Record, best, feasible,
 from lilliput.auto.search.setup import Setup
 from lilliput.auto.search.stages import weighed
 from lilliput.auto.search.templates import STRENGTH
+from lilliput.core.artifact import Artifact
 from lilliput.core.errors import LilliputError
+from lilliput.core.target import Target
+from lilliput.graph.integer import IntegerNet, runnable
+from lilliput.graph.lower import lower
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.pipeline.recipe import Step, from_data
@@ -47,7 +51,9 @@ class Search:
             recipe = setup.recipe_of(tuple(Step(passes=(p,)) for p in passes))
             measured, refused = None, ""
             try:
-                measured = self.judge.measure(setup.run(recipe).artifact)
+                artifact = setup.run(recipe).artifact
+                measured = self.judge.measure(artifact)
+                setup.floats |= in_float(artifact, setup.target)
             except LilliputError as error:
                 refused = str(error)
                 if name == PLAIN:
@@ -63,6 +69,8 @@ class Search:
             )
             self.base.append(record)
         setup.seconds["int8"] = self.base[0].seconds
+        plain = self.base[0].measured
+        setup.ram = 0.0 if plain is None else plain.ram
 
     def run(self, folder: Path) -> None:
         setup = self.setup
@@ -89,7 +97,7 @@ class Search:
         return [] if self.journal is None else self.journal.records()
 
     def winner(self) -> Record:
-        """The best that keeps the limits, or what misses them least; the float network only if there is nothing else."""
+        """The best that keeps the limits, or what misses them least; the float network if there is nothing else."""
         found = best(self.setup.budget, [*self.records(), *self.made_before])
         return found if found is not None else self.base[1]
 
@@ -123,7 +131,7 @@ class Search:
         efforts = {t.name: effort_of(setup, t) for t in setup.templates}
         if not any(left.fits(name, effort) for name, effort in efforts.items()):
             return False
-        candidate = propose(setup, records, journal.under_way(), left)
+        candidate = None if journal.waiting() else propose(setup, records, journal.under_way(), left)
         if candidate is not None:
             journal.queue(candidate)
         trial, candidate = journal.ask(setup.templates, around(setup, records), efforts)
@@ -200,3 +208,17 @@ class Search:
         parts.append(self.setup.task.score.format(measured.score))
         missed = budget.missed(measured)
         return ", ".join(parts) + (f" (misses {', '.join(missed)})" if missed else "")
+
+
+def in_float(artifact: Artifact, target: Target) -> dict[str, str]:
+    """What of a quantized network does not run in integers, and why; for a microcontroller, why there is no C."""
+    network = runnable(artifact)
+    if not isinstance(network, IntegerNet):
+        return {}
+    found = {f"{name} stays in float": reason for name, reason in network.floats.items()}
+    if target.preset.file == "flash":
+        try:
+            lower(artifact)
+        except LilliputError as error:
+            found["there is no C, so flash and RAM are rough"] = error.found
+    return found

@@ -32,7 +32,7 @@ class Journal:
         try:
             import optuna
         except ImportError as error:
-            raise MissingExtraError("search", "optuna is not installed", "pip install optuna") from error
+            raise MissingExtraError("search", "optuna is not installed", "pip install 'lilliput[search]'") from error
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
@@ -88,9 +88,13 @@ class Journal:
             if worker == self.name or self._alive(worker, trial):
                 continue
             self.study.tell(trial.number, state=state.FAIL, skip_if_finished=True)
-            if "template" in trial.params:
-                kept = {k: v for k, v in trial.user_attrs.items() if k in ("effort", "of")}
-                self.study.enqueue_trial(trial.params, user_attrs=kept)
+            fixed, attrs = trial.system_attrs.get("fixed_params"), trial.user_attrs
+            params = fixed or (
+                trial.params if "effort" in attrs else None
+            )  # else it had not chosen all, and does so again
+            if params:
+                kept = {k: v for k, v in attrs.items() if k in ("effort", "of")}
+                self.study.enqueue_trial(params, user_attrs={**kept, "worker": self.name})
                 count += 1
         return count
 
@@ -107,11 +111,15 @@ class Journal:
         except UsageError:
             return True
 
+    def waiting(self) -> bool:
+        """Whether a candidate is queued that nobody is at."""
+        return bool(self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.WAITING,)))
+
     def queue(self, candidate: Candidate) -> None:
         params = {"template": candidate.template} | {
             f"{candidate.template}/{k}": v for k, v in candidate.values.items()
         }
-        attrs: dict[str, Any] = {"effort": candidate.effort}
+        attrs: dict[str, Any] = {"effort": candidate.effort, "worker": self.name}
         if candidate.of is not None:
             attrs["of"] = candidate.of
         self.study.enqueue_trial(params, user_attrs=attrs)

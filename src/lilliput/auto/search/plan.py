@@ -23,6 +23,7 @@ def plan_text(search: Search) -> str:
             text += "; too long for the time given"
         lines.append(text)
     lines += [f"  not {name}: {reason}" for name, reason in setup.dropped.items()]
+    lines += [f"  {what}: {reason}" for what, reason in setup.floats.items()]
     if not setup.integer_activations:
         lines.append(f"  activations stay in float: {search.base[0].refused}")
     if search.seconds is not None:

@@ -53,7 +53,7 @@ def key_of(recipe: Mapping[str, Any]) -> str:
 
 
 def order(budget: Budget, record: Record) -> tuple[float, ...]:
-    """Less is better: kept limits, then the goal, then the other of score and bytes; or else by how far they are missed."""
+    """Less is better: kept limits, the goal, then the other of score and bytes; else by how far they are missed."""
     measured = record.measured
     if measured is None:
         return (2.0,)

@@ -13,7 +13,7 @@ from lilliput.auto.search.budget import Budget
 from lilliput.auto.search.record import SHORT, UNTRAINED, Candidate
 from lilliput.auto.search.templates import TEMPLATES, Setting, Template
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import LilliputError
+from lilliput.core.errors import ArtifactError, LilliputError
 from lilliput.core.guard import FullForward
 from lilliput.core.method import Context
 from lilliput.core.progress import Progress
@@ -51,7 +51,11 @@ class Setup:
     templates: tuple[Template, ...] = ()
     dropped: dict[str, str] = field(default_factory=dict[str, str])
     price: float = 1.0
+    ram: float = 0.0
+    """Planned for plain int8."""
     integer_activations: bool = True
+    floats: dict[str, str] = field(default_factory=dict[str, str])
+    """What integers cannot do in this network, and why."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """Measured at the start: "sample" (one through the network), "price", "int8"."""
     original: Artifact = field(init=False)
@@ -104,6 +108,8 @@ class Setup:
             "templates": [t.name for t in self.templates],
             "dropped": self.dropped,
             "price": self.price,
+            "ram": self.ram,
+            "floats": self.floats,
             "integer_activations": self.integer_activations,
             "epochs": self.epochs,
             "seconds": self.seconds,
@@ -112,6 +118,7 @@ class Setup:
     def take_over_(self, known: Mapping[str, Any]) -> None:
         self.templates = tuple(named(name) for name in known["templates"])
         self.dropped, self.price, self.epochs = dict(known["dropped"]), known["price"], known["epochs"]
+        self.ram, self.floats = known["ram"], dict(known["floats"])
         self.integer_activations, self.seconds = known["integer_activations"], dict(known["seconds"])
 
     def look_(self) -> None:
@@ -153,8 +160,6 @@ class Quiet(Progress):
 
 
 def named(name: str) -> Template:
-    from lilliput.core.errors import ArtifactError
-
     for template in TEMPLATES:
         if template.name == name:
             return template

@@ -23,7 +23,7 @@ def weighed(setup: Setup, judge: Judge, candidate: Candidate, number: int, leade
     recipe = None
     try:
         recipe = setup.recipe(candidate)
-        refused = too_large(setup, recipe)
+        refused = too_large(setup, recipe) or too_much_memory(setup, candidate)
         if not refused:
             rung, measured, refused = _climb(setup, judge, candidate, recipe, leader)
     except LilliputError as error:
@@ -76,6 +76,14 @@ def too_large(setup: Setup, recipe: Recipe) -> str:
                 if needed > SLACK * limit[1]:
                     return f"its weights alone take {needed:,.0f} bytes"
     return ""
+
+
+def too_much_memory(setup: Setup, candidate: Candidate) -> str:
+    """RAM is that of plain int8 where no channels go."""
+    limit = setup.budget.limits.get("max_ram")
+    if limit is None or setup.ram <= limit[1] or named(candidate.template).removes_channels:
+        return ""
+    return f"its activations take {setup.ram:,.0f} bytes of RAM, whatever is done to weights"
 
 
 def hopeless(setup: Setup, measured: Measured, leader: Record | None) -> str:

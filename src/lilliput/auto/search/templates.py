@@ -5,7 +5,7 @@ stronger setting gives a smaller file: the search leans on that.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lilliput.core.method import Pass
 from lilliput.methods.clustering.weight_clustering import WeightClustering
@@ -119,11 +119,11 @@ TEMPLATES: tuple[Template, ...] = (
         name="quantize",
         passes=lambda s: [
             FoldBatchNorm(),
-            MixedPrecision(average_bits=s.between(8, 1), activation_bits=8 if s.integer_activations else 0),
+            MixedPrecision(average_bits=s.between(8, 2), activation_bits=8 if s.integer_activations else 0),
         ],
-        start=0.4,
+        start=0.5,
         reads_graph=True,
-        slope=-2.0,
+        slope=-1.4,
     ),
     Template(
         name="prune_magnitude+tune+rate_distortion",

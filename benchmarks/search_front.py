@@ -1,0 +1,129 @@
+"""What a search finds for byte limits, beside pruning alone, quantization alone and clustering alone.
+
+    LILLIPUT_TEST_DATA=folder python benchmarks/search_front.py [digits | fashion]
+
+One thread. digits-cnn at 4, 3 and 2 kB, a minute and a half of search each; LeNet-5 (tanh) on Fashion-MNIST, trained
+here for 8 epochs, at 16 and 10 kB, four minutes each. "Alone": one method at several strengths on the same network,
+trained like the search's full trainings; pruned weights that stay are float32. Files are whole, with graph and recipe.
+Test is read once for each network that is shown.
+
+Writes results/search_front.json and .txt.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1"))  # before numpy
+
+import torch
+
+import lilliput as ll
+from lilliput.auto.compress import epochs_for
+from lilliput.core.artifact import Artifact
+from lilliput.core.guard import FullForward
+from lilliput.core.progress import Progress
+from lilliput.graph import stored
+from lilliput.graph.integer import runnable
+from lilliput.pipeline.run import run
+from lilliput.report.result import environment
+from lilliput.training.fit import fit
+from lilliput.training.settings import FitSettings
+from lilliput.zoo.registry import open_model
+
+RESULTS = Path(__file__).parent / "results"
+LIMITS = {"digits": ((4000, 3000, 2000), "90s"), "fashion": ((16000, 10000), "4min")}
+
+
+class Said(Progress):
+    def say(self, text):
+        if text.startswith(("trial", "best:", "search")):
+            print("   ", text, flush=True)
+
+
+def opened(name):
+    if name == "digits":
+        return open_model("digits-cnn")
+    folder = Path(os.environ["LILLIPUT_TEST_DATA"])
+    model, task = open_model("lenet5-tanh", data="fashion-mnist", data_root=folder, trained=False)
+    net = Artifact.of(model, task.spec)
+    fit(net, task, FitSettings(epochs=8, learning_rate=1e-3), generator=torch.Generator().manual_seed(0))
+    return net.module, task
+
+
+def alone(task):
+    """{name: recipes of one method, from mild to strong}."""
+    tune = ll.FineTune(epochs=epochs_for(task), learning_rate=2e-3)
+    fold = ll.FoldBatchNorm()
+    return {
+        "prune only": [[fold, ll.MagnitudePruning(sparsity=s), tune] for s in (0.8, 0.9, 0.95, 0.98)],
+        "quantize only": [[fold, ll.MixedPrecision(average_bits=b)] for b in (4.0, 3.0, 2.5, 2.0)],
+        "cluster only": [[fold, ll.WeightClustering(n_clusters=n), tune] for n in (8, 4, 3, 2)],
+    }
+
+
+def scores(model, task, artifact):
+    evaluator = FullForward(task, model)
+    network = runnable(artifact)
+    return {role: task.score.value(evaluator(network, role).rows) for role in ("validation", "test")}
+
+
+def measured(name):
+    model, task = opened(name)
+    rows = [{"name": "float", "bytes": len(stored.dumps(Artifact.of(model, task.spec)))}]
+    rows[0] |= scores(model, task, Artifact.of(model, task.spec))
+    for kind, recipes in alone(task).items():
+        for recipe in recipes:
+            started = time.process_time()
+            steps = tuple(ll.Step(passes=(p,)) for p in recipe)
+            artifact = run(model, task, ll.Recipe(steps=steps, threads=1)).artifact
+            row = {"name": kind, "bytes": len(stored.dumps(artifact)), "settings": recipe[1].settings()}
+            row |= scores(model, task, artifact) | {"cpu_s": round(time.process_time() - started, 1)}
+            rows.append(row)
+            print(line(row), flush=True)
+    limits, seconds = LIMITS[name]
+    for limit in limits:
+        started = time.monotonic()
+        result = ll.compress(model, task, max_bytes=limit, time=seconds, progress=Said())
+        ours = result.columns[-1].measurements
+        chosen = min((t for t in result.trials if t["feasible"]), key=lambda t: (t["drop"], t["bytes"]))
+        row = {"name": f"search, {limit:,} B", "bytes": int(ours["file"].value), "settings": chosen["name"]}
+        row |= {"validation": chosen["score"], "test": ours["accuracy"].value, "feasible": result.feasible}
+        row |= {"trials": sum(t["trial"] is not None for t in result.trials), "s": round(time.monotonic() - started)}
+        rows.append(row)
+        print(line(row), flush=True)
+        front = [{k: t[k] for k in ("name", "bytes", "score", "feasible")} for t in result.trials if t["bytes"]]
+        row["candidates"] = front
+    return rows
+
+
+def line(row):
+    settings = row.get("settings", "")
+    text = settings if isinstance(settings, str) else ", ".join(f"{k} {v}" for k, v in settings.items())
+    more = f"{row['trials']:>4} trials in {row['s']} s" if "trials" in row else ""
+    return (
+        f"{row['name']:<18}{row['bytes']:>9,} B{row['validation']:>10.2f}%{row['test']:>10.2f}%  {text} {more}".rstrip()
+    )
+
+
+def main():
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:] or list(LIMITS)
+    path = RESULTS / "search_front.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in wanted:
+        found[name] = measured(name)
+        found["environment"] = environment()
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    text = []
+    for name in LIMITS:
+        if name in found:
+            text += [name, f"{'':<18}{'bytes':>11}{'validation':>11}{'test':>11}", *(line(r) for r in found[name]), ""]
+    (RESULTS / "search_front.txt").write_text("\n".join(text))
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
