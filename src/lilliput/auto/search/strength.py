@@ -9,15 +9,17 @@ NEAR = 0.01
 """Part of a byte limit that is left unused on purpose."""
 STRIDE = 0.15
 """Of strength, where all candidates keep the score, or none does."""
-LONGEST = 0.45
+SHORTEST, LONGEST = 0.04, 0.45
+FURTHER = 1.2
+"""Steps go a little too far: then the next one lies between two."""
 Point = tuple[float, Measured]
 
 
 def next_strength(points: Sequence[Point], budget: Budget, start: float, slope: float) -> float:
     """`slope`: d log(bytes) / d strength until two points tell it."""
-    if not points:
-        return start
-    found = _by_score(points, budget) if budget.goal != "drop" else _by_bytes(points, budget, slope)
+    found = start
+    if points:
+        found = _by_score(points, budget) if budget.goal != "drop" else _by_bytes(points, budget, slope)
     return round(min(max(found, 0.0), 1.0), 4)
 
 
@@ -36,7 +38,8 @@ def _by_bytes(points: Sequence[Point], budget: Budget, slope: float) -> float:
     if len(at) > 1 and at[0][0] != at[-1][0]:
         told = (at[-1][1] - at[0][1]) / (at[-1][0] - at[0][0])
         slope = min(told, slope / 4)
-    return s + min(max((aim - value) / slope, -LONGEST), LONGEST)
+    step = FURTHER * (aim - value) / slope
+    return s + math.copysign(min(max(abs(step), SHORTEST), LONGEST), step)
 
 
 def _log_excess(measured: Measured, budget: Budget) -> float:
