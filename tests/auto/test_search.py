@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lilliput.auto import compress as front
 from lilliput.auto.compress import apply, compress, search_plan
 from lilliput.auto.search.budget import Budget, Latency, Measured
 from lilliput.auto.search.templates import TEMPLATES
@@ -34,7 +35,7 @@ def lines():
 def searched(model, lines, tmp_path_factory):
     """A search that can keep its limit."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return compress(model, TASK, max_bytes=700, trials=14, folder=folder, progress=lines)
+    return compress(model, TASK, max_bytes=700, trials=12, folder=folder, progress=lines)
 
 
 def test_the_best_on_validation_within_the_limit_is_what_comes_out(searched):
@@ -50,7 +51,7 @@ def test_the_best_on_validation_within_the_limit_is_what_comes_out(searched):
 
 def test_every_trial_is_told_with_what_became_of_it(searched):
     tried = [t for t in searched.trials if t["trial"] is not None]
-    assert len(tried) == 14
+    assert len(tried) == 12
     assert {t["name"] for t in tried} <= {t.name for t in TEMPLATES}
     assert len({t["name"] for t in tried}) >= 5
     for t in tried:
@@ -75,7 +76,7 @@ def test_its_recipe_gives_the_same_bytes_without_a_search(searched, model):
 
 
 def test_the_same_seed_gives_the_same_trials_and_bytes(searched, model):
-    again = compress(model, TASK, max_bytes=700, trials=14)
+    again = compress(model, TASK, max_bytes=700, trials=12)
     assert stored.dumps(again.artifact) == stored.dumps(searched.artifact)
     own = [{k: v for k, v in t.items() if k != "seconds"} for t in again.trials]
     assert own == [{k: v for k, v in t.items() if k != "seconds"} for t in searched.trials]
@@ -83,7 +84,7 @@ def test_the_same_seed_gives_the_same_trials_and_bytes(searched, model):
 
 def test_progress_says_trial_template_bytes_score_and_the_best_so_far(lines):
     said = [line for line in lines.lines if line.startswith("trial ")]
-    assert len(said) == 14
+    assert len(said) == 12
     assert said[0].startswith("trial 0 rate_distortion: ")
     assert all("; best so far " in line and " bytes, " in line for line in said)
 
@@ -96,10 +97,10 @@ def test_three_trials_find_something_near_the_limit(model):
 
 def test_a_finished_search_gone_on_with_measures_nothing_again(searched, model):
     progress = Lines()
-    again = compress(model, TASK, max_bytes=700, trials=14, folder=searched.folder, progress=progress)
+    again = compress(model, TASK, max_bytes=700, trials=12, folder=searched.folder, progress=progress)
     assert not [line for line in progress.lines if line.startswith("trial ")]
     assert stored.dumps(again.artifact) == stored.dumps(searched.artifact)
-    more = compress(model, TASK, max_bytes=700, trials=16, folder=searched.folder, progress=progress)
+    more = compress(model, TASK, max_bytes=700, trials=14, folder=searched.folder, progress=progress)
     assert len([line for line in progress.lines if line.startswith("trial ")]) == 2
     assert len(more.trials) == len(searched.trials) + 2
 
@@ -127,6 +128,15 @@ def test_without_recipe_a_missed_budget_starts_a_search_and_a_kept_one_does_not(
     assert "the default recipe misses a budget: searching for one that does not" in progress.lines
     assert hard.feasible
     assert [t["name"] for t in hard.trials[:3]] == ["plain int8", "float", "default"]
+
+
+def test_without_optuna_a_missed_budget_is_said_and_the_default_recipe_is_the_result(model, monkeypatch):
+    monkeypatch.setattr(front, "find_spec", lambda name: None)
+    progress = Lines()
+    found = compress(model, TASK, max_bytes=300, progress=progress)
+    assert [v.budget for v in found.violations] == ["max_bytes"]
+    assert found.trials == []
+    assert any("lilliput[search]" in line for line in progress.lines)
 
 
 def test_within_a_drop_the_smallest_network_is_searched_for(model):
@@ -278,12 +288,12 @@ def test_what_makes_no_sense_is_refused_before_anything_is_done(model, more, tex
 
 def test_an_interrupt_gives_the_best_so_far(model, tmp_path):
     progress = Lines("trial 2 ")
-    found = compress(model, TASK, max_bytes=700, trials=9, folder=tmp_path / "net", progress=progress)
+    found = compress(model, TASK, max_bytes=700, trials=6, folder=tmp_path / "net", progress=progress)
     assert found.feasible
     assert len([t for t in found.trials if t["trial"] is not None]) == 3
     assert "interrupted: what was best so far is measured" in progress.lines
-    again = compress(model, TASK, max_bytes=700, trials=9, folder=found.folder)
-    assert stored.dumps(again.artifact) == stored.dumps(compress(model, TASK, max_bytes=700, trials=9).artifact)
+    again = compress(model, TASK, max_bytes=700, trials=6, folder=found.folder)
+    assert stored.dumps(again.artifact) == stored.dumps(compress(model, TASK, max_bytes=700, trials=6).artifact)
 
 
 def test_an_interrupt_before_the_first_trial_gives_plain_int8(model):

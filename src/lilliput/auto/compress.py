@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -249,6 +250,11 @@ def made(
     if not at_once:
         outcome = run(model, task, plan, folder=where, **how)
         if finder is None or not misses(outcome, finder):
+            return outcome, []
+        if find_spec("optuna") is None:
+            how["progress"].say(
+                "the default recipe misses a budget; pip install 'lilliput[search]' to search for another"
+            )
             return outcome, []
         how["progress"].say("the default recipe misses a budget: searching for one that does not")
         finder.default = outcome
