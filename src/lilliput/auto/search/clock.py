@@ -13,6 +13,8 @@ PRICED = 4.0
 """A method that reads the graph takes about so many times what finding the usual price took."""
 SPARE = 1.15
 LEAST = 0.05
+COMPARED = 6.0
+"""Seconds for ONNX files, their checks and latencies, of a small network."""
 
 
 class Clock:
@@ -51,5 +53,5 @@ def predicted(setup: Setup, name: str, effort: str, records: Sequence[Record]) -
 def reserve(setup: Setup, seconds: float) -> float:
     """What the comparison at the end takes of the time: at most a fifth."""
     last = setup.task.data("test") if setup.task.has("test") else setup.task.data("validation")
-    needed = 2.0 + 2 * setup.seconds.get("int8", 0.0) + 4 * len(last) * setup.seconds.get("sample", 0.0)
+    needed = COMPARED + 3 * setup.seconds.get("int8", 0.0) + 4 * len(last) * setup.seconds.get("sample", 0.0)
     return min(needed, 0.2 * seconds)

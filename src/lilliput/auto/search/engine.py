@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 
 from lilliput.auto.search.clock import Clock, predicted, reserve
-from lilliput.auto.search.journal import Journal
+from lilliput.auto.search.journal import WINDOW, Journal
 from lilliput.auto.search.measure import Judge
 from lilliput.auto.search.proposals import Left, around, effort_of, propose
 from lilliput.auto.search.record import FULL, Candidate, Record, best, feasible, key_of, order
@@ -24,6 +25,7 @@ from lilliput.pipeline.recipe import Step, from_data
 from lilliput.pipeline.run import Outcome
 
 PLAIN, FLOAT = "plain int8", "float"
+GIVEN_UP = 5
 IDLE = 12
 """Times in a row that nothing new was found: then it ends, whatever time is left."""
 
@@ -135,24 +137,31 @@ class Search:
         if candidate is not None:
             journal.queue(candidate)
         trial, candidate = journal.ask(setup.templates, around(setup, records), efforts)
-        if not left.fits(candidate.template, candidate.effort):
+        useless = candidate.template in given_up(records) and not candidate.of
+        if useless or not left.fits(candidate.template, candidate.effort):
             journal.drop(trial)
             return candidate.of is not None or self._another_(journal, records, left)
         self._weigh_(journal, trial, candidate, records)
         return True
 
     def _another_(self, journal: Journal, records: Sequence[Record], left: Left) -> bool:
-        """The sampler wants what takes too long: the quickest template that fits, where its candidates count."""
-        efforts = {t.name: effort_of(self.setup, t) for t in self.setup.templates}
-        fitting = tuple(t for t in self.setup.templates if left.fits(t.name, efforts[t.name]))
+        """In place of what takes too long or leads to nothing: near the best, or the quickest template that fits."""
+        setup = self.setup
+        dice = Random(f"{setup.seed}/{len(records)}")  # noqa: S311 - no secret
+        efforts = {t.name: effort_of(setup, t) for t in setup.templates}
+        gone = given_up(records)
+        fitting = [t for t in setup.templates if left.fits(t.name, efforts[t.name]) and t.name not in gone]
         if not fitting:
             return False
-        quickest = min(fitting, key=lambda t: predicted(self.setup, t.name, efforts[t.name], records))
-        middle = around(self.setup, records)[quickest.name]
-        spread = 0.03 * ((len(records) % 5) - 2)
-        values = {STRENGTH: round(min(max(middle + spread, 0.0), 1.0), 4)} | {k.name: k.usual for k in quickest.knobs}
-        journal.queue(Candidate(template=quickest.name, values=values, effort=efforts[quickest.name]))
-        trial, candidate = journal.ask(self.setup.templates, {}, efforts)
+        leader = best(setup.budget, records)
+        near = [t for t in fitting if leader is not None and t.name == leader.name]
+        quickest = min(fitting, key=lambda t: predicted(setup, t.name, efforts[t.name], records))
+        chosen = near[0] if near else quickest
+        middle = around(setup, records)[chosen.name]
+        values = {STRENGTH: round(min(max(middle + dice.uniform(-WINDOW, WINDOW), 0.0), 1.0), 4)}
+        values |= {k.name: dice.uniform(k.low, k.high) for k in chosen.knobs}
+        journal.queue(Candidate(template=chosen.name, values=values, effort=efforts[chosen.name]))
+        trial, candidate = journal.ask(setup.templates, {}, efforts)
         self._weigh_(journal, trial, candidate, records)
         return True
 
@@ -208,6 +217,13 @@ class Search:
         parts.append(self.setup.task.score.format(measured.score))
         missed = budget.missed(measured)
         return ", ".join(parts) + (f" (misses {', '.join(missed)})" if missed else "")
+
+
+def given_up(records: Sequence[Record]) -> set[str]:
+    """Templates of which everything was refused, often enough."""
+    names = {r.name for r in records}
+    tries = {name: [bool(r.refused) for r in records if r.name == name] for name in names}
+    return {name for name, refused in tries.items() if len(refused) >= GIVEN_UP and all(refused)}
 
 
 def in_float(artifact: Artifact, target: Target) -> dict[str, str]:

@@ -21,6 +21,8 @@ from lilliput.core.files import locked
 WINDOW = 0.08
 """Of strength, around where a template's candidates are thought to keep the limits: what the sampler chooses in."""
 RANDOM_TRIALS = 6
+WORST = 1e9
+"""Told of a candidate that could not be measured."""
 STALE_SECONDS = 6 * 3600
 """Of a trial of another machine, whose processes cannot be seen from here."""
 
@@ -163,7 +165,8 @@ class Journal:
         trial.set_user_attr("record", record.to_data())
         value = math.inf if record.measured is None else self.budget.cost(record.measured)
         if record.measured is None or not math.isfinite(value):
-            self.study.tell(trial, state=state.FAIL)
+            trial.set_constraint("refused", WORST)  # a failed trial would teach the sampler nothing
+            self.study.tell(trial, WORST)
             return
         for name, over in self.budget.excess(record.measured).items():
             trial.set_constraint(name, over)
