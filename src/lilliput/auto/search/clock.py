@@ -42,7 +42,9 @@ def predicted(setup: Setup, name: str, effort: str, records: Sequence[Record]) -
         return SPARE * median(short) * setup.epochs / setup.short_epochs
     sample = setup.seconds.get("sample", 0.0)
     template = named(name)
-    untrained = setup.seconds.get("int8", 0.0) + (PRICED * setup.seconds.get("price", 0.0)) * template.reads_graph
+    untrained = setup.seconds.get("int8", 0.0) + template.reads_graph * template.work * PRICED * setup.seconds.get(
+        "price", 0.0
+    )
     seconds = untrained + sample * len(setup.task.data("validation"))
     if template.trains:
         each = BACKWARD * len(setup.task.data("train")) + len(setup.task.data("validation"))

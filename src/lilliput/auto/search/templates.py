@@ -85,6 +85,8 @@ class Template:
     trains: bool = False
     reads_graph: bool = False
     removes_channels: bool = False
+    work: float = 1.0
+    """How long its methods that read the graph take, in those of rate-distortion rounding: for the first prediction."""
     slope: float = -4.0
     """d log(bytes) / d strength, until two tries tell it."""
 
@@ -142,6 +144,7 @@ TEMPLATES: tuple[Template, ...] = (
         name="prune_second_order+rate_distortion",
         passes=lambda s: [FoldBatchNorm(), SecondOrderPruning(sparsity=short(s["sparsity"])), s.rate(), *s.ends()],
         knobs=(SPARSITY, STEP),
+        work=5.0,
         reads_graph=True,
     ),
     Template(
