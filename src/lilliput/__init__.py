@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lilliput.auto.compress import compress as compress
     from lilliput.auto.compress import default_recipe as default_recipe
     from lilliput.auto.load import load as load
+    from lilliput.auto.unlabelled import unlabelled as unlabelled
     from lilliput.core.artifact import Artifact as Artifact
     from lilliput.core.artifact import InputSpec as InputSpec
     from lilliput.core.cost import CostTable as CostTable
@@ -69,6 +70,7 @@ _HOMES = {
     "lilliput.auto.check": ("check",),
     "lilliput.auto.load": ("load",),
     "lilliput.auto.compress": ("apply", "compress", "default_recipe"),
+    "lilliput.auto.unlabelled": ("unlabelled",),
     "lilliput.core.artifact": ("Artifact", "InputSpec"),
     "lilliput.core.cost": ("CostTable", "Measurement"),
     "lilliput.core.encoding": ("Encoding", "Grid", "Sharing"),

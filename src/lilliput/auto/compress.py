@@ -1,9 +1,11 @@
 """The front door: one call from a network and its task to the smallest file that still does the job."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -12,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lilliput.auto.search.budget import Latency
+from lilliput.auto.search.find import DEFAULT_TRIALS, TRIALS, Finder, Wish, is_search, misses
+from lilliput.auto.unlabelled import unlabelled
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import MaxDrop
@@ -41,7 +46,7 @@ SMALL_NETWORK = 100_000
 FEWEST_SAMPLES = 5
 SAMPLES_SEEN, MOST_EPOCHS = 60_000, 12
 """The default recipe fine-tunes for at most this many epochs, and fewer where the training set is large."""
-AnyTask = Task | tuple[Any, Any]
+AnyTask = Task | tuple[Any, Any] | Tensor | np.ndarray
 AnyRecipe = Recipe | Pass | str | Path | Sequence[Any] | dict[str, Any]
 
 
@@ -58,8 +63,7 @@ def default_recipe(
     if task.train is None:
         steps = [(FoldBatchNorm(),), (WeightClustering(n_clusters=64),), (Quantization(),)]
     else:
-        epochs = min(max(round(SAMPLES_SEEN / len(task.data("train"))), 1), MOST_EPOCHS)
-        tune = FineTune(epochs=epochs, learning_rate=2e-3)
+        tune = FineTune(epochs=epochs_for(task), learning_rate=2e-3)
         values = 15 if target is not None and target.preset.file == "flash" else 16  # and zero: 4 bits each in C
         steps = [
             (FoldBatchNorm(),),
@@ -69,6 +73,11 @@ def default_recipe(
             (Quantization(),),
         ]
     return Recipe(steps=tuple(Step(passes=s, guard=guard) for s in steps), seed=seed, target=target or Target())
+
+
+def epochs_for(task: Task) -> int:
+    """Of one fine-tuning: fewer where the training set is large."""
+    return min(max(round(SAMPLES_SEEN / len(task.data("train"))), 1), MOST_EPOCHS) if task.train is not None else 1
 
 
 def threads_for(model: nn.Module) -> int | None:
@@ -91,57 +100,175 @@ def compress(
     max_bytes: str | int | None = None,
     max_flash: str | int | None = None,
     max_ram: str | int | None = None,
+    max_latency: str | float | None = None,
+    time: str | float | None = None,
+    trials: int | None = None,
     recipe: AnyRecipe | None = None,
     seed: int | None = None,
     folder: str | Path | None = None,
+    join: bool = False,
     progress: Progress = SILENT,
     device: str | torch.device = "cpu",
     batch_size: int = 256,
 ) -> Result:
     """Compress a copy of `model`, measure it beside the float network and plain int8, and check the budgets.
 
-    Main arguments: `task` (a `Task`, or (X, y): classification for integer y, else regression; validation and test are
-    then split off), `target`, `max_drop` ("0.5pt", "1%"; also the guard of the default recipe), `max_bytes` of the
-    `.lil` file. Others: `recipe` (a Recipe, a YAML file, or passes) in place of the default; `target` and
-    `seed` then override the recipe's. `folder` is a run folder: an existing one is gone on with, for a new path
-    "runs/name" the next numbered one ("runs/0003-name") is made.
+    Main arguments: `task` (a `Task`; or (X, y): classification for integer y, else regression; or X alone: agreement
+    with the network itself; validation and test are then split off), `target`, `max_drop` ("0.5pt", "1%"; also the
+    guard of the default recipe), `max_bytes` of the `.lil` file. Others: `recipe` (a Recipe, a YAML file, or passes) in
+    place of the default; `target` and `seed` then override the recipe's. `folder` is a run folder: an existing one is
+    gone on with, for a new path "runs/name" the next numbered one ("runs/0003-name") is made.
 
-    There is no search yet: the result is that of one recipe; budgets that it misses are in `result.violations`.
+    With `time` ("20min") or `trials`, or where the default recipe misses a budget, recipes are searched for
+    (docs/search.md): the smallest network within `max_drop`, or without it the best within the other budgets.
+    `max_latency` is "0.5x" of the float network's in ONNX Runtime, or "2ms". `join` works on the search of another
+    process in `folder`. What misses a budget in the end is in `result.violations`. Ctrl-C gives the best so far.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - a class, easily
         found = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__} as model"
         raise UsageError("compress", found, "give an nn.Module")
-    task = as_task(task)
+    task = unlabelled(model, task) if isinstance(task, (Tensor, np.ndarray)) else as_task(task)
     most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
     if max_drop is not None:
         parse_drop(max_drop, task.score, 0.0)  # a budget that cannot be read is found now, not after hours
+    latency = None if max_latency is None else Latency.of(max_latency)
+    budgets = Budgets(max_drop=max_drop, max_bytes=most_bytes, latency=latency)
+    how: dict[str, Any] = {"progress": progress, "device": device, "batch_size": batch_size}
+    wish = None
     if recipe is None:
         chosen = as_target(target, max_flash, max_ram)
         plan = default_recipe(task, chosen, max_drop=max_drop, seed=seed or 0)
+        plan = replace(plan, threads=plan.threads or threads_for(model))
+        wish = wish_for(task, plan, budgets, max_latency=max_latency, time=time, trials=trials, join=join)
+    elif time is not None or trials is not None or join:
+        raise UsageError("compress with a recipe", "time, trials or join", "leave out the recipe to search for one")
     else:
         plan = as_recipe(recipe, seed)
         plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
         check_recipe(plan, model)
-    plan = replace(plan, threads=plan.threads or threads_for(model))
-    where = None if folder is None else RunFolder.at(folder)
-    with where.held() if where is not None else nullcontext():
-        outcome = run(model, task, plan, folder=where, progress=progress, device=device, batch_size=batch_size)
+        plan = replace(plan, threads=plan.threads or threads_for(model))
+    if join and folder is None:
+        raise UsageError("join", "no folder", "give the run folder of a search")
+    where = None if folder is None else RunFolder.open(folder) if join else RunFolder.at(folder)
+    with where.held() if where is not None and not join else nullcontext():
+        outcome, tried = made(model, task, plan, wish, where, how)
+        if wish is not None and tried:
+            budgets = replace(budgets, max_drop=wish.max_drop)
+        where = None if join else where  # the folder's files are those of the process that has begun
         if where is not None:
             where.write("net.lil", stored.dumps(outcome.artifact))  # first: no later failure loses the network
             if reason := stored.why_no_graph(outcome.artifact):
                 progress.say(f"net.lil holds no graph, so that it needs the model's code: {reason}")
         result = measured(model, task, outcome, folder=where, progress=progress)
-        result.budgets = _budgets(result, outcome, max_drop, most_bytes)
+        result.trials = tried
+        result.points = [
+            {key: trial[key] for key in ("name", "bytes", "score", "feasible")}
+            for trial in tried
+            if trial.get("bytes") and trial.get("score") is not None
+        ]
+        result.budgets = _budgets(result, outcome, budgets)
         result.violations += [
             Violation(budget=b.budget, limit=b.limit, found=b.found, text=b.text) for b in result.budgets if not b.met
         ]
-        result.doubts = _doubts(task, outcome, judged=max_drop is not None)
+        result.doubts = _doubts(task, outcome, judged=budgets.max_drop is not None or bool(tried))
         for doubt in result.doubts:
             progress.say(doubt)
         result.uses = dict(outcome.context.evaluator.uses)
         if where is not None:
             finish(result, where)
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """Those that are not of the target, as they were given or read."""
+
+    max_drop: str | float | None
+    max_bytes: int | None
+    latency: Latency | None
+
+
+def wish_for(
+    task: Task,
+    plan: Recipe,
+    budgets: Budgets,
+    *,
+    max_latency: str | float | None,
+    time: str | float | None,
+    trials: int | None,
+    join: bool = False,
+) -> Wish | None:
+    """What a search would be asked for; None if nothing that can be missed is asked for, and no time is given.
+
+    Without any budget the score may drop as far as it may in the default recipe.
+    """
+    limits = (budgets.max_drop, budgets.max_bytes, budgets.latency, plan.target.flash, plan.target.ram)
+    asked = any(limit is not None for limit in limits)
+    if not (asked or time is not None or trials is not None or join):
+        return None
+    usual = DEFAULT_DROP if task.score.unit == "%" else DEFAULT_RELATIVE_DROP
+    return Wish(
+        max_drop=budgets.max_drop if asked else usual,
+        max_bytes=budgets.max_bytes,
+        max_latency=max_latency,
+        time=time,
+        trials=trials,
+        epochs=epochs_for(task),
+        seed=plan.seed,
+        threads=plan.threads,
+        join=join,
+    )
+
+
+def search_plan(
+    model: nn.Module,
+    task: Task,
+    target: Target,
+    *,
+    max_drop: str | float | None = None,
+    max_bytes: int | None = None,
+    max_latency: str | float | None = None,
+    time: str | float | None = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+) -> str:
+    """What a search would do: templates that fit, those that do not and why, predicted minutes."""
+    plan = default_recipe(task, target, max_drop=max_drop, seed=seed or 0)
+    plan = replace(plan, threads=plan.threads or threads_for(model))
+    latency = None if max_latency is None else Latency.of(max_latency)
+    budgets = Budgets(max_drop=max_drop, max_bytes=max_bytes, latency=latency)
+    trials = DEFAULT_TRIALS if time is None and trials is None else trials
+    wish = cast(Wish, wish_for(task, plan, budgets, max_latency=max_latency, time=time, trials=trials))
+    return Finder(model=model, task=task, target=target, wish=wish, device=device).plan()
+
+
+def made(
+    model: nn.Module,
+    task: Task,
+    plan: Recipe,
+    wish: Wish | None,
+    where: RunFolder | None,
+    how: dict[str, Any],
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """By the recipe, or by a search if there is a wish that the recipe does not fulfil; then with what was tried."""
+    finder = (
+        None if wish is None else Finder(model=model, task=task, target=plan.target, wish=wish, folder=where, **how)
+    )
+    at_once = wish is not None and (wish.time is not None or wish.trials is not None or wish.join or is_search(where))
+    if not at_once:
+        outcome = run(model, task, plan, folder=where, **how)
+        if finder is None or not misses(outcome, finder):
+            return outcome, []
+        if find_spec("optuna") is None:
+            how["progress"].say(
+                "the default recipe misses a budget; pip install 'lilliput[search]' to search for another"
+            )
+            return outcome, []
+        how["progress"].say("the default recipe misses a budget: searching for one that does not")
+        finder.default = outcome
+    found = cast(Finder, finder).find()
+    return found.outcome, found.trials
 
 
 def apply(model: nn.Module, task: AnyTask, recipe: AnyRecipe, **more: Any) -> Result:
@@ -199,6 +326,8 @@ def finish(result: Result, folder: RunFolder) -> None:
     folder.write_json("report.json", result.report_data())
     folder.write("table.csv", result.to_csv())
     folder.write("table.txt", result.table() + "\n")
+    if result.trials:
+        folder.write_json(TRIALS, result.trials)
 
 
 def as_task(task: AnyTask) -> Task:
@@ -281,12 +410,13 @@ def _doubts(task: Task, outcome: Outcome, *, judged: bool) -> list[str]:
     return doubts(task, {role: evaluator.reference(role) for role in roles_of(task, judged=judged)})
 
 
-def _budgets(result: Result, outcome: Outcome, max_drop: str | float | None, max_bytes: int | None) -> list[Budget]:
+def _budgets(result: Result, outcome: Outcome, budgets: Budgets) -> list[Budget]:
     """Every budget that was given. Looks at validation if a drop of the score is among them."""
     found: list[Budget] = []
+    max_drop = budgets.max_drop
     ours = result.columns[-1].measurements
     limits: list[tuple[str, float | None, str]] = [
-        ("max_bytes", max_bytes, "file"),
+        ("max_bytes", budgets.max_bytes, "file"),
         ("max_flash", cast(Any, result.target.flash), "planned flash"),
         ("max_ram", cast(Any, result.target.ram), "planned RAM"),
     ]
@@ -295,6 +425,12 @@ def _budgets(result: Result, outcome: Outcome, max_drop: str | float | None, max
             value = ours[row].value
             text = f"{name}: {value:,.0f} bytes, at most {limit:,.0f} wanted"
             found.append(Budget(budget=name, limit=limit, found=value, unit="B", met=value <= limit, text=text))
+    if budgets.latency is not None:
+        row, unit = ("latency ratio", "x") if budgets.latency.quantity == "ratio" else ("latency", "ms")
+        value, limit = ours[row].value if row in ours else math.inf, budgets.latency.limit
+        asked = f"max_latency: {value:.3g} {unit}, at most {limit:.3g} wanted"
+        text = asked if row in ours else "max_latency: not measured"
+        found.append(Budget(budget="max_latency", limit=limit, found=value, unit=unit, met=value <= limit, text=text))
     if max_drop is not None:
         context, score = outcome.context, result.score
         reference = context.evaluator.reference("validation")

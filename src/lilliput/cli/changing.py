@@ -1,15 +1,19 @@
 """Commands that make a network: compress, apply, demo, train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lilliput.cli.console import ConsoleProgress, commands_of, complain, out, out_json
 from lilliput.cli.interrupts import STOPS, stopped
 from lilliput.cli.options import DataName, DataRoot, Device, Download, Json, Model, Quiet, Seed, TargetName, Weights
-from lilliput.core.errors import LilliputError
+from lilliput.core.errors import LilliputError, UsageError
 from lilliput.core.files import is_disk_trouble
+
+if TYPE_CHECKING:
+    from lilliput.pipeline.folder import RunFolder
+    from lilliput.report.result import Result
 
 
 def compress(
@@ -26,14 +30,26 @@ def compress(
     max_bytes: Annotated[str | None, typer.Option(help="of the .lil file: 60kB, 64KiB")] = None,
     max_flash: Annotated[str | None, typer.Option(help="planned flash: 256KiB")] = None,
     max_ram: Annotated[str | None, typer.Option(help="planned RAM: 64KiB")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help='"0.5x" of the float network\'s, or "2ms"; ONNX Runtime')
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="search for the best recipe so long: 20min")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="search with so many candidates")] = None,
     runs: Annotated[Path, typer.Option("--out", help="where run folders go")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="go on with this run folder")] = None,
+    join: Annotated[Path | None, typer.Option(help="work on the search of another process in this run folder")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what a search would do, and how long it takes")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="in place of the recipe's (0)")] = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder."""
+    """Compress a network, compare it with float and plain int8, write .lil, ONNX and a run folder.
+
+    With --time or --trials, or where the default recipe misses a budget, a better recipe is searched for.
+    """
     from lilliput.auto.compress import as_recipe, as_target, check_recipe
     from lilliput.auto.compress import compress as run_compress
     from lilliput.core.score import parse_drop
@@ -42,6 +58,7 @@ def compress(
     from lilliput.zoo.registry import ZOO, open_model
 
     progress = ConsoleProgress(quiet=quiet)
+    _check_search(recipe=recipe, max_latency=max_latency, time=time, trials=trials, join=join, resume=resume)
     plan = None if recipe is None else as_recipe(recipe, seed)  # what is wrong is found before data is read
     if plan is not None and model in ZOO:
         check_recipe(plan, ZOO[model].model())
@@ -54,9 +71,28 @@ def compress(
         check_recipe(plan, net)  # and before a run folder is made
     for line in task.roles():
         progress.say(line)
+    if dry_run:
+        from lilliput.auto.compress import search_plan
+
+        out(
+            search_plan(
+                net,
+                task,
+                as_target(target, max_flash, max_ram),
+                max_drop=max_drop,
+                max_bytes=most_bytes,
+                max_latency=max_latency,
+                time=time,
+                trials=trials,
+                seed=seed,
+                device=device,
+            )
+        )
+        return
+    going_on = resume or join
     folder = (
-        RunFolder.open(resume)
-        if resume is not None
+        RunFolder.open(going_on)
+        if going_on is not None
         else RunFolder.create(runs, model.rpartition("/")[2].replace(".py:", "-"))
     )
     progress.say(f"run folder {folder.path}")
@@ -69,9 +105,13 @@ def compress(
             max_bytes=most_bytes,
             max_flash=max_flash,
             max_ram=max_ram,
+            max_latency=max_latency,
+            time=time,
+            trials=trials,
             recipe=plan,
             seed=seed,
             folder=folder.path,
+            join=join is not None,
             progress=progress,
             device=device,
         )
@@ -80,18 +120,60 @@ def compress(
         more = {"--target": target, **budgets, "--seed": seed}
         folder.write_json("command.json", {"commands": commands_of(folder.path, model, recipe, sources, more)})
     except STOPS as stop:
-        raise typer.Exit(stopped(stop, f"finished steps are kept: go on with --resume {folder.path}")) from None
+        raise typer.Exit(stopped(stop, _kept(folder))) from None
     except LilliputError as error:
         if is_disk_trouble(error):
             error = type(error)(error.asked, error.found, f"{error.do}, then go on with --resume {folder.path}")
         raise error from error.__cause__
+    _show(result, folder, as_json=as_json, joined=join is not None)
+
+
+def _check_search(
+    *,
+    recipe: Path | None,
+    max_latency: str | None,
+    time: str | None,
+    trials: int | None,
+    join: Path | None,
+    resume: Path | None,
+) -> None:
+    """What cannot be meant is found before data are read, and before a run folder is made."""
+    from lilliput.auto.search.budget import Latency
+    from lilliput.core.target import parse_seconds
+
+    if max_latency is not None:
+        Latency.of(max_latency)
+    if time is not None:
+        parse_seconds(time)
+    if recipe is not None and (time is not None or trials is not None or join is not None):
+        raise UsageError("--recipe", "--time, --trials or --join", "leave out the recipe to search for one")
+    if join is not None and resume is not None:
+        raise UsageError("--join", "--resume", "give one of them")
+
+
+def _kept(folder: "RunFolder") -> str:
+    """What an interrupted run leaves."""
+    from lilliput.auto.search.find import is_search
+
+    best = folder.path / "net.lil"
+    if is_search(folder) and best.is_file():
+        size = f"{best.stat().st_size:,} bytes"
+        return f"the best so far is {best} ({size}): go on with --resume {folder.path}"
+    return f"finished steps are kept: go on with --resume {folder.path}"
+
+
+def _show(result: "Result", folder: "RunFolder", *, as_json: bool, joined: bool) -> None:
+    """The result, and the exit code that says what is wrong with it."""
     if as_json:
         out_json({**result.to_data(), "folder": str(folder.path)})
     else:
         out(result.table())
+        files = ["net.lil", "recipe.yaml", "result.json", "table.txt", *(["trials.json"] if result.trials else [])]
+        files += [c.onnx.name for c in result.columns if c.onnx is not None]
         out(
-            f"\nwritten to {folder.path}: net.lil, recipe.yaml, result.json, table.txt"
-            + "".join(f", {c.onnx.name}" for c in result.columns if c.onnx is not None)
+            f"\nthe search in {folder.path} has the trials of this process, too"
+            if joined
+            else f"\nwritten to {folder.path}: {', '.join(files)}"
         )
     if result.mismatches:
         complain(result.mismatches[0])

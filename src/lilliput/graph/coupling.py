@@ -397,7 +397,7 @@ RULES_OF_ONE: dict[str, Callable[[_Reader, Node, Tensor], None]] = {
 def _spread(channels: Tensor, shape: Sequence[int], dim: int = 1) -> Tensor:
     """Labels of a value that has these channels in a dimension: nothing is copied."""
     if len(channels) == 1:
-        return channels.reshape([1] * len(shape)).expand(*shape)
+        return channels.reshape([1] * len(shape)).expand(tuple(shape))  # of no dimensions where a node gives several
     return channels.reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(*shape)
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.device import as_device
-from lilliput.core.edits import fingerprint
 from lilliput.core.errors import ArtifactError
 from lilliput.core.files import explained
 from lilliput.core.guard import Guard, MinAgreement, Verdict
@@ -23,6 +22,7 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.score import parse_drop
 from lilliput.core.task import Task
 from lilliput.graph.integer import runnable
+from lilliput.pipeline.cache import StepCache, identity_of
 from lilliput.pipeline.folder import RunFolder
 from lilliput.pipeline.recipe import Recipe, Step
 
@@ -49,12 +49,13 @@ def run(
     device: str | torch.device = "cpu",
     batch_size: int = 256,
     like: Artifact | None = None,
+    cache: StepCache | None = None,
 ) -> Outcome:
     """Apply the recipe to a copy of `model`. The caller's model is never changed.
 
     With a folder, finished steps are saved; if the folder already holds finished steps of the same recipe, model and
     data, the run goes on after them and ends in the same bytes as an uninterrupted one. `like` is an artifact of the
-    same model: its traces serve this run too.
+    same model: its traces serve this run too. `cache` has the beginnings of other runs, and keeps those of this one.
     """
     place = as_device(device)
     for step in recipe.steps:  # a guard that cannot be judged is found before the first step, not after it
@@ -77,6 +78,12 @@ def run(
         )
         outcome = Outcome(artifact=net, recipe=recipe, context=context)
         done = _begin(folder, model, task, recipe, outcome) if folder is not None else 0
+        if cache is not None and not done:
+            begun = cache.longest(recipe, model, task.spec)
+            if begun is not None:
+                begun.artifact.memo = net.memo
+                outcome.artifact, outcome.trail, outcome.statistics = begun.artifact, begun.trail, begun.statistics
+                done = len(begun.trail)
         for index, step in enumerate(recipe.steps):
             if index < done:
                 continue
@@ -88,6 +95,8 @@ def run(
                 folder.write(f"step-{index:02d}.lil", data)
                 folder.append(entry)
                 _drop_checkpoints(folder, index)  # not before: whatever fails up to here, no training is lost
+            if cache is not None:
+                cache.keep(recipe, outcome.artifact, outcome.trail, outcome.statistics)
         data = {key: value for key, value in recipe.to_data().items() if key != "lilliput"}  # the file has a version
         outcome.artifact.to_("cpu").recipe = [{"recipe": data}]
         return outcome
@@ -170,12 +179,7 @@ def _check_guard(guard: Guard, task: Task) -> None:
 
 def _begin(folder: RunFolder, model: nn.Module, task: Task, recipe: Recipe, outcome: Outcome) -> int:
     """Note what the run is about; take up finished steps. Returns their number."""
-    identity = {
-        "recipe": recipe.to_data(),
-        "model": fingerprint(model),
-        "weights": weights_hash(model),
-        "data": {r: task.data(r).fingerprint() for r in ("train", "validation") if task.has(r)},
-    }
+    identity = {"recipe": recipe.to_data(), **identity_of(model, task, weights_hash(model))}
     folder.tidy()
     if not (folder.path / "run.json").exists():
         folder.cut_trail(0)

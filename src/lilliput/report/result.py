@@ -78,6 +78,8 @@ class Result:
     points: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Candidates of a search: {name, bytes, score, feasible}."""
     uses: dict[str, int] = field(default_factory=dict[str, int])
+    trials: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The candidates of a search: name, settings, bytes, score (on validation), feasible, seconds, rung, refused."""
     folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -189,6 +191,7 @@ class Result:
             "recipe": self.recipe.to_data(),
             "trail": self.trail,
             "uses": self.uses,
+            "trials": self.trials,
             "doubts": self.doubts,
             "roles": self.task.roles(),
             "feasible": self.feasible,

@@ -220,11 +220,25 @@ class _Run:
         return trial
 
     def _start(self) -> float:
-        """A tenth of what a weight that goes costs, in the geometric mean over channels."""
-        costs: list[Tensor] = []
-        for node in self.layers.nodes:
-            weight = self.rounding.before[node.state["weight"]].flatten(1).double()
-            costs.append(self.rounding.slopes[node.name].diagonal() * weight.square().mean(1))
-        every = torch.cat(costs)
-        alive = every[every > 0]
-        return 0.05 * float(alive.log().mean().exp()) if len(alive) else 1.0
+        return first_price(self.layers, self.rounding.before, self.rounding.slopes)
+
+
+def usual_price(net: Artifact, context: Context, samples: int = 256) -> float:
+    """The price from which a search for one starts, 1 where there is nothing to price."""
+    layers = Layers.of(RateDistortion(), net)
+    if not layers.nodes:
+        return 1.0
+    inputs, _ = samples_of(net, context, samples)
+    before = {name: t.detach().cpu() for name, t in net.module.state_dict().items()}
+    return first_price(layers, before, importance(layers.graph, inputs, before, layers.nodes, context.generator))
+
+
+def first_price(layers: Layers, before: Mapping[str, Tensor], slopes: Mapping[str, Tensor]) -> float:
+    """A tenth of what a weight that goes costs, in the geometric mean over channels."""
+    costs: list[Tensor] = []
+    for node in layers.nodes:
+        weight = before[node.state["weight"]].flatten(1).double()
+        costs.append(slopes[node.name].diagonal() * weight.square().mean(1))
+    every = torch.cat(costs)
+    alive = every[every > 0]
+    return 0.05 * float(alive.log().mean().exp()) if len(alive) else 1.0

@@ -1,0 +1,138 @@
+"""What a search finds for byte limits, beside pruning alone, quantization alone and clustering alone.
+
+    LILLIPUT_TEST_DATA=folder python benchmarks/search_front.py [digits | fashion]
+
+One thread. digits-cnn at 4, 3 and 2 kB, a minute of search each; LeNet-5 (tanh) on Fashion-MNIST, trained
+here for 2 epochs, at 30 kB, two minutes. "Alone": one method at several strengths on the same network,
+trained like the search's full trainings; pruned weights that stay are float32. Files are whole, with graph and recipe.
+Test is read once for each network that is shown.
+
+Writes results/search_front.json and .txt.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1"))  # before numpy
+
+import torch
+
+import lilliput as ll
+from lilliput.auto.compress import epochs_for
+from lilliput.core.artifact import Artifact
+from lilliput.core.guard import FullForward
+from lilliput.core.progress import Progress
+from lilliput.graph import stored
+from lilliput.graph.integer import runnable
+from lilliput.pipeline.run import run
+from lilliput.report.result import environment
+from lilliput.training.fit import fit
+from lilliput.training.settings import FitSettings
+from lilliput.zoo.registry import open_model
+
+RESULTS = Path(__file__).parent / "results"
+LIMITS = {"digits": ((4_000, 3_000, 2_000), "60s"), "fashion": ((30_000,), "2min")}
+
+
+class Said(Progress):
+    def say(self, text):
+        if text.startswith(("trial", "best:", "search")):
+            print("   ", text, flush=True)
+
+
+def opened(name):
+    if name == "digits":
+        return open_model("digits-cnn")
+    folder = Path(os.environ["LILLIPUT_TEST_DATA"])
+    model, task = open_model("lenet5-tanh", data="fashion-mnist", data_root=folder, trained=False)
+    net = Artifact.of(model, task.spec)
+    fit(net, task, FitSettings(epochs=2, learning_rate=1e-3), generator=torch.Generator().manual_seed(0))
+    return net.module, task
+
+
+def alone(task):
+    """{name: recipes of one method, from strong to mild}; fewer of them for the larger network."""
+    tune = ll.FineTune(epochs=epochs_for(task), learning_rate=2e-3)
+    fold = ll.FoldBatchNorm()
+    every = 1 if len(task.data("train")) < 10_000 else 2
+    return {
+        "prune only": [[fold, ll.MagnitudePruning(sparsity=s), tune] for s in (0.8, 0.9, 0.95, 0.98)[::-every]],
+        "quantize only": [[fold, ll.MixedPrecision(average_bits=b)] for b in (4.0, 3.0, 2.5, 2.0)[::-every]],
+        "cluster only": [[fold, ll.WeightClustering(n_clusters=n), tune] for n in (8, 4, 3, 2)[::-every]],
+    }
+
+
+def scores(model, task, artifact):
+    evaluator = FullForward(task, model)
+    network = runnable(artifact)
+    return {role: task.score.value(evaluator(network, role).rows) for role in ("validation", "test")}
+
+
+def measured(name):
+    model, task = opened(name)
+    rows = [{"name": "float", "bytes": len(stored.dumps(Artifact.of(model, task.spec)))}]
+    rows[0] |= scores(model, task, Artifact.of(model, task.spec))
+    rows += searched(model, task, name)
+    for kind, recipes in alone(task).items():
+        for recipe in recipes:
+            started = time.process_time()
+            steps = tuple(ll.Step(passes=(p,)) for p in recipe)
+            artifact = run(model, task, ll.Recipe(steps=steps, threads=1)).artifact
+            row = {"name": kind, "bytes": len(stored.dumps(artifact)), "settings": recipe[1].settings()}
+            row |= scores(model, task, artifact) | {"cpu_s": round(time.process_time() - started, 1)}
+            rows.append(row)
+            print(line(row), flush=True)
+    return rows
+
+
+def searched(model, task, name):
+    rows = []
+    limits, seconds = LIMITS[name]
+    for limit in limits:
+        started = time.monotonic()
+        result = ll.compress(model, task, max_bytes=limit, time=seconds, progress=Said())
+        ours = result.columns[-1].measurements
+        chosen = min((t for t in result.trials if t["feasible"]), key=lambda t: (t["drop"], t["bytes"]))
+        row = {"name": f"search, {limit:,} B", "bytes": int(ours["file"].value), "settings": chosen["name"]}
+        row |= {"validation": chosen["score"], "test": ours["accuracy"].value, "feasible": result.feasible}
+        row |= {"trials": sum(t["trial"] is not None for t in result.trials), "s": round(time.monotonic() - started)}
+        rows.append(row)
+        print(line(row), flush=True)
+        front = [{k: t[k] for k in ("name", "bytes", "score", "feasible")} for t in result.trials if t["bytes"]]
+        row["candidates"] = front
+    return rows
+
+
+def line(row):
+    settings = row.get("settings", "")
+    text = settings if isinstance(settings, str) else ", ".join(f"{k} {v}" for k, v in settings.items())
+    more = f"{row['trials']:>4} trials in {row['s']} s" if "trials" in row else ""
+    return (
+        f"{row['name']:<18}{row['bytes']:>9,} B{row['validation']:>10.2f}%{row['test']:>10.2f}%  {text} {more}".rstrip()
+    )
+
+
+def main():
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:] or list(LIMITS)
+    path = RESULTS / "search_front.json"
+    found = {}
+    for name in wanted:
+        rows = measured(name)
+        found = json.loads(path.read_text()) if path.exists() else {}  # read late: two of them may run
+        found[name] = rows
+        found["environment"] = environment()
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    text = []
+    for name in LIMITS:
+        if name in found:
+            text += [name, f"{'':<18}{'bytes':>11}{'validation':>11}{'test':>11}", *(line(r) for r in found[name]), ""]
+    (RESULTS / "search_front.txt").write_text("\n".join(text))
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

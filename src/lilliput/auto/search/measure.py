@@ -1,0 +1,92 @@
+"""A candidate in numbers: bytes, planned memory, the score on validation, and the latency if it has a limit."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from lilliput.auto.search.budget import Measured
+from lilliput.auto.search.setup import Setup
+from lilliput.core.artifact import Artifact
+from lilliput.core.guard import Evaluation, evaluate
+from lilliput.export import onnx as onnx_export
+from lilliput.export.c.plan import planned
+from lilliput.graph import stored
+from lilliput.graph.integer import runnable
+from lilliput.graph.trace import graph_of
+from lilliput.measure.latency import interleaved, session_runner, single_thread
+from lilliput.measure.runtime import session as open_session
+from lilliput.report.compare import onnx_target, samples_of
+
+SUBSET = 1000
+"""Samples of validation, spread over it, that judge before all of them do."""
+REPEATS = 15
+
+
+class Judge:
+    """Measures artifacts of one search. The test role is never read."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        data = setup.task.data("validation")
+        self.index = torch.linspace(0, len(data) - 1, SUBSET).long() if len(data) > 2 * SUBSET else None
+
+    @property
+    def has_subset(self) -> bool:
+        return self.index is not None
+
+    def measure(self, artifact: Artifact, *, subset: bool = False, timed: bool = True) -> Measured:
+        setup = self.setup
+        graph = graph_of(artifact)
+        ram, flash = (m.value for m in planned(artifact, graph, setup.target))
+        evaluation = self._evaluation(artifact, subset=subset)
+        score = setup.task.score.value(evaluation.rows)
+        before = setup.task.score.value(self._reference(subset=subset).rows)
+        times = self._times(artifact) if timed and setup.budget.times else (None, None)
+        return Measured(
+            bytes=float(len(stored.dumps(artifact))),
+            flash=flash,
+            ram=ram,
+            score=score,
+            drop=before - score if setup.task.score.higher_is_better else score - before,
+            ratio=times[0],
+            milliseconds=times[1],
+        )
+
+    def least_drop(self, artifact: Artifact) -> float:
+        """On the subset: what is lost at least, by the 95% interval of the paired difference."""
+        score = self.setup.task.score
+        ours, theirs = self._evaluation(artifact, subset=True), self._reference(subset=True)
+        _, (low, high) = score.difference(ours.rows, theirs.rows)
+        return -high if score.higher_is_better else low
+
+    def _evaluation(self, artifact: Artifact, *, subset: bool) -> Evaluation:
+        setup, evaluator = self.setup, self.setup.evaluator
+        model = runnable(artifact)
+        if not subset or self.index is None:
+            return evaluator(model, "validation")
+        evaluator.count("validation", 1)
+        part = setup.task.data("validation").subset(self.index)
+        outputs = evaluator.reference("validation").outputs
+        original = None if outputs is None else outputs[self.index]
+        return evaluate(model, setup.task, part, "validation", original, setup.batch_size, evaluator.device)
+
+    def _reference(self, *, subset: bool) -> Evaluation:
+        found = self.setup.evaluator.reference("validation")
+        if not subset or self.index is None:
+            return found
+        return Evaluation(role=found.role, rows=found.rows[self.index], ok=found.ok[self.index])
+
+    def _times(self, artifact: Artifact) -> tuple[float, float]:
+        """ONNX Runtime, one thread, batch 1: (ratio to float, milliseconds)."""
+        setup = self.setup
+        x = samples_of(setup.task, "validation", 1).numpy()
+        with TemporaryDirectory() as folder, single_thread():
+            runners = {}
+            for name, net in (("float", setup.original), ("ours", artifact)):
+                path = Path(folder) / f"{name}.onnx"
+                onnx_export.export(net, path, target=onnx_target(setup.target))
+                session = open_session(str(path), threads=1)
+                runners[name] = session_runner(session, {session.get_inputs()[0].name: x}, threads=1)
+            timings = interleaved(runners, repeats=REPEATS, warmup=3, min_time_ms=1.0)
+        return timings.ratio("ours", "float").value, timings.latency("ours").value

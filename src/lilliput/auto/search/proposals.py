@@ -1,0 +1,126 @@
+"""What to try next: first spread over the templates and towards the limits, then what the sampler says."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lilliput.auto.search.record import FULL, SHORT, UNTRAINED, Candidate, Record, best, order
+from lilliput.auto.search.setup import Setup, named
+from lilliput.auto.search.strength import STRIDE, Point, next_strength
+from lilliput.auto.search.templates import STRENGTH, Template
+
+OPENING = 3
+"""Tries of each template on its way to the limits, those of the first template before all others."""
+PROMOTED = 3
+"""One in so many candidates with short trainings gets full ones; and so many of the best ones at the end."""
+SAME = 0.004
+"""Strengths that are as good as equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """What may still be done: `trials` (None = any number), whether a candidate `fits` the time, the `ending`."""
+
+    trials: int | None
+    fits: Callable[[str, str], bool]
+    ending: bool = False
+
+
+def effort_of(setup: Setup, template: Template) -> str:
+    """Of a first try: short trainings, unless those are as long as full ones."""
+    if not template.trains:
+        return UNTRAINED
+    return SHORT if setup.short_epochs < setup.epochs else FULL
+
+
+def propose(setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left) -> Candidate | None:
+    """The next candidate; None where the sampler should choose."""
+    return (
+        _promotion(setup, records, under_way, left)
+        or _opening(setup, records, under_way, left)
+        or _refinement(setup, records, under_way, left)
+    )
+
+
+def around(setup: Setup, records: Sequence[Record]) -> dict[str, float]:
+    """By template: the strength where its candidates are thought to keep the limits."""
+    return {t.name: _strength(setup, t, records) for t in setup.templates}
+
+
+def _promotion(setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left) -> Candidate | None:
+    """Full trainings for the best of those with short ones."""
+    short = [r for r in records if r.effort == SHORT and not r.refused and _worth(setup, r)]
+    done = {r.of for r in records} | {c.of for c in under_way}
+    waiting = [r for r in short if r.number not in done]
+    if not waiting:
+        return None
+    promoted = len(short) - len(waiting)
+    last = left.ending or (left.trials is not None and left.trials <= PROMOTED)
+    if len(short) < PROMOTED * (promoted + 1) and not (last and promoted < PROMOTED):
+        return None
+    chosen = min(waiting, key=lambda r: order(setup.budget, r))
+    if not left.fits(chosen.name, FULL):
+        return None
+    return Candidate(template=chosen.name, values=chosen.values, effort=FULL, of=chosen.number)
+
+
+def _worth(setup: Setup, record: Record) -> bool:
+    """More training gives back score, not bytes."""
+    return record.measured is not None and not set(setup.budget.missed(record.measured)) - {"max_drop"}
+
+
+def _opening(setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left) -> Candidate | None:
+    busy = [c.template for c in under_way]
+    tries = {
+        t.name: busy.count(t.name) + sum(r.name == t.name and r.of is None for r in records) for t in setup.templates
+    }
+    first = setup.templates[:1]
+    for wanted, templates in ((OPENING, first), *((n, setup.templates) for n in range(1, OPENING + 1))):
+        for template in templates:
+            if tries[template.name] < wanted and template.name not in busy:
+                found = _towards_limit(setup, template, records, left, {k.name: k.usual for k in template.knobs})
+                if found is not None:
+                    return found
+    return None
+
+
+def _refinement(
+    setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left
+) -> Candidate | None:
+    """Every second time: the best template with its best knobs, nearer to the limits."""
+    if len(records) % 2 or any(c.effort != UNTRAINED for c in under_way):
+        return None
+    leader = best(setup.budget, [r for r in records if any(t.name == r.name for t in setup.templates)])
+    if leader is None:
+        return None
+    values = {k: v for k, v in leader.values.items() if k != STRENGTH}
+    return _towards_limit(setup, named(leader.name), records, left, values)
+
+
+def _towards_limit(
+    setup: Setup, template: Template, records: Sequence[Record], left: Left, values: Mapping[str, float]
+) -> Candidate | None:
+    effort = effort_of(setup, template)
+    if not left.fits(template.name, effort):
+        return None
+    strength = _strength(setup, template, records, values)
+    tried = [r.values[STRENGTH] for r in records if r.name == template.name and _same(r.values, values)]
+    if any(abs(strength - t) < SAME for t in tried):
+        return None
+    return Candidate(template=template.name, values={STRENGTH: strength, **values}, effort=effort)
+
+
+def _strength(
+    setup: Setup, template: Template, records: Sequence[Record], values: Mapping[str, float] | None = None
+) -> float:
+    """From the template's candidates with the same other knobs, if there are two; else from all of them."""
+    own = [r for r in records if r.name == template.name and r.measured is not None]
+    alike = [r for r in own if values is not None and _same(r.values, values)]
+    points: list[Point] = [
+        (r.values[STRENGTH], r.measured) for r in (alike if len(alike) > 1 else own) if r.measured is not None
+    ]
+    refused = sum(r.name == template.name and r.measured is None and r.rung == 0 for r in records)
+    return next_strength(points, setup.budget, template.start + STRIDE * refused, template.slope)
+
+
+def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return all(abs(one[k] - v) < 1e-9 for k, v in other.items() if k != STRENGTH)

@@ -1,0 +1,166 @@
+"""What every candidate of a search shares: the network, the task, the budget, and what was found out at the start."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lilliput.auto.search.budget import Budget
+from lilliput.auto.search.record import SHORT, UNTRAINED, Candidate
+from lilliput.auto.search.templates import TEMPLATES, Setting, Template
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import ArtifactError, LilliputError
+from lilliput.core.guard import FullForward
+from lilliput.core.method import Context
+from lilliput.core.progress import Progress
+from lilliput.core.target import Target
+from lilliput.core.task import Task
+from lilliput.graph.coupling import channel_groups, shapes_of
+from lilliput.graph.trace import graph_of
+from lilliput.methods.second_order.rate_distortion import usual_price
+from lilliput.methods.tuning.fine_tune import FineTune
+from lilliput.pipeline.cache import StepCache
+from lilliput.pipeline.recipe import Recipe, Step
+from lilliput.pipeline.run import Outcome, run
+
+SHORTER = 4
+"""Short trainings have this part of the epochs of full ones."""
+C_VALUES = 15
+"""And zero: 4 bits each in generated C."""
+
+
+@dataclass(kw_only=True)
+class Setup:
+    model: nn.Module
+    task: Task
+    target: Target
+    budget: Budget
+    epochs: int
+    seed: int = 0
+    threads: int | None = None
+    device: str | torch.device = "cpu"
+    batch_size: int = 256
+    progress: Progress
+    evaluator: FullForward
+    folder: Path
+    cache: StepCache
+    templates: tuple[Template, ...] = ()
+    dropped: dict[str, str] = field(default_factory=dict[str, str])
+    price: float = 1.0
+    ram: float = 0.0
+    """Planned for plain int8."""
+    integer_activations: bool = True
+    floats: dict[str, str] = field(default_factory=dict[str, str])
+    """What integers cannot do in this network, and why."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """Measured at the start: "sample" (one through the network), "price", "int8"."""
+    original: Artifact = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.original = Artifact.of(self.model, self.task.spec)
+
+    @property
+    def short_epochs(self) -> int:
+        return max(1, self.epochs // SHORTER)
+
+    def epochs_of(self, effort: str) -> int:
+        return 0 if effort == UNTRAINED else self.short_epochs if effort == SHORT else self.epochs
+
+    def recipe(self, candidate: Candidate, *, effort: str | None = None) -> Recipe:
+        """Without guards: a candidate is judged as a whole."""
+        setting = Setting(
+            values=candidate.values,
+            epochs=self.epochs_of(effort or candidate.effort),
+            price=self.price,
+            integer_activations=self.integer_activations,
+            shared_values=C_VALUES if self.target.preset.file == "flash" else 256,
+        )
+        passes = named(candidate.template).passes(setting)
+        return self.recipe_of(tuple(Step(passes=(p,)) for p in passes))
+
+    def recipe_of(self, steps: tuple[Step, ...]) -> Recipe:
+        return Recipe(steps=steps, seed=self.seed, target=self.target, threads=self.threads)
+
+    def run(self, recipe: Recipe) -> Outcome:
+        return run(
+            self.model,
+            self.task,
+            recipe,
+            device=self.device,
+            batch_size=self.batch_size,
+            like=self.original,
+            cache=self.cache,
+            progress=Quiet(self.progress),
+        )
+
+    def trainings(self, template: Template) -> int:
+        usual = {"strength": template.start} | {k.name: k.usual for k in template.knobs}
+        recipe = self.recipe(Candidate(template=template.name, values=usual), effort="full")
+        return sum(isinstance(p, FineTune) for step in recipe.steps for p in step.passes)
+
+    def known(self) -> dict[str, Any]:
+        """What the processes that join must take over, as plain data."""
+        return {
+            "templates": [t.name for t in self.templates],
+            "dropped": self.dropped,
+            "price": self.price,
+            "ram": self.ram,
+            "floats": self.floats,
+            "integer_activations": self.integer_activations,
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+        }
+
+    def take_over_(self, known: Mapping[str, Any]) -> None:
+        self.templates = tuple(named(name) for name in known["templates"])
+        self.dropped, self.price, self.epochs = dict(known["dropped"]), known["price"], known["epochs"]
+        self.ram, self.floats = known["ram"], dict(known["floats"])
+        self.integer_activations, self.seconds = known["integer_activations"], dict(known["seconds"])
+
+    def look_(self) -> None:
+        """The usual price of a bit, what a sample takes, and which templates fit the network."""
+        graph_reason = channel_reason = ""
+        try:
+            graph = graph_of(self.original)
+            coupling = channel_groups(graph, shapes_of(self.original.module.state_dict()))
+            if not any(g.made and not g.fixed for g in coupling.groups):
+                channel_reason = "no channels of the network can go"
+            context = Context.of(self.task, self.original.module, seed=self.seed, batch_size=self.batch_size)
+            for _ in range(2):  # the second time nothing is loaded or compiled any more
+                context.generator.manual_seed(self.seed)
+                started = time.perf_counter()
+                self.price = usual_price(self.original, context)
+                self.seconds["price"] = time.perf_counter() - started
+        except LilliputError as error:
+            graph_reason = str(error)
+        self.templates = tuple(t for t in TEMPLATES if not self._why_not(t, graph_reason, channel_reason))
+
+    def _why_not(self, template: Template, graph: str, channels: str) -> str:
+        reason = ""
+        if template.trains and self.task.train is None:
+            reason = "there are no training data"
+        elif template.reads_graph and graph:
+            reason = graph
+        elif template.removes_channels and channels:
+            reason = channels
+        if reason:
+            self.dropped[template.name] = reason
+        return reason
+
+
+class Quiet(Progress):
+    """The bars of a search's runs, without their lines: a search has its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.task = progress.task
+
+
+def named(name: str) -> Template:
+    for template in TEMPLATES:
+        if template.name == name:
+            return template
+    raise ArtifactError(f"template {name!r}", "this version does not have it", "start a new search")
