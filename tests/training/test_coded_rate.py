@@ -14,7 +14,10 @@ from lilliput.core.method import Context, apply_checked_
 from lilliput.ops.rate_rounding import Bits, Shape
 from lilliput.testing import tiny_model, tiny_task
 from lilliput.training.attach import Attached
-from lilliput.training.coded_rate import countable, counted
+from lilliput.training.coded_rate import CodedRate, countable, counted
+from lilliput.training.fit import fit
+from lilliput.training.settings import FitSettings
+from stopped import KilledError, Stop
 
 TASK = tiny_task()
 
@@ -124,25 +127,9 @@ def test_without_a_limit_the_size_is_not_held():
 
 
 def test_a_training_with_a_limit_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    from lilliput.training.coded_rate import CodedRate
-    from lilliput.training.fit import fit
-    from lilliput.training.hooks import Hook
-    from lilliput.training.settings import FitSettings
-
-    class Killed(Exception):  # noqa: N818
-        pass
-
-    class Stop(Hook):
-        def __init__(self, epoch):
-            self.epoch = epoch
-
-        def on_epoch(self, moment):
-            if moment.epoch == self.epoch:
-                raise Killed
-
     settings = FitSettings(epochs=4, batch_size=32, step_rate=0.05)
 
-    def train(path, kill=None):
+    def train(path, kill=0):
         net, _ = rounded_net()
         rate = CodedRate(net, round(0.9 * plain_size()))
         fit(
@@ -152,7 +139,7 @@ def test_a_training_with_a_limit_that_was_killed_goes_on_to_the_same_bytes(tmp_p
         return dumps(net)
 
     whole = train(None)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path / "c", kill=3)
     assert train(tmp_path / "c") == whole
 
