@@ -126,22 +126,33 @@ def test_without_a_limit_the_size_is_not_held():
     assert len(dumps(net, strip=True)) > limit
 
 
-def test_a_training_with_a_limit_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
-    settings = FitSettings(epochs=4, batch_size=32, step_rate=0.05)
+@pytest.mark.parametrize("kill", [1, 2, 3])
+def test_a_training_with_a_limit_that_was_killed_goes_on_as_if_it_had_not(tmp_path, kill):
+    settings = FitSettings(epochs=4, batch_size=24, step_rate=0.05, keep="last")
+    limit = round(0.9 * plain_size())
 
     def train(path, kill=0):
         net, _ = rounded_net()
-        rate = CodedRate(net, round(0.9 * plain_size()))
-        fit(
+        rate = CodedRate(net, limit)
+        result = fit(
             net, TASK, settings, generator=torch.Generator().manual_seed(0), checkpoint=path, rate=rate,
             hooks=[Stop(kill)],
         )  # fmt: skip
-        return dumps(net)
+        return dumps(net), rate.price, [row["train_loss"] for row in result.history]
 
     whole = train(None)
     with pytest.raises(KilledError):
-        train(tmp_path / "c", kill=3)
+        train(tmp_path / "c", kill=kill)
     assert train(tmp_path / "c") == whole
+
+
+def test_the_price_alone_brings_a_training_to_its_size(monkeypatch):
+    monkeypatch.setattr(CodedRate, "shave_", lambda *_: pytest.fail("the price has not held the size"))
+    net, context = rounded_net()
+    limit = round(0.95 * plain_size())
+    method = ll.FineTune(epochs=40, max_bytes=limit, step_rate=0.2, batch_size=16, schedule="constant")
+    apply_checked_(method, net, context)
+    assert len(dumps(net, strip=True)) <= limit
 
 
 def test_a_limit_needs_weights_on_grids():

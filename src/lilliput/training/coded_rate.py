@@ -2,8 +2,10 @@
 
 The bits of an integer depend on the sizes around it, as in the coder (`ops.rate_rounding`); their slopes are added to
 the gradients of the real numbers that are rounded. The price of a bit is controlled: it rises while the estimated size
-is above its goal and falls below it, so that a training ends at a wanted size. Entropy as a term of the loss:
-Wiedemann et al. (2021), "ECQx", https://arxiv.org/abs/2109.04236; their price is fixed.
+is above its goal and falls below it, so that a training ends at a wanted size.
+
+Entropy as a term of the loss: Wiedemann et al. (2018), "Entropy-constrained training of deep neural networks",
+https://arxiv.org/abs/1812.07520, section III; they count each value by its share alone, at a fixed price.
 """
 
 import math
@@ -59,19 +61,20 @@ class CodedRate:
         self.slopes: dict[str, Tensor] = {}
 
     def bytes_of(self, attached: Attached) -> int:
-        """Of the file that the network would be stored in now; the rest of it is what estimates leave out."""
+        """Of the file that the network would be stored in now; the rest of it is what estimates leave out.
+
+        The next step counts anew: so a training that is resumed after a measurement goes on as if it had not stopped.
+        """
         trial = self.net.copy()
         attached.bake_(trial)
         size = len(container.dumps(trial, strip=True))
-        found = self._count(attached)
-        self.other = size - sum(c.bits for c in found.values()) / 8
+        self.other = size - sum(c.bits for c in self._count(attached).values()) / 8
+        self.slopes = {}
         return size
 
     def add_(self, attached: Attached, step: int) -> None:
         """Add price x slopes of the bits to the gradients of what trains."""
         if step % EVERY == 0 or not self.slopes:
-            if not self.other:
-                self.bytes_of(attached)
             found = self._count(attached)
             self.slopes = {name: c.slopes for name, c in found.items()}
             self._follow(sum(c.bits for c in found.values()) / 8 + self.other)
@@ -85,27 +88,29 @@ class CodedRate:
         """Make the file small enough: integers go one down, those first that are nearest to it for the bits saved."""
         for _ in range(SHAVES):
             excess = self.bytes_of(attached) - self.max_bytes
-            if excess <= 0:
+            offers = self._offers(attached)
+            costs = torch.cat([cost.reshape(-1) for _, cost, _ in offers])
+            saved = torch.cat([bits.reshape(-1) for _, _, bits in offers])
+            order = torch.argsort(costs, stable=True)
+            order = order[torch.isfinite(costs[order])]
+            if excess <= 0 or not len(order):
                 return
-            offers: list[tuple[Tensor, Tensor, Tensor]] = []
-            for name, found in self._count(attached).items():
-                raw = next(raw for n, raw, _ in attached.latents() if n == name).detach()
-                size = torch.floor(raw + 0.5).abs()
-                above = (raw.abs() - (size - 0.5)).clamp(min=0)
-                saved = found.saved.clamp(min=LEAST)
-                offers.append((raw, torch.where(size > 0, (above.square() + 1e-6) / saved, math.inf), saved))
-            together = torch.cat([order.reshape(-1) for _, order, _ in offers])
-            saved = torch.cat([v.reshape(-1) for _, _, v in offers])
-            first = torch.argsort(together, stable=True)
-            first = first[torch.isfinite(together[first])]
-            count = int((saved[first].cumsum(0) < 8 * excess).sum()) + 1
-            if not len(first):
-                return
-            last = together[first[min(count, len(first)) - 1]]
-            for raw, order, _ in offers:
-                size = torch.floor(raw + 0.5).abs()
-                raw.copy_(torch.where(order <= last, raw.sign() * (size - 1), raw))
+            enough = int((saved[order].cumsum(0) < 8 * excess).sum())
+            dearest = costs[order[min(enough, len(order) - 1)]]
+            for raw, cost, _ in offers:
+                raw.copy_(torch.where(cost <= dearest, raw.sign() * (_sizes(raw) - 1), raw))
             attached.project_()
+
+    def _offers(self, attached: Attached) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(raw copies, what one integer less costs in squared distance for each bit, bits saved); zeros are dear."""
+        raws = {name: raw.detach() for name, raw, _ in attached.latents()}
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for name, counts in self._count(attached).items():
+            raw = raws[name]
+            saved = counts.saved.clamp(min=LEAST).to(raw.device)
+            above = (raw.abs() - (_sizes(raw) - 0.5)).clamp(min=0)
+            found.append((raw, torch.where(_sizes(raw) > 0, (above.square() + 1e-6) / saved, math.inf), saved))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"price": self.price or 0.0, "other": self.other}
@@ -128,6 +133,11 @@ class CodedRate:
         return {n: counted(e, raw.detach().cpu()) for n, raw, e in attached.latents() if countable(e)}
 
 
+def _sizes(raw: Tensor) -> Tensor:
+    """Of the integers that these are rounded to."""
+    return torch.floor(raw + 0.5).abs()
+
+
 def counted(encoding: Encoding, latent: Tensor) -> Counted:
     """`latent`: real numbers in steps of the grid. The slopes are those of the bits, from one integer to the next.
 
@@ -145,6 +155,8 @@ def counted(encoding: Encoding, latent: Tensor) -> Counted:
     less = here - bits.of_each(q, shape, instead=np.maximum(sizes - 1, 0))
     at_zero = more * np.clip(2 * real, -1, 1)
     slopes = np.where(q == 0, at_zero, 0.5 * (more + less) * np.sign(q))
-    saved = np.where(q == 0, 0.0, less)
-    both = (torch.from_numpy(v).float().reshape(latent.shape) for v in (slopes, saved))
-    return Counted(slopes=next(both), saved=next(both), bits=float(here.sum()))
+    return Counted(
+        slopes=torch.from_numpy(slopes).float().reshape(latent.shape),
+        saved=torch.from_numpy(less).float().reshape(latent.shape),
+        bits=float(here.sum()),
+    )

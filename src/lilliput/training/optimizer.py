@@ -41,7 +41,7 @@ def make_optimizer(
             if fnmatch.filter(aliases[name], pattern):
                 factors = own
         if name in in_steps and settings.step_rate is not None:
-            pace = settings.step_rate / settings.learning_rate if settings.learning_rate > 0 else 0.0
+            pace = settings.step_rate / settings.learning_rate
             factors = replace(factors, learning_rate=factors.learning_rate * pace, weight_decay=0.0)
         if factors.learning_rate > 0:
             groups.setdefault(factors, []).append(tensor)

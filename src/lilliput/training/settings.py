@@ -85,6 +85,8 @@ class FitSettings:
             check_range("fit patience", self.patience, 1, 1_000_000)
         if self.step_rate is not None:
             check_range("fit step_rate", self.step_rate, 1e-9, 1e3)
+            if self.learning_rate == 0:
+                raise RecipeError("fit step_rate", "a learning_rate of 0 beside it", "give a learning_rate above 0")
 
 
 def learning_rate_factor(schedule: str, warmup: float, step: int, steps: int) -> float:
