@@ -14,7 +14,7 @@ from lilliput.core.method import Context, apply_checked_
 from lilliput.ops.rate_rounding import Bits, Shape
 from lilliput.testing import tiny_model, tiny_task
 from lilliput.training.attach import Attached
-from lilliput.training.coded_rate import CodedRate, countable, counted
+from lilliput.training.coded_rate import CodedRate, countable, counted, smallest
 from lilliput.training.fit import fit
 from lilliput.training.settings import FitSettings
 from stopped import KilledError, Stop
@@ -160,6 +160,14 @@ def test_a_limit_needs_weights_on_grids():
     net, context = Artifact.of(model, TASK.spec), Context.of(TASK, model)
     with pytest.raises(RecipeError, match="rate_distortion"):
         apply_checked_(ll.FineTune(epochs=1, max_bytes=1000), net, context)
+
+
+def test_a_size_that_zeros_alone_exceed_is_refused_before_any_training():
+    net, context = rounded_net()
+    before = dumps(net)
+    with pytest.raises(RecipeError, match=r"with all its integers 0 the file has [0-9,]+ bytes; allow more bytes"):
+        apply_checked_(ll.FineTune(epochs=10**6, max_bytes=smallest(net) - 1), net, context)
+    assert dumps(net) == before
 
 
 def test_linear_layers_alone_are_held_too():

@@ -19,6 +19,7 @@ from torch import Tensor
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding
+from lilliput.core.errors import RecipeError
 from lilliput.ops.rate_rounding import Bits, Shape
 from lilliput.training.attach import Attached
 
@@ -52,9 +53,17 @@ class Counted:
 
 
 class CodedRate:
-    """Holds a network that trains at `max_bytes` of its file (without recipe and graph)."""
+    """Holds a network that trains at `max_bytes` of its file (without recipe and graph).
+
+    Raises `RecipeError` if the file would be larger with nothing but zeros in what is counted.
+    """
 
     def __init__(self, net: Artifact, max_bytes: int) -> None:
+        least = smallest(net)
+        if least > max_bytes:
+            raise RecipeError(
+                f"max_bytes {max_bytes:,}", f"with all its integers 0 the file has {least:,} bytes", "allow more bytes"
+            )
         self.net, self.max_bytes = net, max_bytes
         self.price: float | None = None
         self.other = 0.0
@@ -131,6 +140,15 @@ class CodedRate:
 
     def _count(self, attached: Attached) -> dict[str, Counted]:
         return {n: counted(e, raw.detach().cpu()) for n, raw, e in attached.latents() if countable(e)}
+
+
+def smallest(net: Artifact) -> int:
+    """Bytes of the file if all that is counted were 0."""
+    trial = net.copy()
+    for name, encoding in net.encodings.items():
+        if encoding.grid is not None and countable(encoding):
+            trial.encode_(name, encoding.with_grid(encoding.grid, torch.zeros_like(encoding.values)))
+    return len(container.dumps(trial, strip=True))
 
 
 def _sizes(raw: Tensor) -> Tensor:
