@@ -166,6 +166,7 @@ def test_without_training_data_nothing_is_rounded_either():
         ({"weight_per": "row"}, "weight_per"),
         ({"scale_rate": -1.0}, "scale_rate"),
         ({"epochs": 0}, "epochs"),
+        ({"precision": "bfloat16"}, "precision"),
         ({"overrides": {"fc": {"weight_bits": 8}}}, "overrides"),
     ],
 )

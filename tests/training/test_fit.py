@@ -1,5 +1,6 @@
 """The training loop: what it learns, what it keeps, and how it leaves things when it fails."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -182,6 +183,31 @@ def test_patience_counts_from_the_last_better_score(digits, make_net):
         make_net(), scripted(digits, [10, 20, 15, 25, 15]), replace(QUICK, epochs=4, patience=2), generator=seeded()
     )
     assert (result.epochs_run, result.best_epoch, result.stopped_early) == (4, 3, False)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_bfloat16_multiplies_in_16_bits_and_keeps_float32_for_the_rest(digits, make_net, taught):
+    """Products are seen with few digits, the loss and the score with all; the ends are near to those of float32."""
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(outputs.dtype)
+        return F.cross_entropy(outputs, targets)
+
+    def train(precision):
+        net = make_net()
+        teacher = copy.deepcopy(net.module) if taught else None
+        settings = replace(QUICK, epochs=4, precision=precision, keep="last")
+        result = fit(net, replace(digits, loss=loss), settings, generator=seeded(), teacher=teacher)
+        return net, result
+
+    (low, lower), (again, _), (_, higher) = train("bfloat16"), train("bfloat16"), train("float32")
+    assert set(seen) == {torch.float32}
+    assert {p.dtype for p in low.module.parameters()} == {torch.float32}
+    assert same(values_of(low), values_of(again))
+    losses = [[row["train_loss"] for row in r.history] for r in (lower, higher)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_penalties_move_the_weights(digits, make_net):

@@ -55,6 +55,7 @@ def test_learning_rates_are_the_published_courses():
         ({"batch_norm": "eval"}, "batch_norm"),
         ({"keep": "first"}, "keep"),
         ({"patience": 0}, "patience"),
+        ({"precision": "float16"}, "precision"),
     ],
 )
 def test_wrong_settings_are_named(settings, named):

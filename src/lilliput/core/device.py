@@ -1,5 +1,6 @@
-"""Where torch computes: names that are checked, and batches that go there."""
+"""Where torch computes, and in what precision: names that are checked, and batches that go there."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,10 +29,19 @@ def device_of(module: nn.Module) -> torch.device | None:
 
 def moved(value: Any, device: torch.device) -> Any:
     """The same with every tensor on the device: tensors, and tuples, lists and dictionaries of them."""
+    return _each(value, lambda tensor: tensor.to(device))
+
+
+def in_float32(value: Any) -> Any:
+    """The same with every tensor of floating-point numbers in float32."""
+    return _each(value, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, dict):
-        return {k: moved(v, device) for k, v in value.items()}
+        return {k: _each(v, change) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(moved(v, device) for v in value)
+        return type(value)(_each(v, change) for v in value)
     return value

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.device import as_device, moved
+from lilliput.core.device import as_device, in_float32, moved
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import Evaluation, evaluate, outputs_of
 from lilliput.core.progress import SILENT, Progress
@@ -295,11 +295,11 @@ class _Loop:
             if task.augment is not None:
                 x = task.augment(x, self.generator)
             batch = (x.to(self.device), moved(y, self.device))
-            outputs = task.forward(self.attached.network, batch)
+            outputs = self._outputs(self.attached.network, batch)
             loss = task.loss(outputs, task.target(batch))
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = task.forward(self.teacher, batch)
+                    taught = self._outputs(self.teacher, batch)
                 distance = distillation_loss(outputs, taught, kind=task.kind, temperature=self.settings.temperature)
                 loss = (1 - self.settings.distillation) * loss + self.settings.distillation * distance
             for penalty in self.penalties:
@@ -315,6 +315,12 @@ class _Loop:
             found = f"a loss of shape {tuple(loss.shape)}" if shaped else "a loss that no parameter changes"
             raise DataError(asked, found, "let the task's loss be one number, computed from the outputs")
         return loss
+
+    def _outputs(self, network: nn.Module, batch: tuple[Tensor, Any]) -> Any:
+        lower = self.settings.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+            outputs = self.task.forward(network, batch)
+        return in_float32(outputs) if lower else outputs
 
     def _factor(self, step: int) -> float:
         return learning_rate_factor(

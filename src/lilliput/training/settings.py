@@ -9,6 +9,7 @@ from lilliput.core.method import check_choice, check_range
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
+PRECISIONS = ("float32", "bfloat16")
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
 
 
@@ -41,6 +42,9 @@ class FitSettings:
     With `step_rate`, weights on grids move in steps of their grids, at this learning rate in place of `learning_rate`
     (the schedule and factors count for it too, weight decay does not).
 
+    `precision` "bfloat16" multiplies in bfloat16 (torch's autocast), which is faster where the processor has it;
+    weights, their gradients, the loss and every score stay in float32.
+
     `parameter_groups` gives factors to parameters whose names match a glob pattern ({"*.bias": Factors(...)}); of
     several patterns that match, the last counts.
     """
@@ -60,6 +64,7 @@ class FitSettings:
     keep: str = "best"
     patience: int | None = None
     step_rate: float | None = None
+    precision: str = "float32"
     parameter_groups: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
 
     def __post_init__(self) -> None:
@@ -81,6 +86,7 @@ class FitSettings:
         check_range("fit temperature", self.temperature, 1e-3, 1e3)
         check_choice("fit batch_norm", self.batch_norm, ("train", "freeze"))
         check_choice("fit keep", self.keep, ("best", "last"))
+        check_choice("fit precision", self.precision, PRECISIONS)
         if self.patience is not None:
             check_range("fit patience", self.patience, 1, 1_000_000)
         if self.step_rate is not None:

@@ -29,6 +29,7 @@ class TrainingPass(Pass, ABC):
     schedule: str = "cosine"
     batch_norm: str = "train"
     keep: str = "best"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         self.fit_settings({})  # checks the values
@@ -51,6 +52,7 @@ class TrainingPass(Pass, ABC):
             temperature=self.temperature,
             batch_norm=self.batch_norm,
             keep=self.keep,
+            precision=self.precision,
             parameter_groups=groups,
         )
 

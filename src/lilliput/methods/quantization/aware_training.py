@@ -47,6 +47,9 @@ class QuantizationAwareTraining(TrainingPass):
             check_range(f"{self.name} activation_bits", self.activation_bits, 2, 16)
         check_choice(f"{self.name} weight_per", self.weight_per, ("channel", "tensor"))
         check_range(f"{self.name} scale_rate", self.scale_rate, 0.0, 1e6)
+        if self.precision != "float32":
+            do = "leave it out: rounding is that of the integer program, bit by bit"
+            raise RecipeError(f"{self.name} precision", self.precision, do)
         super().__post_init__()
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
