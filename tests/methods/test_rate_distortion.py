@@ -8,6 +8,7 @@ from torch import nn
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact, InputSpec
+from lilliput.core.encoding import Encoding
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
@@ -15,7 +16,7 @@ from lilliput.graph.trace import graph_of, trace
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.methods.second_order.layer_rounding import on_one_grid, short
+from lilliput.methods.second_order.layer_rounding import short
 from lilliput.methods.second_order.layers import damped, refitted
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.second_order.search import best_price
@@ -215,9 +216,9 @@ def test_short_steps_have_few_bits_of_mantissa():
 
 
 def test_a_bias_of_zeros_stays_as_it_is():
-    assert on_one_grid(torch.zeros(3), 8).is_plain
-    assert on_one_grid(torch.ones(3), 0).is_plain
-    assert not on_one_grid(torch.ones(3), 8).is_plain
+    assert Encoding.on_one_grid(torch.zeros(3), 8).is_plain
+    assert Encoding.on_one_grid(torch.ones(3), 0).is_plain
+    assert not Encoding.on_one_grid(torch.ones(3), 8).is_plain
 
 
 def test_agreement_may_be_given_as_the_guard_has_it():

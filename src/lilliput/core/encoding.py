@@ -200,6 +200,16 @@ class Encoding:
             raise UsageError("an encoding", f"a tensor of {tensor.dtype}", "encode floating-point tensors")
         return Encoding(shape=tuple(tensor.shape), values=tensor.detach().float().clone())
 
+    @staticmethod
+    def on_one_grid(tensor: Tensor, bits: int) -> "Encoding":
+        """Nearest integers on one symmetric grid that reaches to the largest entry; as it is with 0 bits."""
+        plain = Encoding.of(tensor)
+        largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+        if bits == 0 or largest == 0.0:
+            return plain
+        scale = float(torch.tensor(largest / (2 ** (bits - 1) - 1), dtype=torch.float32).clamp(min=1e-30))
+        return plain.with_grid(Grid.per_tensor(scale, 0, bits, signed=True, narrow=True))
+
     @property
     def is_plain(self) -> bool:
         return self.mask is None and self.sharing is None and self.grid is None

@@ -16,6 +16,7 @@ from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
+from lilliput.methods.self_compression.self_compression import SelfCompression
 from lilliput.methods.tuning.fine_tune import FineTune
 
 BUILT_IN: tuple[type[Pass], ...] = (
@@ -36,4 +37,5 @@ BUILT_IN: tuple[type[Pass], ...] = (
     MixedPrecision,
     Quantization,
     QuantizationAwareTraining,
+    SelfCompression,
 )

@@ -22,6 +22,7 @@ from lilliput.core.encoding import Encoding
 from lilliput.core.errors import RecipeError
 from lilliput.ops.rate_rounding import Bits, Shape
 from lilliput.training.attach import Attached
+from lilliput.training.hooks import SizeTerm
 
 EVERY = 5
 """Steps between two counts."""
@@ -52,7 +53,7 @@ class Counted:
     bits: float
 
 
-class CodedRate:
+class CodedRate(SizeTerm):
     """Holds a network that trains at `max_bytes` of its file (without recipe and graph).
 
     Raises `RecipeError` if the file would be larger with nothing but zeros in what is counted.
@@ -92,6 +93,12 @@ class CodedRate:
         for name, raw, _ in attached.latents():
             if name in self.slopes and raw.grad is not None:
                 raw.grad += self.price * self.slopes[name].to(raw.device)
+
+    def over(self, attached: Attached) -> float:
+        return float(max(0, self.bytes_of(attached) - self.max_bytes))
+
+    def describe(self) -> str:
+        return str(self.max_bytes)
 
     def shave_(self, attached: Attached) -> None:
         """Make the file small enough: integers go one down, those first that are nearest to it for the bits saved."""

@@ -24,9 +24,8 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
 from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
-from lilliput.training.coded_rate import CodedRate
 from lilliput.training.distillation import distillation_loss
-from lilliput.training.hooks import Hook, Moment
+from lilliput.training.hooks import Hook, Moment, SizeTerm
 from lilliput.training.optimizer import Memory, make_optimizer, memory_of, names_of, recall_
 from lilliput.training.restore import restoring, seeded_apart
 from lilliput.training.settings import FitSettings, learning_rate_factor
@@ -67,7 +66,7 @@ def fit(
     teacher: nn.Module | None = None,
     penalties: Sequence[Penalty] = (),
     hooks: Sequence[Hook] = (),
-    rate: CodedRate | None = None,
+    rate: SizeTerm | None = None,
     attach: Callable[..., Attached] = Attached,
     memory: Memory | None = None,
 ) -> FitResult:
@@ -139,7 +138,7 @@ class _Loop:
     teacher: nn.Module | None
     penalties: Sequence[Penalty]
     hooks: Sequence[Hook]
-    rate: CodedRate | None
+    rate: SizeTerm | None
     attach: Callable[..., Attached]
     memory: Memory
 
@@ -154,7 +153,10 @@ class _Loop:
         self.optimizer = make_optimizer(self.attached.trainable(), aliases, self.settings, in_steps)
         recall_(self.optimizer, self.attached.trainable(), self.memory)
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.steps = len(_batches(torch.arange(len(self.train)), self.settings.batch_size))
+        self.samples = len(self.train)
+        if self.settings.epoch_steps is not None:
+            self.samples = min(self.samples, self.settings.epoch_steps * self.settings.batch_size)
+        self.steps = len(_batches(torch.arange(self.samples), self.settings.batch_size))
         self.reference: Tensor | None = None
         self.identity = "" if self.checkpoint is None else self._identity()
 
@@ -201,7 +203,7 @@ class _Loop:
         )
 
     def _over(self) -> float:
-        return 0.0 if self.rate is None else float(max(0, self.rate.bytes_of(self.attached) - self.rate.max_bytes))
+        return 0.0 if self.rate is None else self.rate.over(self.attached)
 
     def _epoch(self, state: _State, advance: Callable[[int], None]) -> _State:
         started, epoch = time.perf_counter(), state.epoch + 1
@@ -250,7 +252,7 @@ class _Loop:
 
     def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
         """Mean loss of the samples."""
-        order = torch.randperm(len(self.train), generator=self.generator)
+        order = torch.randperm(len(self.train), generator=self.generator)[: self.samples]
         seed = int(torch.randint(2**62, (), generator=self.generator))
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -271,7 +273,7 @@ class _Loop:
             step += 1
             advance(1)
         self._check_finite(f"fit, epoch {epoch}")
-        return total / len(self.train)
+        return total / self.samples
 
     def _step(self, batch: tuple[Tensor, Any], asked: str, step: int) -> float:
         loss = self._loss(batch, asked)
@@ -323,9 +325,9 @@ class _Loop:
         return in_float32(outputs) if lower else outputs
 
     def _factor(self, step: int) -> float:
-        return learning_rate_factor(
-            self.settings.schedule, self.settings.warmup, step, self.settings.epochs * self.steps
-        )
+        part, parts = self.settings.part
+        steps = self.settings.epochs * self.steps
+        return learning_rate_factor(self.settings.schedule, self.settings.warmup, part * steps + step, parts * steps)
 
     def _score(self) -> float:
         return self.task.score.value(self._evaluate(self.validation).rows)
@@ -346,7 +348,7 @@ class _Loop:
         texts = [repr(asdict(self.settings)), self.task.kind, str(self.task.augment is not None)]
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
-        texts += [] if self.rate is None else [str(self.rate.max_bytes)]
+        texts += [] if self.rate is None else [self.rate.describe()]
         grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
         texts += [self.attached.describe(), *self.net.activations]
         known = [v for state in self.memory.values() for v in state.values() if isinstance(v, Tensor)]

@@ -1,4 +1,4 @@
-"""What may look on while a network trains."""
+"""What may look on while a network trains, and what adds the size of its file to what it minimizes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from lilliput.training.attach import Attached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +34,27 @@ class Hook(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Become what `state_dict` told."""
+
+
+class SizeTerm(ABC):
+    """Adds the slopes of a size to the gradients at every step, and says by how much the network is too large."""
+
+    @abstractmethod
+    def add_(self, attached: Attached, step: int) -> None: ...
+
+    def over(self, attached: Attached) -> float:
+        """Bytes that the file has too many: of two epochs the one with less is better, whatever they score."""
+        return 0.0
+
+    def shave_(self, attached: Attached) -> None:  # noqa: B027
+        """Make the network small enough in the end, if no epoch was."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What tells this training from others of the same network and settings."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -53,6 +53,7 @@ def make_optimizer(
         )
     rows = [
         {"params": tensors, "weight_decay": settings.weight_decay * f.weight_decay, "factor": f.learning_rate}
+        | ({} if f.epsilon is None or settings.optimizer == "sgd" else {"eps": f.epsilon})
         for f, tensors in groups.items()
     ]
     if settings.optimizer == "sgd":

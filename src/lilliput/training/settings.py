@@ -15,14 +15,20 @@ ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """Multiply the learning rate and the weight decay of a group. A learning rate of 0 leaves the group as it is."""
+    """Multiply the learning rate and the weight decay of a group. A learning rate of 0 leaves the group as it is.
+
+    `epsilon` is that of Adam's denominator, where it is not torch's usual one.
+    """
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
+    epsilon: float | None = None
 
     def __post_init__(self) -> None:
         check_range("factor of the learning rate", self.learning_rate, 0.0, 1e6)
         check_range("factor of the weight decay", self.weight_decay, 0.0, 1e6)
+        if self.epsilon is not None:
+            check_range("epsilon of a group", self.epsilon, 1e-12, 1e3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,9 @@ class FitSettings:
     `precision` "bfloat16" multiplies in bfloat16 (torch's autocast), which is faster where the processor has it;
     weights, their gradients, the loss and every score stay in float32.
 
+    With `epoch_steps`, an epoch is so many steps, on samples drawn anew. `part` (k, n) says that this training is the
+    k-th, counted from 0, of n that share one course of the learning rate.
+
     `parameter_groups` gives factors to parameters whose names match a glob pattern ({"*.bias": Factors(...)}); of
     several patterns that match, the last counts.
     """
@@ -65,10 +74,12 @@ class FitSettings:
     patience: int | None = None
     step_rate: float | None = None
     precision: str = "float32"
+    epoch_steps: int | None = None
+    part: tuple[int, int] = (0, 1)
     parameter_groups: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "batch_size", "patience", "epoch_steps"):
             value = getattr(self, name)
             if isinstance(value, float):
                 raise RecipeError(f"fit {name}", f"{value!r}", "use a whole number")
@@ -89,6 +100,11 @@ class FitSettings:
         check_choice("fit precision", self.precision, PRECISIONS)
         if self.patience is not None:
             check_range("fit patience", self.patience, 1, 1_000_000)
+        if self.epoch_steps is not None:
+            check_range("fit epoch_steps", self.epoch_steps, 1, 1_000_000_000)
+        part, parts = self.part
+        if not 0 <= part < parts:
+            raise RecipeError("fit part", f"{part} of {parts}", "count parts from 0")
         if self.step_rate is not None:
             check_range("fit step_rate", self.step_rate, 1e-9, 1e3)
             if self.learning_rate == 0:

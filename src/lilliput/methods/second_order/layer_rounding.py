@@ -138,7 +138,7 @@ class Work:
             return
         rows = self.state[node.state["weight"]].flatten(1).double()
         moved = (seen.wanted - (rows * seen.of_channels(seen.mean)).sum(1)).float()
-        stored = on_one_grid(moved, self.rounding.settings(node.module).bias_bits)
+        stored = Encoding.on_one_grid(moved, self.rounding.settings(node.module).bias_bits)
         self.found[bias] = stored
         self.state[node.state["bias"]] = self.state[bias] = stored.decode()
 
@@ -182,13 +182,3 @@ def short(steps: Tensor) -> Tensor:
     mantissa, exponent = torch.frexp(steps)
     unit = 2.0 ** (SCALE_BITS + 1)
     return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)
-
-
-def on_one_grid(bias: Tensor, bits: int) -> Encoding:
-    """A bias on one symmetric grid; as it is with 0 bits."""
-    plain = Encoding.of(bias)
-    largest = float(bias.abs().max())
-    if bits == 0 or largest == 0.0:
-        return plain
-    scale = float(torch.tensor(largest / (2 ** (bits - 1) - 1), dtype=torch.float32).clamp(min=1e-30))
-    return plain.with_grid(Grid.per_tensor(scale, 0, bits, signed=True, narrow=True))
