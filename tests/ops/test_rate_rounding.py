@@ -156,3 +156,10 @@ def test_inverse_factor_is_upper_and_gives_the_inverse() -> None:
     factor = inverse_factor(products)
     np.testing.assert_allclose(factor.T @ factor, np.linalg.inv(products), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(factor, np.triu(factor))
+
+
+def test_sizes_above_the_table_count_as_its_last():
+    q = np.array([[0, 1, -127, 128, -3000, 2]], np.int64)
+    shape = Shape.of(q.shape)
+    found = Bits.of(q, shape).of_each(q, shape)
+    assert np.isfinite(found).all()

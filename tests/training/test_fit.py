@@ -210,6 +210,37 @@ def test_bfloat16_multiplies_in_16_bits_and_keeps_float32_for_the_rest(digits, m
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_an_epoch_may_be_any_number_of_steps_on_all_samples_in_turn(digits, make_net, steps):
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(len(outputs))
+        return F.cross_entropy(outputs, targets)
+
+    drawn = []
+
+    def augment(x, generator):
+        drawn.append(x)
+        return x
+
+    settings = replace(QUICK, epochs=2, epoch_steps=steps, batch_size=32)
+    fit(make_net(), replace(digits, loss=loss, augment=augment), settings, generator=seeded())
+    assert seen == [32] * 2 * steps
+    count = len(digits.data("train"))
+    first = torch.cat(drawn[:steps])[:count]
+    assert len(first.flatten(1).unique(dim=0)) == len(first)
+
+
+def test_parts_share_one_course_of_the_learning_rate(digits, make_net):
+    whole = fit(make_net(), digits, replace(QUICK, epochs=4, schedule="cosine"), generator=seeded()).history
+    rates = [row["learning_rate"] for row in whole]
+    for part in (0, 1):
+        half = replace(QUICK, epochs=2, schedule="cosine", part=(part, 2))
+        found = [row["learning_rate"] for row in fit(make_net(), digits, half, generator=seeded()).history]
+        assert found == pytest.approx(rates[2 * part : 2 * part + 2])
+
+
 def test_penalties_move_the_weights(digits, make_net):
     def l1(module):
         return 0.05 * module.get_parameter("norm.weight").abs().sum()

@@ -47,14 +47,14 @@ class Bits:
 
     @staticmethod
     def of(q: Ints, shape: Shape) -> "Bits":
-        """Counted from these integers [n, f]."""
+        """Counted from these integers [n, f]; sizes above the table's count as its last."""
         from lilliput.ops.rate_rounding_kernels import LEVELS, MOST, levels_of
 
         typical = max(float(np.abs(q).mean()), 1e-3)
         bounds = typical * np.array(LEVEL_BOUNDS)
         levels = np.empty(q.shape, np.int64)
         levels_of(q, shape.plane, shape.row, typical, bounds, levels)
-        sizes = np.abs(q)
+        sizes = np.minimum(np.abs(q), MOST)
         tail = 0.5 ** (np.arange(MOST + 1) / (1 + typical))  # never seen: less likely the larger
         counts = np.bincount((levels * (MOST + 1) + sizes).reshape(-1), minlength=LEVELS * (MOST + 1))
         counts = counts.reshape(LEVELS, MOST + 1).astype(np.float64)

@@ -56,17 +56,19 @@ class Counted:
 class CodedRate(SizeTerm):
     """Holds a network that trains at `max_bytes` of its file (without recipe and graph).
 
+    `price`: what a bit adds to the loss at first; by default little, next to the slopes of the loss.
+
     Raises `RecipeError` if the file would be larger with nothing but zeros in what is counted.
     """
 
-    def __init__(self, net: Artifact, max_bytes: int) -> None:
+    def __init__(self, net: Artifact, max_bytes: int, *, price: float | None = None) -> None:
         least = smallest(net)
         if least > max_bytes:
             raise RecipeError(
                 f"max_bytes {max_bytes:,}", f"with all its integers 0 the file has {least:,} bytes", "allow more bytes"
             )
         self.net, self.max_bytes = net, max_bytes
-        self.price: float | None = None
+        self.price = price
         self.other = 0.0
         self.slopes: dict[str, Tensor] = {}
 
@@ -98,7 +100,7 @@ class CodedRate(SizeTerm):
         return float(max(0, self.bytes_of(attached) - self.max_bytes))
 
     def describe(self) -> str:
-        return str(self.max_bytes)
+        return f"{self.max_bytes} {self.price}"
 
     def shave_(self, attached: Attached) -> None:
         """Make the file small enough: integers go one down, those first that are nearest to it for the bits saved."""

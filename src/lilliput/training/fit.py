@@ -155,7 +155,7 @@ class _Loop:
         self.moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.samples = len(self.train)
         if self.settings.epoch_steps is not None:
-            self.samples = min(self.samples, self.settings.epoch_steps * self.settings.batch_size)
+            self.samples = self.settings.epoch_steps * self.settings.batch_size
         self.steps = len(_batches(torch.arange(self.samples), self.settings.batch_size))
         self.reference: Tensor | None = None
         self.identity = "" if self.checkpoint is None else self._identity()
@@ -252,7 +252,9 @@ class _Loop:
 
     def _train_epoch(self, epoch: int, advance: Callable[[int], None]) -> float:
         """Mean loss of the samples."""
-        order = torch.randperm(len(self.train), generator=self.generator)[: self.samples]
+        passes = -(-self.samples // len(self.train))
+        order = torch.cat([torch.randperm(len(self.train), generator=self.generator) for _ in range(passes)])
+        order = order[: self.samples]
         seed = int(torch.randint(2**62, (), generator=self.generator))
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -31,7 +31,8 @@ LOWEST, HIGHEST = -60.0, 60.0
 class Widths:
     """What a weight has learned: `raw` real numbers of its shape, `bits` and `exponent` [widths].
 
-    `owner` int64 [channels] says which width is whose; channels are dimension `axis` of the weight.
+    `owner` int64 [channels] says which width is whose; channels are dimension `axis` of the weight. Where `mask` is
+    False the weight is 0.
     """
 
     raw: Tensor
@@ -39,6 +40,7 @@ class Widths:
     exponent: Tensor
     owner: Tensor
     axis: int
+    mask: Tensor | None = None
 
     @staticmethod
     def of(encoding: Encoding, *, axis: int, bits: float, owner: Tensor) -> "Widths":
@@ -58,7 +60,12 @@ class Widths:
         else:
             width = torch.full((count,), float(bits))
             exponent = torch.log2(reach) - (bits - 1) + 1e-4  # so that the largest is the last level
-        return Widths(raw=raw.clone(), bits=width, exponent=exponent, owner=owner, axis=axis)
+        return Widths(raw=raw.clone(), bits=width, exponent=exponent, owner=owner, axis=axis, mask=encoding.mask)
+
+    def rounded(self, exponent: Tensor) -> Rounded:
+        """The integers at these exponents [widths]."""
+        found = bit_width.rounded(self.raw.detach(), self.spread(self.bits.detach()), self.spread(exponent))
+        return found if self.mask is None else replace(found, integers=found.integers * self.mask)
 
     def spread(self, values: Tensor) -> Tensor:
         """One number for each width, shaped to broadcast over the weight."""
@@ -72,8 +79,9 @@ class Widths:
     def select(self, dim: int, index: Tensor) -> "Widths":
         """Of the slices that stay; widths that nothing has any more go too."""
         raw = self.raw.detach().index_select(dim, index)
+        mask = None if self.mask is None else self.mask.index_select(dim, index)
         if dim != self.axis:
-            return replace(self, raw=raw)
+            return replace(self, raw=raw, mask=mask)
         kept, owner = torch.unique(self.owner[index], return_inverse=True)
         return replace(self, raw=raw, bits=self.bits.detach()[kept], exponent=self.exponent.detach()[kept], owner=owner)
 
@@ -138,7 +146,9 @@ class LearnedBits(Attached):
             for name, w in self.widths.items():
                 gradient = self._home[name].grad
                 self._home[name].grad = None
-                self._give_(name, w, torch.zeros_like(w.raw) if gradient is None else gradient)
+                if gradient is None:
+                    gradient = torch.zeros_like(w.raw)
+                self._give_(name, w, gradient if w.mask is None else gradient * w.mask)
 
     def _give_(self, name: str, w: Widths, gradient: Tensor) -> None:
         bits, exponent = w.spread(w.bits.detach()), w.spread(self.exponent_of(w))
@@ -157,7 +167,7 @@ class LearnedBits(Attached):
             bits, exponent = w.spread(w.bits.detach()), w.spread(self.exponent_of(w))
             step = torch.exp2(exponent)
             of = bit_width.slopes(w.raw.detach(), bits, exponent, at)
-            each = slopes / step
+            each = slopes / step if w.mask is None else slopes / step * w.mask
             w.raw.grad += each * of.x
             w.bits.grad += w.gathered(each * of.bits)
             # at fixed raw numbers: less the part of the exponent's slope that moves the value, not the integer
@@ -176,9 +186,9 @@ class LearnedBits(Attached):
                         raise DataError(f"training of {name!r} and its bits", "NaN or infinity", DIVERGED)
                 w.bits.clamp_(0.0, bit_width.MOST_BITS)
                 w.exponent.clamp_(LOWEST, HIGHEST)
-                exponent = w.spread(self.exponent_of(w))
-                self._rounded[name] = bit_width.rounded(w.raw.detach(), w.spread(w.bits.detach()), exponent)
-                self._home[name].copy_(self._rounded[name].integers * torch.exp2(exponent))
+                exponent = self.exponent_of(w)
+                self._rounded[name] = w.rounded(exponent)
+                self._home[name].copy_(self._rounded[name].integers * torch.exp2(w.spread(exponent)))
 
     def bake_(self, net: Artifact) -> None:
         super().bake_(net)
@@ -196,7 +206,8 @@ class LearnedBits(Attached):
             signed=True,
             axis=w.axis,
         )
-        return Encoding.of(torch.zeros(q.shape)).with_grid(grid, q)
+        plain = Encoding.of(torch.zeros(q.shape)).with_grid(grid, q)
+        return plain if w.mask is None else plain.with_mask(w.mask)
 
     def learned(self) -> dict[str, Widths]:
         """Copies."""

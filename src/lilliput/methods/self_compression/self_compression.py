@@ -87,9 +87,9 @@ class SelfCompression(TrainingPass):
             return ["the network was loaded without its code; load the file into the model's class"]
         if net.activations:
             return [f"activations are already on integer grids; put {self.name} before quantization"]
-        shared = [n for n, e in net.encodings.items() if e.sharing is not None or e.mask is not None]
+        shared = [n for n, e in net.encodings.items() if e.sharing is not None]
         if shared:
-            return [f"{shared[0]} has a mask or shared values, which bit widths would undo; leave that pass out"]
+            return [f"{shared[0]} has shared values, which bit widths would undo; leave that pass out"]
         return []
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
@@ -272,7 +272,7 @@ class _Run:
             step_rate=method.step_rate,
             schedule="cosine",
         )
-        rate = None if method.max_bytes is None else CodedRate(self.net, method.max_bytes)
+        rate = None if method.max_bytes is None else CodedRate(self.net, method.max_bytes, price=self.price.of_a_bit)
         return self._fit(settings, "integers", rate=rate)
 
     def _account(self, first: int, tuned: FitResult | None) -> PassResult:

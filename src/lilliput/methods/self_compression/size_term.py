@@ -23,7 +23,7 @@ from lilliput.training.learned_bits import LearnedBits
 
 EVERY = 5
 """Steps between two counts of the coder's bits."""
-PACE, FASTEST = 0.5, 0.1
+PACE, FASTEST = 1.0, 0.1
 """How fast the log of the price follows the relative excess, and the most it moves at a count."""
 LEAST, MOST = 1e-9, 1e9
 """What the price may be multiplied with in all."""
@@ -94,6 +94,11 @@ class PriceOfBits(SizeTerm):
         self.calm_until = until
 
     @property
+    def of_a_bit(self) -> float:
+        """What a bit adds to the loss now."""
+        return self.gamma * self.factor / self.weights
+
+    @property
     def bytes(self) -> float:
         """Of the file, as of the last count."""
         return self.bits / 8 + self.other
@@ -104,7 +109,7 @@ class PriceOfBits(SizeTerm):
         if step % EVERY == 0 or not self._slopes:
             self._count_(attached)
             self._follow_(self.first + step)
-        price = self.gamma * self.factor / self.weights
+        price = self.of_a_bit
         for name, w in attached.widths.items():
             if self.coded:
                 attached.charge_(name, price * self._slopes[name])

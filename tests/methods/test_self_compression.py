@@ -1,0 +1,222 @@
+"""Self-compression: bits are learned at a price, channels without bits vanish, and the file holds what was trained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.container import dumps
+from lilliput.core.errors import RecipeError
+from lilliput.core.method import Context, apply_checked_
+from lilliput.graph.coupling import channel_groups, shapes_of
+from lilliput.graph.trace import graph_of
+from lilliput.methods.clustering.weight_clustering import WeightClustering
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.self_compression import self_compression as module
+from lilliput.methods.self_compression.self_compression import SelfCompression
+from lilliput.methods.self_compression.size_term import Course, entries
+from lilliput.methods.self_compression.vanishing import dead_channels, remove_dead_
+from lilliput.testing import check_artifact, tiny_model, tiny_task
+from lilliput.training.fit import fit
+
+TASK = tiny_task(48)
+SHORT = SelfCompression(steps=24, batch_size=16, rounds=3, learning_rate=1e-2, bit_rate=0.3)
+FOLD = FoldBatchNorm()
+
+
+def applied(model, *methods, seed=0, checkpoint=None):
+    net = Artifact.of(model, TASK.spec)
+    context = replace(Context.of(TASK, model, seed=seed), checkpoint=checkpoint)
+    results = [apply_checked_(m, net, context) for m in methods]
+    return net, results[-1]
+
+
+def score(net):
+    data = TASK.data("train")
+    with torch.no_grad():
+        return float((net.module(data.inputs).argmax(1) == data.targets).float().mean())
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "residual", "grouped", "batch_norm"])
+@pytest.mark.parametrize("size", ["coded", "bits"])
+def test_every_weight_ends_in_integers_of_powers_of_two(name, size):
+    net, result = applied(tiny_model(name), FOLD, replace(SHORT, size=size))
+    for weight in [n for n, p in net.module.named_parameters() if p.dim() > 1]:
+        grid = net.encodings[weight].grid
+        exponent = torch.log2(grid.scale)
+        assert torch.equal(exponent, exponent.round()), weight
+    assert result.changed
+    check_artifact(net, tiny_model(name), retrace=False)
+
+
+@pytest.mark.parametrize("size", ["coded", "bits"])
+def test_a_higher_price_gives_a_smaller_file(size):
+    longer = replace(SHORT, size=size, steps=60)
+    files = [len(dumps(applied(tiny_model("residual"), FOLD, replace(longer, gamma=g))[0])) for g in (0, 10.0)]
+    assert files[1] < 0.9 * files[0]
+
+
+def test_a_wanted_size_is_reached_while_the_network_still_learns():
+    free, _ = applied(tiny_model("residual"), FOLD, replace(SHORT, gamma=0.0, steps=60))
+    limit = int(0.85 * len(dumps(free, strip=True)))
+    held, result = applied(tiny_model("residual"), FOLD, replace(SHORT, steps=60, max_bytes=limit))
+    assert len(dumps(held, strip=True)) <= limit
+    assert not any("more than" in note for note in result.notes)
+    assert score(held) > score(applied(tiny_model("residual"), FOLD)[0])
+
+
+def test_the_price_follows_the_course_from_both_sides():
+    course = Course(start=1000.0, goal=250.0, arrive=10)
+    assert [round(course.at(step)) for step in (0, 5, 10, 99)] == [1000, 500, 250, 250]
+
+
+def test_a_channel_pays_for_its_own_weights_and_those_that_read_it():
+    """Equation 5, counted by hand on conv 1->4 (3x3), pooled and flattened 4 x 2 x 2 -> linear 16 -> 3."""
+    net = Artifact.of(tiny_model("conv"), TASK.spec)
+    coupling = channel_groups(graph_of(net), shapes_of(net.module.state_dict()))
+    found = entries(net, coupling, {"0.weight": 0, "4.weight": 0})
+    assert found["0.weight"].tolist() == [9 + 4 * 3] * 4
+    assert found["4.weight"].tolist() == [16.0] * 3
+
+
+def dying(model, *rows):
+    """The network with these rows of its first convolution at 0."""
+    with torch.no_grad():
+        first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+        first.weight[list(rows)] = 0
+        first.bias[list(rows)] = torch.linspace(-1, 1, len(rows))
+    return model
+
+
+def test_channels_without_weights_leave_and_what_they_gave_stays():
+    model = dying(tiny_model("conv"), 0, 2)
+    net = Artifact.of(model, TASK.spec)
+    x = TASK.data("train").inputs
+    with torch.no_grad():
+        before = net.module(x)
+    edits, lost = remove_dead_(net, TASK.data("calibration"))
+    assert edits
+    assert lost == {"0": 2}
+    assert net.parameter("0.weight").shape[0] == 2
+    assert net.parameter("4.weight").shape[1] == 8
+    with torch.no_grad():
+        torch.testing.assert_close(net.module(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_one_channel_is_left_when_all_are_without_weights():
+    net = Artifact.of(dying(tiny_model("conv"), 0, 1, 2, 3), TASK.spec)
+    _, lost = remove_dead_(net, TASK.data("calibration"))
+    assert lost == {"0": 3}
+    assert net.parameter("0.weight").shape[0] == 1
+
+
+def test_a_channel_of_a_sum_is_dead_only_if_no_layer_makes_it():
+    model = tiny_model("residual")
+    net = Artifact.of(model, TASK.spec)
+    coupling = channel_groups(graph_of(net), shapes_of(net.module.state_dict()))
+    group = next(g for g in coupling.groups if len({n for n, _ in g.made if net.parameter(n).dim() > 1}) > 1)
+    makers = [(n, d) for n, d in group.made if net.parameter(n).dim() > 1]
+    with torch.no_grad():
+        name, dim = makers[0]
+        net.parameter(name).select(dim, group.channels[1][name, dim][0]).zero_()
+    assert group not in dead_channels(net, coupling)
+    with torch.no_grad():
+        for name, dim in makers[1:]:
+            net.parameter(name).select(dim, group.channels[1][name, dim][0]).zero_()
+    assert dead_channels(net, coupling)[group] == [1]
+
+
+def test_channels_vanish_while_it_trains_and_the_file_gets_smaller():
+    net, result = applied(tiny_model("conv"), replace(SHORT, gamma=20.0, steps=60, rounds=6, settle=0.2))
+    rounds = result.statistics["rounds"]
+    assert sum(sum(row["removed"].values()) for row in rounds) > 0
+    assert net.parameter("0.weight").shape[0] < 4
+    assert rounds[-1]["bytes"] < rounds[0]["bytes"]
+    check_artifact(net, tiny_model("conv"), retrace=False)
+
+
+def test_a_mask_stays():
+    net, _ = applied(tiny_model("linear"), MagnitudePruning(sparsity=0.5, scope="layer"), SHORT)
+    for name in ("1.weight", "3.weight"):
+        mask = net.encodings[name].mask
+        assert mask is not None
+        assert float(mask.float().mean()) == pytest.approx(0.5, abs=0.05)
+        assert not bool(net.parameter(name).detach()[~mask].any())
+
+
+def test_layers_that_are_left_out_stay_as_they_are():
+    model = tiny_model("conv")
+    net, result = applied(model, replace(SHORT, skip=("0",)))
+    assert torch.equal(net.parameter("0.weight"), model[0].weight)
+    assert "0" in result.skipped
+
+
+def test_same_seed_same_bytes():
+    first, again, other = (dumps(applied(tiny_model("conv"), SHORT, seed=s)[0]) for s in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("fails", [1, 2, 4])
+def test_a_resumed_run_ends_in_the_same_bytes(tmp_path, monkeypatch, fails):
+    method = replace(SHORT, gamma=2.0)
+    straight = dumps(applied(tiny_model("residual"), FOLD, method)[0])
+    calls = []
+
+    def dies(*args, **more):
+        calls.append(1)
+        result = fit(*args, **more)
+        if len(calls) == fails:
+            raise KeyboardInterrupt
+        return result
+
+    place = tmp_path / "step-00-1.checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            applied(tiny_model("residual"), FOLD, method, checkpoint=place)
+    assert len(list(tmp_path.iterdir())) == fails
+    assert dumps(applied(tiny_model("residual"), FOLD, method, checkpoint=place)[0]) == straight
+
+
+def test_a_failure_leaves_the_network_as_it_was(monkeypatch):
+    def fails(*args, **more):
+        fit(*args, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "fit", fails)
+    net = Artifact.of(tiny_model("residual"), TASK.spec)
+    before = dumps(net)
+    with pytest.raises(KeyboardInterrupt):
+        apply_checked_(SHORT, net, Context.of(TASK, tiny_model("residual")))
+    assert dumps(net) == before
+
+
+@pytest.mark.parametrize("first", [WeightClustering(n_clusters=4), Quantization()])
+def test_what_bit_widths_would_undo_is_refused(first):
+    with pytest.raises(RecipeError, match=r"self_compression: .*(shared values|activations)"):
+        applied(tiny_model("conv"), first, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"gamma": -1.0}, "gamma"),
+        ({"size": "float"}, "size"),
+        ({"per": "layer"}, "per"),
+        ({"per": 0}, "per"),
+        ({"start_bits": 0.5}, "start_bits"),
+        ({"bit_rate": -1.0}, "bit_rate"),
+        ({"steps": 1}, "steps"),
+        ({"rounds": 0}, "rounds"),
+        ({"settle": 1.0}, "settle"),
+        ({"step_rate": 0.0}, "step_rate"),
+        ({"max_bytes": 0}, "max_bytes"),
+    ],
+)
+def test_settings_are_checked(settings, found):
+    with pytest.raises(RecipeError, match=f"self_compression {found}"):
+        SelfCompression(**settings)
