@@ -17,11 +17,14 @@ from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.self_compression import self_compression as module
+from lilliput.methods.self_compression.safety import Check, Safety, forgotten
 from lilliput.methods.self_compression.self_compression import SelfCompression
 from lilliput.methods.self_compression.size_term import Course, entries
 from lilliput.methods.self_compression.vanishing import dead_channels, remove_dead_
+from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import check_artifact, tiny_model, tiny_task
 from lilliput.training.fit import fit
+from lilliput.training.learned_bits import LearnedBits, Widths
 
 TASK = tiny_task(48)
 SHORT = SelfCompression(steps=24, batch_size=16, rounds=3, learning_rate=1e-2, bit_rate=0.3)
@@ -215,8 +218,142 @@ def test_what_bit_widths_would_undo_is_refused(first):
         ({"settle": 1.0}, "settle"),
         ({"step_rate": 0.0}, "step_rate"),
         ({"max_bytes": 0}, "max_bytes"),
+        ({"safety": -1}, "safety"),
+        ({"safety_rule": "worst"}, "safety_rule"),
+        ({"tolerance": 2.0}, "tolerance"),
+        ({"restore": 2.0}, "restore"),
     ],
 )
 def test_settings_are_checked(settings, found):
     with pytest.raises(RecipeError, match=f"self_compression {found}"):
         SelfCompression(**settings)
+
+
+SAFE = replace(SHORT, safety=24, safety_methods=("margin", "diversity"), steps=48, rounds=6, settle=0.0)
+
+
+def widths_of(net, bits=4.0):
+    return {
+        n: Widths.of(net.encoding(n), axis=0, bits=bits, owner=torch.arange(len(p)))
+        for n, p in net.module.named_parameters()
+        if p.dim() > 1
+    }
+
+
+def safety_of(model, data=None, rule="best", share=0.2, tolerance=0.02):
+    return Safety(TASK, data or TASK.data("train"), model, rule=rule, tolerance=tolerance, share=share)
+
+
+def test_accuracy_and_the_worst_recall_are_those_counted_by_hand():
+    net = Artifact.of(tiny_model("conv"), TASK.spec)
+    data = TASK.data("train")
+    check = safety_of(tiny_model("conv")).look(net)
+    with torch.no_grad():
+        right = net.module(data.inputs).argmax(1) == data.targets
+    recalls = {int(c): float(right[data.targets == c].double().mean()) for c in data.targets.unique()}
+    assert check.accuracy == pytest.approx(float(right.double().mean()))
+    assert check.worst == pytest.approx(min(recalls.values()))
+    assert recalls[check.worst_class] == check.worst
+
+
+def test_the_best_so_far_counts_and_not_the_check_before():
+    """A slow decay, each step smaller than the tolerance, is seen."""
+    safety = safety_of(tiny_model("conv"), tolerance=0.05)
+    checks = [Check(accuracy=a, worst=a, worst_class=None) for a in (0.9, 0.87, 0.84)]
+    assert [bool(safety.broken(c)) for c in checks] == [False, False, True]
+    before = safety_of(tiny_model("conv"), rule="previous", tolerance=0.05)
+    assert [bool(before.broken(c)) for c in checks] == [False, False, False]
+
+
+def test_a_lost_class_counts_where_the_accuracy_does_not_show_it():
+    safety = safety_of(tiny_model("conv"), tolerance=0.05)
+    assert not safety.broken(Check(accuracy=0.9, worst=0.8, worst_class=1))
+    assert "class 1" in safety.broken(Check(accuracy=0.89, worst=0.2, worst_class=1))
+
+
+def trained_net():
+    net, _ = applied(tiny_model("conv"), FineTune(epochs=30, batch_size=16, learning_rate=3e-2))
+    return net
+
+
+def test_the_channel_that_is_missed_most_comes_back():
+    """Against trying each channel by itself."""
+    net = trained_net()
+    whole = widths_of(net, bits=6.0)
+    damaged = {n: replace(w, bits=w.bits.clone()) for n, w in whole.items()}
+    damaged["0.weight"].bits[:3] = 1.0
+    LearnedBits(net, widths=damaged)
+    safety = safety_of(net.copy().module, share=0.01)
+    mended, back = safety.repaired(net, damaged, whole, torch.Generator().manual_seed(0))
+    assert sum(len(v) for v in back.values()) == 1
+    assert set(back) == {"0.weight"}
+
+    def loss(widths):
+        trial = net.copy()
+        LearnedBits(trial, widths=widths)
+        data = TASK.data("train")
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(trial.module(data.inputs), data.targets))
+
+    alone = []
+    for k in range(3):
+        one = replace(damaged["0.weight"], bits=damaged["0.weight"].bits.clone())
+        one.bits[k] = 6.0
+        alone.append(loss({**damaged, "0.weight": one}))
+    assert loss(mended) <= sorted(alone)[1] < loss(damaged) + 1e-9
+
+
+def test_the_rule_of_the_reference_revives_dead_channels_with_two_bits():
+    net = trained_net()
+    widths = widths_of(net)
+    widths["0.weight"].bits[[1, 3]] = 0.0
+    safety = safety_of(net.module, rule="previous", share=0.5)
+    mended, back = safety.repaired(net, widths, widths, torch.Generator().manual_seed(0))
+    assert set(back) == {"0.weight"}
+    assert len(back["0.weight"]) == 1
+    assert back["0.weight"][0] in (1, 3)
+    assert float(mended["0.weight"].bits[back["0.weight"][0]]) == 2.0
+
+
+def test_what_the_optimizer_knew_of_channels_that_return_is_gone():
+    widths = widths_of(trained_net())
+    memory = {
+        "0.weight": {"step": torch.tensor(3.0), "exp_avg": torch.ones(widths["0.weight"].raw.shape)},
+        "0.weight:bits": {"exp_avg": torch.ones(4)},
+    }
+    left = forgotten(memory, widths, {"0.weight": [2]})
+    assert left["0.weight:bits"]["exp_avg"].tolist() == [1, 1, 0, 1]
+    assert left["0.weight"]["exp_avg"].flatten(1).sum(1).tolist() == [9, 9, 0, 9]
+    assert left["0.weight"]["step"] == 3
+
+
+@pytest.mark.parametrize("rule", ["best", "previous"])
+def test_under_a_ruinous_price_the_safety_set_brings_channels_back(rule):
+    model = trained_net().module
+    method = replace(SAFE, gamma=10.0, safety_rule=rule)
+    free, _ = applied(model, replace(method, safety=0))
+    held, result = applied(model, method)
+    assert result.statistics["events"]
+    assert sum(result.statistics["events"][0]["returned"].values()) > 0
+    assert held.parameter("0.weight").shape[0] > free.parameter("0.weight").shape[0]
+    assert [row["safety_accuracy"] for row in result.statistics["rounds"]]
+
+
+def test_a_guarded_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    method = replace(SAFE, gamma=10.0)
+    model = trained_net().module
+    straight = dumps(applied(model, method)[0])
+    calls = []
+
+    def dies(*args, **more):
+        calls.append(1)
+        result = fit(*args, **more)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            applied(model, method, checkpoint=tmp_path / "c")
+    assert dumps(applied(model, method, checkpoint=tmp_path / "c")[0]) == straight

@@ -150,8 +150,26 @@ def test_the_price_alone_brings_a_training_to_its_size(monkeypatch):
     monkeypatch.setattr(CodedRate, "shave_", lambda *_: pytest.fail("the price has not held the size"))
     net, context = rounded_net()
     limit = round(0.95 * plain_size())
-    method = ll.FineTune(epochs=40, max_bytes=limit, step_rate=0.2, batch_size=16, schedule="constant")
+    method = ll.FineTune(epochs=60, max_bytes=limit, step_rate=0.2, batch_size=16, schedule="constant")
     apply_checked_(method, net, context)
+    assert len(dumps(net, strip=True)) <= limit
+
+
+def test_what_the_price_does_not_bring_down_in_time_goes_before_the_last_epochs(monkeypatch):
+    """So that these train what is left."""
+    net, _ = rounded_net()
+    limit = round(0.8 * plain_size())
+    epochs = []
+    shave = CodedRate.shave_
+    monkeypatch.setattr(
+        CodedRate, "shave_", lambda rate, attached: (epochs.append(rate.bytes_of(attached)), shave(rate, attached))
+    )
+    settings = FitSettings(epochs=10, batch_size=24, step_rate=0.01, learning_rate=1e-4)
+    result = fit(net, TASK, settings, generator=torch.Generator().manual_seed(0), rate=CodedRate(net, limit))
+    assert epochs
+    assert epochs[0] > limit
+    assert len(epochs) <= 3
+    assert result.best_epoch > 7
     assert len(dumps(net, strip=True)) <= limit
 
 

@@ -32,6 +32,8 @@ from lilliput.training.settings import FitSettings, learning_rate_factor
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 EVALUATION_BATCH = 256
+SQUEEZE = 0.7
+"""From this share of the epochs on, if none was small enough yet, integers go down after each but the last."""
 
 Penalty = Callable[[nn.Module], Tensor]
 """A number to add to the loss, differentiable in the parameters of the module (which hold their stored form)."""
@@ -76,8 +78,8 @@ def fit(
     generator, which dropout uses, is seeded from it and put back). The same seed gives the same bits on one machine
     with one number of threads.
 
-    `rate` holds the network at a size: of the epochs, only those whose file is small enough count as good ones; if
-    there is none, the integers of the smallest are moved towards zero until it is.
+    `rate` holds the network at a size: of the epochs, only those whose file is small enough count as good ones. Where
+    its price alone does not do it, integers are moved towards zero: in the last epochs, and at the end if need be.
 
     `attach` says what else changes: scales of grids (`LearnedSteps`; the forward is then that of `IntegerNet`), or
     masks (`GrowingMasks`). The optimizer starts with `memory`, which an earlier training has left.
@@ -237,6 +239,9 @@ class _Loop:
         ):
             best, settled = self.attached.state(), self.attached.settled
             state = replace(state, best_score=score, best_epoch=epoch, best=best, over=over, settled=settled)
+        late = SQUEEZE * self.settings.epochs <= epoch < self.settings.epochs
+        if self.rate is not None and state.over > 0 and late:
+            self.rate.shave_(self.attached)
         for hook in self.hooks:
             hook.on_epoch(Moment(epoch=epoch, module=self.module, optimizer=self.optimizer, row=row))
         if self.checkpoint is not None:

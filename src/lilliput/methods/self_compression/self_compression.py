@@ -18,8 +18,10 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import WEIGHTED, Context, PassResult, check_choice, check_range, layers
+from lilliput.data.safety import safety_set
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import StoredNetwork
+from lilliput.methods.self_compression.safety import Safety, forgotten
 from lilliput.methods.self_compression.size_term import Course, PriceOfBits, entries
 from lilliput.methods.self_compression.vanishing import coupling_of, remove_dead_
 from lilliput.training.coded_rate import CodedRate
@@ -29,8 +31,10 @@ from lilliput.training.optimizer import Memory, sliced
 from lilliput.training.settings import Factors, FitSettings
 from lilliput.training.trained import TrainingPass, names_in, values_of
 
-SIZES = ("coded", "bits")
+SIZES, RULES = ("coded", "bits"), ("best", "previous")
 BIAS_BITS = 8
+CALM = 0.5
+"""What the price is multiplied with where the safety set is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,11 @@ class SelfCompression(TrainingPass):
     A weight that is on a grid for each channel starts there, another one on `start_bits`. Bits and exponents have a
     learning rate of their own, `bit_rate`; weights have `learning_rate`, and `step_rate` (in steps of their grids) when
     integers are tuned. Fold BatchNorm before. Others as in `fine_tune`.
+
+    With `safety`, so many samples of train (chosen as `lilliput safety-set` does, by `safety_methods`) are looked at
+    after each round. Where more than the share `tolerance` of them, or of the worst class, is lost against the best so
+    far, the share `restore` of the channels that have changed returns from the round before: those that gain most; the
+    price is halved and does not rise for a round. `safety_rule` "previous" is the rule of the reference instead.
     """
 
     name: ClassVar[str] = "self_compression"
@@ -63,6 +72,11 @@ class SelfCompression(TrainingPass):
     settle: float = 0.3
     step_rate: float = 0.02
     schedule: str = "constant"
+    safety: int = 0
+    safety_methods: tuple[str, ...] | None = None
+    safety_rule: str = "best"
+    tolerance: float = 0.02
+    restore: float = 0.1
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None:
@@ -80,6 +94,12 @@ class SelfCompression(TrainingPass):
         check_range(f"{self.name} rounds", self.rounds, 1, 10_000)
         check_range(f"{self.name} settle", self.settle, 0.0, 1.0, below=True)
         check_range(f"{self.name} step_rate", self.step_rate, 1e-9, 1e3)
+        check_range(f"{self.name} safety", self.safety, 0, 1_000_000)
+        if self.safety_methods is not None:
+            object.__setattr__(self, "safety_methods", tuple(self.safety_methods))
+        check_choice(f"{self.name} safety_rule", self.safety_rule, RULES)
+        check_range(f"{self.name} tolerance", self.tolerance, 0.0, 1.0)
+        check_range(f"{self.name} restore", self.restore, 0.0, 1.0)
         super().__post_init__()
 
     def requires(self, net: Artifact) -> list[str]:
@@ -179,6 +199,7 @@ class _Run:
     def _rounds_(self, widths: dict[str, Widths]) -> dict[str, Widths]:
         method, net, context = self.method, self.net, self.context
         memory: Memory = {}
+        safety, snapshot = self._safety(), widths
         for k in range(method.rounds):
             whole = k >= method.rounds // 2
             _, coupling = coupling_of(net)
@@ -187,18 +208,51 @@ class _Run:
             result = self._fit(self._settings(k), f"round{k + 1}", rate=self.price, attach=attach, memory=memory)
             widths, memory = attach.made[-1].learned(), result.memory
             row = self._row(k, widths, result)
-            done = len(net.edits)
-            _, lost = remove_dead_(net, context.task.data("calibration"))
-            edits = net.edits[done:]
-            memory = memory_after(sliced(memory, edits), widths, edits)
-            widths = after(widths, edits)
-            self.trail.rounds.append(row | {"removed": lost})
+            broken = "" if safety is None else self._watch(safety, row)
+            if safety is not None and broken:
+                widths, back = safety.repaired(net, widths, snapshot, context.generator)
+                memory = forgotten(memory, widths, back)
+                self.price.calm_(CALM, (k + 2) * self.each)
+                returned = {name: len(numbers) for name, numbers in back.items()}
+                self.trail.events.append({"steps": row["steps"], "why": broken, "returned": returned})
+                context.progress.say(f"safety: {broken}; {sum(returned.values())} channels return")
+            else:
+                done = len(net.edits)
+                _, row["removed"] = remove_dead_(net, context.task.data("calibration"))
+                edits = net.edits[done:]
+                memory = memory_after(sliced(memory, edits), widths, edits)
+                widths = snapshot = after(widths, edits)
+            self.trail.rounds.append(row)
             score = context.task.score
             context.progress.say(
                 f"round {k + 1}/{method.rounds}: {row['bytes']:,.0f} bytes, {row['live']} channels, "
                 f"{score.name} {score.format(row['score'])}"
             )
         return widths
+
+    def _safety(self) -> Safety | None:
+        method, context = self.method, self.context
+        if not method.safety:
+            return None
+        original = context.evaluator.original
+        seed = int(torch.randint(2**31, (), generator=context.generator))
+        chosen = safety_set(
+            context.task, original, size=method.safety, source="train", methods=method.safety_methods, seed=seed
+        )
+        data = chosen.data(context.task)
+        return Safety(
+            context.task,
+            data,
+            original,
+            rule=method.safety_rule,
+            tolerance=method.tolerance,
+            share=method.restore,
+        )
+
+    def _watch(self, safety: Safety, row: dict[str, Any]) -> str:
+        check = safety.look(self.net)
+        row |= {"safety_accuracy": check.accuracy, "safety_worst": check.worst, "safety_worst_class": check.worst_class}
+        return safety.broken(check)
 
     def _settings(self, k: int) -> FitSettings:
         method = self.method
@@ -238,6 +292,7 @@ class _Run:
             "live": sum(live.values()),
             "channels": live,
             "mean_bits": float(bits.mean()),
+            "removed": {},
             "seconds_per_step": result.history[-1]["seconds"] / self.each,
         }
 
