@@ -26,6 +26,7 @@ class TrainingPass(Pass, ABC):
     temperature: float = 4.0
     batch_size: int = 128
     optimizer: str = "adamw"
+    weight_decay: float = 0.0
     schedule: str = "cosine"
     batch_norm: str = "train"
     keep: str = "best"
@@ -47,6 +48,7 @@ class TrainingPass(Pass, ABC):
             batch_size=self.batch_size,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
             schedule=self.schedule,
             distillation=self.distillation,
             temperature=self.temperature,
