@@ -320,7 +320,7 @@ def test_report_shows_steps_and_table(call, finished):
     answer = call("report", finished)
     assert answer.code == 0
     assert answer.out.startswith("0. fold_batchnorm: kept; accuracy ")
-    assert "     skipped by fold_batchnorm: linear: not a BatchNorm, and none follows it" in answer.out
+    assert "     skipped by fold_batchnorm: linear: not a BatchNorm, and none goes into it" in answer.out
     assert (finished / "table.txt").read_text() in answer.out
 
 

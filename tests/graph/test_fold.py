@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.edits import Fold
 from lilliput.graph.fold import Pair, fold_, foldable
-from lilliput.graph.trace import trace
+from folding import Code, fill_, net_of
 
 IMAGE, SERIES, VECTOR = (4, 6, 5), (4, 9), (6,)
 LAYERS = {
@@ -29,27 +28,6 @@ LAYERS = {
     "linear": (lambda bias: nn.Linear(6, 7, bias=bias), nn.BatchNorm1d, 7, VECTOR),
 }
 THREAD = settings(deadline=None, max_examples=4)
-
-
-def fill_(model, seed):
-    """Statistics and scales of a norm that has seen data: negative, large and nearly dead channels too."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            n = module.num_features
-            if module.running_mean is not None and module.running_var is not None:
-                module.running_mean.copy_(torch.randn(n, generator=generator))
-                module.running_var.copy_(10 ** (4 * torch.rand(n, generator=generator) - 2))
-            if module.affine:
-                with torch.no_grad():
-                    module.weight.copy_(torch.randn(n, generator=generator))
-                    module.bias.copy_(torch.randn(n, generator=generator))
-    return model.eval()
-
-
-def net_of(model, shape):
-    net = Artifact.of(model, InputSpec(shape=shape))
-    return net, trace(net.module, net.input.example(2))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -91,23 +69,16 @@ def test_the_folded_weights_are_those_of_the_formula():
     assert torch.equal(net.parameter("0.bias"), bias.float())
 
 
-class Code(nn.Module):
-    """Layers named a, b, norm, other, and functional code around them."""
-
-    def __init__(self, code, **layers):
-        super().__init__()
-        self.code = code
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.code(self, x)
-
-
 def tied():
     a, b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
     b.weight = a.weight
     return Code(lambda m, x: m.b(m.norm(m.a(x))), a=a, b=b, norm=nn.BatchNorm2d(4))
+
+
+def tied_biases():
+    a, b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    b.bias = a.bias
+    return Code(lambda m, x: m.b(F.relu(m.norm(m.a(x)))), a=a, b=b, norm=nn.BatchNorm2d(4))
 
 
 def conv():
@@ -147,6 +118,11 @@ STAYS = {
 }
 
 
+def backward(refused):
+    """Why not into the layer before; why not forward either is in test_fold_forward.py."""
+    return {norm: reason.partition("; forward: ")[0] for norm, reason in refused.items()}
+
+
 @pytest.mark.parametrize("reason", STAYS)
 def test_a_norm_that_stays_says_why(reason):
     make, shape = STAYS[reason]
@@ -154,25 +130,29 @@ def test_a_norm_that_stays_says_why(reason):
     net, graph = net_of(model, shape)
     pairs, refused = foldable(net, graph)
     assert pairs == []
-    assert set(refused.values()) == {reason}
+    assert set(backward(refused).values()) == {reason}
 
 
-def test_tied_weights_are_not_folded_into_one_of_their_layers():
-    net, graph = net_of(tied().eval(), IMAGE)
-    assert foldable(net, graph) == ([], {"norm": "a is called more than once or shares its weight"})
+@pytest.mark.parametrize("make", [tied, tied_biases])
+def test_tied_weights_and_biases_are_not_folded_into_one_of_their_layers(make):
+    net, graph = net_of(make().eval(), IMAGE)
+    assert foldable(net, graph)[0] == []
+    assert backward(foldable(net, graph)[1]) == {"norm": "a is called more than once or shares its weight"}
 
 
 def test_an_output_of_the_network_is_read_elsewhere():
     model = Code(lambda m, x: (y := m.a(x), m.norm(y)), a=conv(), norm=nn.BatchNorm2d(4)).eval()
     net, graph = net_of(model, IMAGE)
-    assert foldable(net, graph) == ([], {"norm": "the output of a is read elsewhere too"})
+    reason = "the output of a is read elsewhere too; forward: it is an output of the network"
+    assert foldable(net, graph) == ([], {"norm": reason})
 
 
 def test_an_encoded_weight_is_not_folded():
     model = nn.Sequential(conv(), nn.BatchNorm2d(4)).eval()
     net, graph = net_of(model, IMAGE)
     net.encode_("0.weight", net.encoding("0.weight").with_mask(torch.ones(4, 4, 1, 1).bool()))
-    assert foldable(net, graph) == ([], {"1": "the weight of 0 is already encoded"})
+    reason = "the weight of 0 is already encoded; forward: it is an output of the network"
+    assert foldable(net, graph) == ([], {"1": reason})
 
 
 def test_chains_are_folded_one_by_one():

@@ -47,7 +47,7 @@ def test_every_layer_is_accounted_for():
         "second": "took in norm2",
         "norm2": "folded into second",
     }
-    assert result.skipped == {"head": "not a BatchNorm, and none follows it"}
+    assert result.skipped == {"head": "not a BatchNorm, and none goes into it"}
 
 
 def test_only_selected_norms_are_folded():
@@ -68,7 +68,7 @@ def test_only_selected_norms_are_folded():
 def test_a_norm_that_cannot_be_folded_any_more_says_why(methods, reason):
     _, result = applied(tiny_model("batch_norm"), *methods)
     assert not result.effect
-    assert reason in result.skipped.values()
+    assert any(found.startswith(reason) for found in result.skipped.values())
 
 
 def test_folding_in_float_under_quantized_activations_is_refused():

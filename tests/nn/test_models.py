@@ -19,7 +19,7 @@ from lilliput.core.errors import UsageError
 from lilliput.graph.trace import trace
 from lilliput.measure.macs import count_macs, uncounted
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
-from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
+from lilliput.nn.models.lenet import MNISTCNN, LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
 from lilliput.nn.models.mlperf_tiny import DSCNN, DenseAutoencoder, MobileNetV1, TinyResNet8
 from lilliput.nn.models.plain import VGG, MojoCIFARCNN
 from lilliput.nn.models.resnet import BasicBlock, CifarResNet, PadShortcut
@@ -38,6 +38,7 @@ TABLE = [
     pytest.param(lambda: LeNet5Seed(n_classes=10), 33_580, (1, 28, 28), (10,), id="LeNet5Seed, classes"),
     pytest.param(SeedCNN, 19_494, (1, 28, 28), (10,), id="SeedCNN"),
     pytest.param(LeNet5, 61_706, (1, 28, 28), (10,), id="LeNet5"),
+    pytest.param(MNISTCNN, 87_466, (1, 28, 28), (10,), id="MNISTCNN"),
     pytest.param(lambda: CifarResNet(depth=8), 75_290, (3, 32, 32), (10,), id="ResNet-8"),
     pytest.param(lambda: CifarResNet(depth=20), 269_722, (3, 32, 32), (10,), id="ResNet-20"),
     pytest.param(lambda: CifarResNet(depth=32), 464_154, (3, 32, 32), (10,), id="ResNet-32"),
@@ -115,6 +116,7 @@ def test_every_parameter_receives_a_gradient(
         (LeNet5Seed, {"n_classes": 3}, (1, 28, 28), (3,)),
         (SeedCNN, {"n_classes": 3}, (1, 28, 28), (3,)),
         (LeNet5, {"n_classes": 3}, (1, 28, 28), (3,)),
+        (MNISTCNN, {"n_classes": 3}, (1, 28, 28), (3,)),
         (VGG, {"n_classes": 3}, (3, 32, 32), (3,)),
         (MojoCIFARCNN, {"n_classes": 3}, (3, 32, 32), (3,)),
         (CifarResNet, {"depth": 8, "n_classes": 3}, (3, 32, 32), (3,)),
@@ -138,6 +140,7 @@ def test_settings_change_the_shape(
         (LeNet5Seed, 1_888_000, (1, 28, 28)),
         (SeedCNN, 179_136, (1, 28, 28)),
         (LeNet5, 416_520, (1, 28, 28)),
+        (MNISTCNN, 13_213_312, (1, 28, 28)),
         (lambda: CifarResNet(depth=14, projections=True), 26_657_408, (3, 32, 32)),
         (VGG, 605_754_368, (3, 32, 32)),
         (MojoCIFARCNN, 332_324_900, (3, 32, 32)),
@@ -161,6 +164,13 @@ def test_networks_of_mlperf_tiny_have_the_count_that_keras_prints(make: Make, co
     """It adds the statistics of BatchNorm to the parameters."""
     state = make().state_dict()
     assert sum(t.numel() for name, t in state.items() if not name.endswith("num_batches_tracked")) == count
+
+
+def test_the_network_of_self_compression_has_the_published_count() -> None:
+    """87,850 with an exponent and a bit width for each of the 192 channels of its convolutions."""
+    model = MNISTCNN()
+    channels = sum(conv.out_channels for conv in model if isinstance(conv, nn.Conv2d))
+    assert sum(p.numel() for p in model.parameters()) + 2 * channels == 87_850
 
 
 def _keep(kept: list[tuple[nn.Module, Tensor, Tensor]], module: nn.Module, x: tuple[Tensor], y: Tensor) -> None:

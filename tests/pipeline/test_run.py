@@ -160,7 +160,7 @@ def test_the_trail_says_what_each_step_did(whole):
     ]
     assert outcome.trail[3]["verdict"]["reason"] == "no effect"
     assert outcome.trail[0]["passes"][0]["changed"] == {"0": "took in 1", "1": "folded into 0"}
-    assert outcome.trail[0]["passes"][0]["skipped"] == {"4": "not a BatchNorm, and none follows it"}
+    assert outcome.trail[0]["passes"][0]["skipped"] == {"4": "not a BatchNorm, and none goes into it"}
     assert outcome.trail[2]["bytes"] == outcome.trail[1]["bytes"]
     assert outcome.trail[-1]["bytes"] == len(container.dumps(outcome.artifact, strip=True))
     assert folder.trail() == json.loads(

@@ -1,6 +1,6 @@
 """Changes to the module tree, as data: a fresh module becomes the edited one by replaying them.
 
-`Fold` moves a BatchNorm into the layer before it, `Slice` keeps some slices of a tensor, `Replace` puts another module
+`Fold` moves a BatchNorm into the layer before or behind it, `Slice` keeps some slices of a tensor, `Replace` puts another module
 in a place. Replaying changes structure only; the tensors come from the file.
 """
 
@@ -35,19 +35,18 @@ class Fold:
 
     def replay_(self, module: nn.Module) -> None:
         layer, norm = _get(module, self.layer), _get(module, self.norm)
-        own = dict(layer.named_parameters(recurse=False))
-        weight, bias = own.get("weight"), own.get("bias")
-        channels = getattr(norm, "num_features", None)
-        if not isinstance(channels, int) or weight is None:
-            wrong, found = (self.layer, layer) if isinstance(channels, int) else (self.norm, norm)
+        outputs = _outputs(layer)
+        if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or outputs is None:
+            wrong, found = (self.norm, norm) if outputs is not None else (self.layer, layer)
             raise ArtifactError(
                 f"replay of fold into {self.layer!r}",
                 f"{wrong!r} is {type(found).__name__}",
                 "give the module that the file was made from",
             )
-        if bias is None:
+        if dict(layer.named_parameters(recurse=False)).get("bias") is None:
+            weight = layer.get_parameter("weight")
             layer.register_parameter(
-                "bias", nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device))
+                "bias", nn.Parameter(torch.zeros(outputs, dtype=weight.dtype, device=weight.device))
             )
         _put(module, self.norm, nn.Identity())
 
@@ -150,6 +149,13 @@ def _put(module: nn.Module, path: str, new: nn.Module) -> None:
         for name, child in list(parent._modules.items()):  # named_children() leaves out second names
             if child is old:
                 setattr(parent, name, new)
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    """How many values a bias of the layer has; None where it takes no BatchNorm."""
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return layer.weight.shape[1] * layer.groups
+    return layer.weight.shape[0] if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) else None
 
 
 def _resize_(layer: nn.Module) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.device import device_of
-from lilliput.core.edits import Fold
 from lilliput.core.guard import FullForward
 from lilliput.core.task import Role, Task
+from lilliput.graph.fold import values_after
 from lilliput.graph.integer import IntegerNet, Value, fusions, runnable
 from lilliput.graph.trace import Node, graph_of, run
 from lilliput.report.compare import samples_of
@@ -72,7 +72,10 @@ def difference(
 
 
 def layer_sqnr(artifact: Artifact, original: Artifact, x: Tensor) -> dict[str, float]:
-    """dB by operation: how far its output on the inputs `x` is from the original's; infinite where it is the same."""
+    """dB by operation: how far its output on the inputs `x` is from the original's; infinite where it is the same.
+
+    What a BatchNorm that went forward has left unscaled is not compared.
+    """
 
     def home(module: nn.Module) -> torch.device:
         return device_of(module) or torch.device("cpu")
@@ -87,7 +90,7 @@ def layer_sqnr(artifact: Artifact, original: Artifact, x: Tensor) -> dict[str, f
 
     with torch.no_grad():
         run(graph, original.module.state_dict(), x.to(home(original.module)), visit=keep)
-    folded = {edit.layer: edit.norm for edit in artifact.edits if isinstance(edit, Fold)}
+    after = values_after(graph, artifact.edits)
     sqnr: dict[str, float] = {}
 
     net = IntegerNet(artifact)
@@ -96,7 +99,7 @@ def layer_sqnr(artifact: Artifact, original: Artifact, x: Tensor) -> dict[str, f
 
     def compare(node: Node, value: Value) -> None:
         layer = layer_of.get(node.name, node.name)
-        wanted = reference.get(node.name if node.name in layer_of else folded.get(node.name, node.name))
+        wanted = reference.get(node.name if node.name in layer_of else after.get(node.name, node.name))
         if node.name not in fused and net.graph[layer].op in COMPARED and wanted is not None:
             found = (value if isinstance(value, Tensor) else value.decode()).double().cpu()
             if found.shape == wanted.shape:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.device import device_of, moved
-from lilliput.core.edits import Edit, Fold, Slice
+from lilliput.core.edits import Edit, Slice
 from lilliput.core.method import Context
 from lilliput.core.task import Batch, Task
+from lilliput.graph.fold import values_after
 from lilliput.graph.integer import IntegerNet, Quantized
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import Graph, Node, evaluate, graph_of, trace
@@ -206,16 +207,13 @@ def _partners(
 ) -> tuple[dict[str, tuple[str, Tensor | None]], dict[str, str]]:
     """({layer's node: (node of the other graph, which of its channels)}, {layer's node: why it has none})."""
     edits = net.edits if edited else []
-    norms = {e.layer: e.norm for e in edits if isinstance(e, Fold)}
-    theirs = other.by_name
+    theirs, after = other.by_name, values_after(other, edits)
     found: dict[str, tuple[str, Tensor | None]] = {}
     missing: dict[str, str] = {}
     for node in graph.nodes:
         if node.op not in LAYERS:
             continue
-        partner = theirs.get(node.name)
-        if partner is not None and node.module in norms:
-            partner = next((n for n in other.consumers()[node.name] if n.module == norms[node.module]), None)
+        partner = theirs.get(after.get(node.name, node.name))
         if partner is None:
             missing[node.name] = "the original network has no such layer"
             continue

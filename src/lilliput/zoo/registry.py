@@ -18,7 +18,7 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Task
 from lilliput.data.arrays import Features
 from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, TinyRegressor, TinySegmenter
-from lilliput.nn.models.lenet import LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
+from lilliput.nn.models.lenet import MNISTCNN, LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
 from lilliput.nn.models.mlperf_tiny import DSCNN, DenseAutoencoder, MobileNetV1, TinyResNet8
 from lilliput.nn.models.plain import VGG, MojoCIFARCNN
 from lilliput.nn.models.resnet import CifarResNet
@@ -168,6 +168,14 @@ ZOO: dict[str, Entry] = {
         data="mnist",
         training=_MNIST,
         summary="classic LeNet-5 (61.7k)",
+    ),
+    "mnist-cnn": Entry(
+        shape=(1, 28, 28),
+        model=MNISTCNN,
+        task=_mnist("mnist"),
+        data="mnist",
+        training=_MNIST,
+        summary="the MNIST network of self-compression's reference, four convolutions (87.7k)",
     ),
     **{
         f"resnet{depth}": Entry(

@@ -1,7 +1,8 @@
 """BatchNorm folding and re-estimation.
 
-Folding: Jacob et al. (2018), https://arxiv.org/abs/1712.05877, section 3.2. Re-estimation of statistics after a change
-of weights: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", https://arxiv.org/abs/2105.07576, section 3.
+Folding into the layer before: Jacob et al. (2018), https://arxiv.org/abs/1712.05877, section 3.2. Re-estimation of
+statistics after a change of weights: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm",
+https://arxiv.org/abs/2105.07576, section 3.
 """
 
 from dataclasses import dataclass
@@ -14,28 +15,30 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.device import moved
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_range, layers
-from lilliput.graph.fold import fold_, foldable
+from lilliput.graph.fold import NORMS, fold_, foldable
 from lilliput.graph.trace import graph_of
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldBatchNorm(Pass):
-    """Move each BatchNorm into the convolution or linear layer before it. The network computes the same function."""
+    """Move each BatchNorm into the convolution or linear layer before it. The network computes the same function.
+
+    Where something else is before it, into the one that reads it: through dropout, reshapes, average pooling, and max
+    pooling if no channel's factor is negative. Convolutions that pad with zeros cannot take in what is before them.
+    """
 
     name: ClassVar[str] = "fold_batchnorm"
-    summary: ClassVar[str] = "move BatchNorm into the layer before it (same function, fewer operations)"
+    summary: ClassVar[str] = "move BatchNorm into the layer before it, or behind it (same function, fewer operations)"
     citations: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1712.05877",)
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         known = layers(net)
-        skipped = dict.fromkeys(known, "not a BatchNorm, and none follows it")
+        skipped = dict.fromkeys(known, "not a BatchNorm, and none goes into it")
         changed: dict[str, str] = {}
         if not any(isinstance(m, NORMS) for m in net.module.modules()):
             return PassResult(skipped=dict.fromkeys(known, "there is no BatchNorm"))
         pairs, refused = foldable(net, graph_of(net))
-        skipped |= {path: reason for path, reason in refused.items() if path in known}
+        skipped |= refused
         for pair in pairs:
             if not (self.selects(pair.norm) and self.selects(pair.layer)):
                 skipped[pair.norm] = "not selected by include and skip"

@@ -7,11 +7,13 @@
 | `LeNet5Seed` | convolutions 20 and 50; output: 800 features | 25,570 | 1,888,000 |
 | `SeedCNN` | convolutions 6 and 50, linear 10 | 19,494 | 179,136 |
 | `LeNet5` | convolutions 6 and 16, linear 120, 84 and 10 | 61,706 | 416,520 |
+| `MNISTCNN` | convolutions 32, 32, 64 and 64 with BatchNorm, linear 10 | 87,466 | 13,213,312 |
 
 Sources: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition" (1998) for
 `LeNet5`; Caffe's example network for the layer widths 20-50-500-10; the others, with these names, layer sizes and
 parameter names, are those of the published SIC code. Its weights of `SmallMNISTCNN` and `LeNet5Tanh` load here and
-expect pixels in [0, 1], not normalized; for `LeNet5Seed` and `SeedCNN` it has neither weights nor figures.
+expect pixels in [0, 1], not normalized; for `LeNet5Seed` and `SeedCNN` it has neither weights nor figures. `MNISTCNN`
+is the network of self-compression's code for MNIST.
 """
 
 from collections import OrderedDict
@@ -94,6 +96,33 @@ class LeNet5(nn.Sequential):
                 fc2=nn.Linear(120, 84),
                 act4=nn.Tanh(),
                 fc3=nn.Linear(84, n_classes),
+            )
+        )
+
+
+class MNISTCNN(nn.Sequential):
+    """Four convolutions without bias, in pairs of a ReLU each; BatchNorm without scale and shift before each pooling.
+
+    Differs from the published code: its BatchNorm keeps no running statistics, and uses those of each batch.
+    """
+
+    def __init__(self, *, n_classes: int = 10) -> None:
+        super().__init__(
+            OrderedDict[str, nn.Module](
+                conv1=nn.Conv2d(1, 32, 5, bias=False),
+                act1=nn.ReLU(),
+                conv2=nn.Conv2d(32, 32, 5, bias=False),
+                act2=nn.ReLU(),
+                norm1=nn.BatchNorm2d(32, affine=False),
+                pool1=nn.MaxPool2d(2),
+                conv3=nn.Conv2d(32, 64, 3, bias=False),
+                act3=nn.ReLU(),
+                conv4=nn.Conv2d(64, 64, 3, bias=False),
+                act4=nn.ReLU(),
+                norm2=nn.BatchNorm2d(64, affine=False),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                classifier=nn.Linear(64 * 3 * 3, n_classes),
             )
         )
 
