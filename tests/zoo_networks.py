@@ -21,8 +21,9 @@ def randomize_(model, seed=0):
             with torch.no_grad():
                 module.get_buffer("running_mean").copy_(0.3 * mean)
                 module.get_buffer("running_var").copy_(0.2 + 2 * torch.rand(n, generator=generator))
-                module.weight.copy_((0.5 + torch.rand(n, generator=generator)) * weight.sign())
-                module.bias.copy_(0.3 * bias)
+                if module.affine:
+                    module.weight.copy_((0.5 + torch.rand(n, generator=generator)) * weight.sign())
+                    module.bias.copy_(0.3 * bias)
     return model
 
 

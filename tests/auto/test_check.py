@@ -237,7 +237,7 @@ def test_what_has_no_integer_form_is_listed_with_its_line_and_what_to_do():
     ).eval()  # fmt: skip
     found = check(model, SHAPE)
     assert [(r.node, r.do) for r in found.not_integer] == [
-        ("n", "use BatchNorm, which folds into the layer before it"),
+        ("n", "use BatchNorm, which folds into the layer before it or behind it"),
         ("softmax", "end the network before it, for the order of its outputs is the same; inside, use sigmoid"),
     ]
     assert all(r.source.startswith("test_check.py:") for r in found.not_integer)

@@ -46,6 +46,24 @@ def test_fold_into_a_transposed_convolution_counts_its_output_channels():
     assert module(torch.zeros(1, 5, 4, 4)).shape == (1, 2, 6, 6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "outputs"),
+    [
+        (nn.Linear(12, 5, bias=False), 5),
+        (nn.Conv1d(3, 5, 2, bias=False), 5),
+        (nn.Conv2d(6, 4, 2, groups=2, bias=False), 4),
+        (nn.ConvTranspose1d(6, 4, 2, groups=2, bias=False), 4),
+    ],
+    ids=str,
+)
+def test_fold_counts_the_outputs_of_the_layer_and_not_the_channels_of_the_norm(layer, outputs):
+    """Forward, a norm of three channels goes into a layer of as many outputs as it likes."""
+    module: Any = nn.Sequential(nn.BatchNorm2d(3), layer)
+    Fold(layer="1", norm="0").replay_(module)
+    assert module[1].bias.shape == (outputs,)
+    assert isinstance(module[0], nn.Identity)
+
+
 def test_norm_with_two_paths_is_replaced_at_both():
     norm = nn.BatchNorm1d(3)
     module: Any = nn.ModuleDict({"a": nn.Linear(2, 3), "b": norm, "c": nn.Sequential(norm)})
@@ -60,14 +78,18 @@ FOLD = "give the module that the file was made from"
 @pytest.mark.parametrize(
     ("edit", "text"),
     [
-        (Fold(layer="3", norm="1"), f"replay of an edit at '3': the module has nothing there; {FOLD}"),
+        (Fold(layer="5", norm="1"), f"replay of an edit at '5': the module has nothing there; {FOLD}"),
         (Fold(layer="0", norm="x.y"), f"replay of an edit at 'x.y': the module has nothing there; {FOLD}"),
         (Fold(layer="0", norm="2"), f"replay of fold into '0': '2' is ReLU; {FOLD}"),
         (Fold(layer="2", norm="1"), f"replay of fold into '2': '2' is ReLU; {FOLD}"),
+        (Fold(layer="1", norm="1"), f"replay of fold into '1': '1' is BatchNorm1d; {FOLD}"),
+        (Fold(layer="3", norm="1"), f"replay of fold into '3': '3' is Embedding; {FOLD}"),
+        (Fold(layer="0", norm="4"), f"replay of fold into '0': '4' is InstanceNorm1d; {FOLD}"),
     ],
 )
 def test_fold_that_does_not_fit_is_refused(edit, text):
-    refused(edit, nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()), text)
+    others = nn.Embedding(2, 3), nn.InstanceNorm1d(3)
+    refused(edit, nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), *others), text)
 
 
 # Slice
@@ -95,6 +117,13 @@ def test_slice_keeps_frozen_parameters_frozen_and_buffers_buffers():
     assert dict(module.named_buffers())["0.running_mean"].shape == (2,)
     assert module[0].num_features == 2
     assert module(torch.zeros(5, 2)).shape == (5, 2)
+
+
+def test_a_sliced_norm_without_scale_and_shift_remembers_its_size():
+    module: Any = nn.Sequential(nn.BatchNorm1d(4, affine=False))
+    for name in ("running_mean", "running_var"):
+        Slice(path=f"0.{name}", dim=0, index=(3, 1)).replay_(module)
+    assert module[0].num_features == 2
 
 
 def test_sliced_layers_remember_their_new_sizes():

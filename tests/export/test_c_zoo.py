@@ -57,7 +57,14 @@ def test_a_small_network_computes_the_same_under_sanitizers(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("ds-cnn", 40), ("resnet8-mlperf", 20), ("resnet16", 12), ("lenet5-seed", 40), ("mobilenet-025", 4)],
+    [
+        ("ds-cnn", 40),
+        ("resnet8-mlperf", 20),
+        ("resnet16", 12),
+        ("lenet5-seed", 40),
+        ("mnist-cnn", 20),
+        ("mobilenet-025", 4),
+    ],
 )
 def test_a_network_computes_the_same_in_c(name, count, tmp_path):
     check(name, tmp_path, count=count, flags=["-O2"])

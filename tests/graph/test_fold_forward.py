@@ -16,7 +16,7 @@ IMAGE, SERIES, VECTOR = (4, 7, 6), (4, 9), (6,)
 NORM, CONV, LINEAR = nn.BatchNorm2d, nn.Conv2d, nn.Linear
 
 
-def chain(*layers, norm=NORM):
+def chain(*layers, norm: type[nn.Module] = NORM):
     """[layer 0 | ReLU | norm "2" | ... | the layer that takes it in, last]"""
     return lambda: nn.Sequential(nn.ReLU(), nn.Identity(), norm(4), *layers)
 
@@ -90,7 +90,8 @@ def test_folding_forward_leaves_the_function_as_it_is_and_a_file_replays_it(name
 
 def test_the_folded_weights_are_those_of_the_formula():
     """Sums written out: feature f of the linear layer belongs to channel f // 9."""
-    model, net, pairs, _ = folded(*GOES["pool and flatten"], 3)
+    make, shape = GOES["pool and flatten"]
+    model, net, pairs, _ = folded(make, shape, 3)
     norm, linear = model[2], model[5]
     assert isinstance(norm, nn.BatchNorm2d)
     assert isinstance(linear, nn.Linear)

@@ -61,7 +61,7 @@ def check_whole(model, task, folder):
     assert torch.equal(runnable(read)(x), runnable(result.artifact)(x))
 
 
-@pytest.mark.parametrize("name", ["seed-cnn", "lenet5-seed"])
+@pytest.mark.parametrize("name", ["seed-cnn", "lenet5-seed", "mnist-cnn"])
 def test_a_network_of_the_zoo_becomes_a_lil_and_an_onnx_file(name, tmp_path):
     torch.manual_seed(0)
     check_whole(ZOO[name].model(), noise(name), tmp_path / "run")

@@ -1,7 +1,7 @@
 """Changes to the module tree, as data: a fresh module becomes the edited one by replaying them.
 
-`Fold` moves a BatchNorm into the layer before or behind it, `Slice` keeps some slices of a tensor, `Replace` puts another module
-in a place. Replaying changes structure only; the tensors come from the file.
+`Fold` moves a BatchNorm into the layer before or behind it, `Slice` keeps some slices of a tensor, `Replace` puts
+another module in a place. Replaying changes structure only; the tensors come from the file.
 """
 
 import hashlib
@@ -162,6 +162,8 @@ def _resize_(layer: nn.Module) -> None:
     """Layers remember their sizes; keep them true to their tensors."""
     weight = dict(layer.named_parameters(recurse=False)).get("weight")
     if weight is None:
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.running_mean is not None:
+            layer.num_features = layer.running_mean.shape[0]
         return
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape

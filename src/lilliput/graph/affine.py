@@ -59,9 +59,8 @@ def _moved(node: Node, labels: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
         word = node.target if node.op == "other" else node.op
         raise StaysError(f"{node.name} ({word}) does not commute with a scale and shift")
     if node.op in ("max_pool", "amax") and bool((factor < 0).any()):
-        raise StaysError(
-            f"{node.name} takes maxima, and the factor of channel {int((factor < 0).nonzero()[0])} is negative"
-        )
+        channel = int((factor < 0).nonzero()[0])
+        raise StaysError(f"{node.name} takes maxima, and the factor of channel {channel} is negative")
     if node.op == "avg_pool" and node.attributes["count_pad"] and _pads(node) and bool(shift.any()):
         raise StaysError(f"{node.name} counts padding")
     if node.op in POOLS:

@@ -128,7 +128,7 @@ def _constants(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_inputs(values: Tensor, weight: Tensor) -> Tensor:
-    """Numbers of all input channels, as factors of a weight [out, in / groups, ...]: each group has its part of them."""
+    """Numbers of all input channels as factors of a weight [out, in / groups, ...]: each group has its part of them."""
     rows = values.reshape(-1, weight.shape[1])
     rows = rows.repeat_interleave(weight.shape[0] // len(rows), 0)
     return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
@@ -143,9 +143,9 @@ def values_after(graph: Graph, edits: Iterable[Edit]) -> dict[str, str]:
     norms = {node.module: node for node in graph.nodes if node.op == "batch_norm"}
     found: dict[str, str] = {}
     for edit in edits:
-        norm = norms.get(edit.norm) if isinstance(edit, Fold) else None
-        if norm is None:
+        if not isinstance(edit, Fold) or edit.norm not in norms:
             continue
+        norm = norms[edit.norm]
         before = graph[norm.inputs[0]]
         if before.module == edit.layer:
             found[before.name] = norm.name

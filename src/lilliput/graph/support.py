@@ -40,7 +40,7 @@ def _functions(onnx: str) -> tuple[str, ...]:
     return tuple(word for word in POINTWISE if (word in in_onnx) == (onnx != NO))
 
 
-_STATISTICS = "use BatchNorm, which folds into the layer before it"
+_STATISTICS = "use BatchNorm, which folds into the layer before it or behind it"
 _RECURRENT = "use Conv1d over time (causal, dilated), or run the recurrent part outside and lower the rest"
 _ATTENTION = "mix places with Conv1d, Conv2d, or a linear layer between two transpositions (as MLP-Mixer does)"
 
@@ -66,8 +66,9 @@ TABLE: tuple[Support, ...] = (
         what="BatchNorm",
         onnx=FLOAT,
         program=NO,
-        conditions="folded into the layer before it, it is gone",
-        remedy="put fold_batchnorm into the recipe, and the norm directly behind a convolution or linear layer",
+        conditions="folded into the layer before it or behind it, it is gone",
+        remedy="put fold_batchnorm into the recipe, and the norm directly behind a convolution or linear layer, or "
+        "before one without padding",
     ),
     Support(
         words=("add", "sub"),
