@@ -8,6 +8,9 @@ import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+import lilliput.graph.trace
+from traced_once import TracedOnce
+
 torch.set_num_threads(1)  # so that tests beside each other do not slow each other down
 
 
@@ -18,10 +21,18 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Networks of one structure share one trace, in tests and documents."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lilliput.graph.trace, "trace", TracedOnce())
+        yield
+
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md"],
-    fixtures=["own_folder"],
+    fixtures=["traced_once", "own_folder"],
 ).pytest()
 
 collect_ignore_glob = [

@@ -10,14 +10,11 @@ from lilliput.core.task import Task
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import tiny_model, tiny_task
-from shared_traces import share_traces_
 
 
-def quantized(model, task, *passes, name=""):
-    """Folded, changed by the passes and quantized; networks of one `name` share their traces."""
+def quantized(model, task, *passes):
+    """Folded, changed by the passes and quantized."""
     net = Artifact.of(model, task.spec)
-    if name:
-        share_traces_(net, name)
     last = () if passes and isinstance(passes[-1], Quantization) else (Quantization(),)
     for method in (FoldBatchNorm(), *passes, *last):
         apply_checked_(method, net, Context.of(task, model))
@@ -25,7 +22,7 @@ def quantized(model, task, *passes, name=""):
 
 
 def quantized_tiny(name, *passes):
-    return quantized(tiny_model(name), tiny_task(), *passes, name=f"tiny {name}")
+    return quantized(tiny_model(name), tiny_task(), *passes)
 
 
 def task_of(shape, classes=3, samples=48):

@@ -13,7 +13,6 @@ from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.integer import LAYERS, grids_of, integer_bias, integer_values, observe
 from lilliput.graph.trace import Graph, graph_of
 from lilliput.nn.models.resnet import PadShortcut
-from shared_traces import share_traces_
 
 
 class Fn(nn.Module):
@@ -153,7 +152,7 @@ def case(name: str, seed: int = 0) -> tuple[Artifact, Graph]:
     """The network, and its graph: that of all with this name."""
     torch.manual_seed(seed)
     make, shape = CASES[name]
-    artifact = share_traces_(artifact_of(make(), shape), f"onnx {name}")
+    artifact = artifact_of(make(), shape)
     return artifact, graph_of(artifact)
 
 

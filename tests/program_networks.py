@@ -132,7 +132,7 @@ def network(name, seed=0):
 
 
 def quantized_network(name, *passes):
-    return quantized(network(name), task_of(SHAPE), *passes, name=f"program {name}")
+    return quantized(network(name), task_of(SHAPE), *passes)
 
 
 def chain_of_functions(*, signed, channel=None, seed=0):

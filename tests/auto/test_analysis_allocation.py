@@ -22,6 +22,8 @@ from lilliput.pipeline.recipe import Recipe, from_data
 from lilliput.pipeline.run import run
 from lilliput.testing import tiny_model, tiny_task
 
+KINDS = ("bits", "sparsity", "clusters")
+
 
 def two_layers() -> tuple[nn.Module, Task]:
     generator = torch.Generator().manual_seed(3)
@@ -43,20 +45,28 @@ def pair(model: nn.Module, task: Task, layer: str, sparsity: float, bits: float)
     return size_bits(net.encoding(f"{layer}.weight")) / 8
 
 
-@pytest.mark.parametrize("budget", [90, 130, 180, 260, 400, 10_000])
-def test_no_other_choice_in_the_budget_moves_the_outputs_less(budget):
+@pytest.fixture(scope="module")
+def every() -> list[list[tuple[float, float]]]:
+    """(bytes, divergence) of all choices for each of the two layers."""
     model, task = two_layers()
-    found = analyse(model, task, kinds=["bits", "sparsity", "clusters"], samples=64, max_drop="90pt", max_bytes=budget)
-    every: list[list[tuple[float, float]]] = []
+    found = analyse(model, task, kinds=KINDS, samples=64, max_drop="90pt")
+    choices: list[list[tuple[float, float]]] = []
     for layer in ("0", "2"):
-        rows = {kind: found.of(kind)[layer] for kind in ("bits", "sparsity", "clusters")}
+        rows = {kind: found.of(kind)[layer] for kind in KINDS}
         options = [(size_bits(Artifact.of(model, task.spec).encoding(f"{layer}.weight")) / 8, 0.0)]
         options += [(p.coded_bytes, p.divergence) for row in rows.values() for p in row if p.effect]
         options += [
             (pair(model, task, layer, s.level, b.level), s.divergence + b.divergence)
             for s in rows["sparsity"] for b in rows["bits"]
         ]  # fmt: skip
-        every.append(options)
+        choices.append(options)
+    return choices
+
+
+@pytest.mark.parametrize("budget", [90, 130, 180, 260, 400, 10_000])
+def test_no_other_choice_in_the_budget_moves_the_outputs_less(budget, every):
+    model, task = two_layers()
+    found = analyse(model, task, kinds=KINDS, samples=64, max_drop="90pt", max_bytes=budget)
     fits = [
         sum(v for _, v in both) for both in itertools.product(*every) if sum(math.ceil(c) for c, _ in both) <= budget
     ]
@@ -76,9 +86,7 @@ def again(recipe: Recipe) -> Recipe:
 def test_the_recipe_makes_what_was_scored(name, budget):
     model, task = tiny_model(name), tiny_task()
     try:
-        found = analyse(
-            model, task, kinds=["bits", "sparsity", "clusters"], samples=64, max_drop="95pt", max_bytes=budget
-        )
+        found = analyse(model, task, kinds=KINDS, samples=64, max_drop="95pt", max_bytes=budget)
     except UsageError as error:
         assert "smallest choices take" in str(error)  # noqa: PT017 - of some networks that is so
         assert budget < 300

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lilliput.auto import compress as front
-from lilliput.auto.compress import apply, as_recipe, as_task, compress, default_recipe
+from lilliput.auto.compress import apply, compress, default_recipe
+from lilliput.auto.given import as_recipe, as_task
 from lilliput.auto.load import load
 from lilliput.core import container
 from lilliput.core.artifact import Artifact

@@ -28,7 +28,6 @@ from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
-from shared_traces import share_traces_
 
 SETTINGS: dict[type[Pass], list[Pass]] = {
     FoldBatchNorm: [FoldBatchNorm()],
@@ -146,7 +145,7 @@ def test_method_keeps_the_contract_with_other_settings_on_plainer_networks(metho
 @pytest.mark.parametrize("fillers", [FILLERS, CHANNEL_FILLERS], ids=["layer", "channel"])
 def test_slot_fillers_in_every_order_fill_the_same_slots(fillers: tuple[Pass, ...], name: str) -> None:
     model, task = tiny_model(name), tiny_task()
-    original = share_traces_(Artifact.of(model, task.spec), f"tiny {name}")
+    original = Artifact.of(model, task.spec)
     stored: set[tuple[tuple[str, bool, bool, int], ...]] = set()
     for order in itertools.permutations(fillers):
         net = original.copy()
@@ -173,7 +172,7 @@ def test_slot_fillers_in_every_order_fill_the_same_slots(fillers: tuple[Pass, ..
 def test_the_other_methods_work_in_every_order(pair: tuple[Pass, Pass], name: str) -> None:
     """`check_method` tries every method before and after those that fill slots; these are the pairs without them."""
     model, task = tiny_model(name), tiny_task()
-    net, context = share_traces_(Artifact.of(model, task.spec), f"tiny {name}"), Context.of(task, model)
+    net, context = Artifact.of(model, task.spec), Context.of(task, model)
     for method in pair:
         apply_checked_(method, net, context)
     check_artifact(net, model, f"{pair[0].name} > {pair[1].name}")

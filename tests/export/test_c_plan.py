@@ -25,7 +25,7 @@ def zoo_program(name, bits):
     torch.manual_seed(0)
     model = entry.model().eval()
     task = calibrated_on(torch.randn((32, *entry.shape)))
-    return lower(quantized(model, task, Quantization(signed=True, weight_bits=bits), name=name))
+    return lower(quantized(model, task, Quantization(signed=True, weight_bits=bits)))
 
 
 def sizes(program, folder):

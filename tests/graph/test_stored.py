@@ -28,7 +28,6 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import tiny_task
 from lilliput.zoo.registry import ZOO, open_model
 from lowered import quantized, task_of
-from shared_traces import share_traces_
 from stored_cases import CASES, example
 
 SMALL = 30_000
@@ -36,7 +35,7 @@ SMALL = 30_000
 
 def artifact_of(name):
     model, shape = example(name)
-    return share_traces_(Artifact.of(model, InputSpec(shape=shape)), f"stored {name}")
+    return Artifact.of(model, InputSpec(shape=shape))
 
 
 def loaded(net):
@@ -118,7 +117,7 @@ def test_quantized_network_gives_the_same_integers_program_and_code(name, tmp_pa
     model, shape = example(name)
     task = tiny_task() if name.startswith("tiny") else task_of(shape)
     passes = MagnitudePruning(sparsity=0.3), WeightClustering(n_clusters=9), Quantization()
-    net = quantized(model, task, *passes, name=f"stored {name}")
+    net = quantized(model, task, *passes)
     again = loaded(net)
     check(net, again, samples=16)
     assert IntegerNet(again).floats == IntegerNet(net).floats

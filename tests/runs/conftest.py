@@ -24,9 +24,9 @@ threads: 1
 guard: {max_drop: 100pt}
 passes:
   - fold_batchnorm
-  - [{magnitude_pruning: {sparsity: 0.4}}, {fine_tune: {epochs: 8, batch_size: 16}}]
+  - [{magnitude_pruning: {sparsity: 0.4}}, {fine_tune: {epochs: 4, batch_size: 16}}]
   - weight_clustering: {n_clusters: 6}
-  - [{fine_tune: {epochs: 4, batch_size: 16}}, {fine_tune: {epochs: 8, batch_size: 32}}]
+  - [{fine_tune: {epochs: 2, batch_size: 16}}, {fine_tune: {epochs: 4, batch_size: 32}}]
   - quantization
 """
 VOLATILE = {"seconds", "latency", "latency ratio", "peak memory"}
@@ -47,7 +47,7 @@ def nursery(tmp_path_factory):
     """nursery(arguments, log=..., signals=..., fault=...) -> what became of a `lilliput` process."""
     here = Path(__file__).parent
     root = tmp_path_factory.mktemp("nursery")
-    source = str(Path(lilliput.__file__).parents[1])
+    source = f"{Path(lilliput.__file__).parents[1]}{os.pathsep}{here.parent}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": source}
     process = subprocess.Popen(
         [sys.executable, str(here / "nursery.py")],

@@ -18,6 +18,7 @@ import fake_device
 import pytest
 import torch
 
+import lilliput.graph.trace
 from contract.test_methods import SETTINGS
 from lilliput.auto.check import check
 from lilliput.auto.compress import compress
@@ -47,7 +48,7 @@ from lilliput.training import fit as fit_module
 from lilliput.training.fit import fit
 from lilliput.training.hooks import Hook
 from lilliput.training.settings import FitSettings
-from shared_traces import share_traces_
+from traced_once import TracedOnce
 
 TUNE = {"fine_tune": {"epochs": 2, "batch_size": 16}}
 RECIPES = {
@@ -123,7 +124,7 @@ def contexts_take_a_device():
     task, found = tiny_task(48), {}
     for method in (m for methods in SETTINGS.values() for m in methods):
         for device in ("cpu", "fake"):
-            net = share_traces_(Artifact.of(tiny_model("batch_norm"), task.spec).to_(device), "tiny batch_norm")
+            net = Artifact.of(tiny_model("batch_norm"), task.spec).to_(device)
             context = Context.of(task, tiny_model("batch_norm").to(device), seed=1, device=device)
             try:
                 apply_checked_(method, net, context)
@@ -356,6 +357,7 @@ SCENARIOS |= {
 def main():
     torch.set_num_threads(1)
     fake_device.install()
+    pytest.MonkeyPatch().setattr(lilliput.graph.trace, "trace", TracedOnce())
     answers = {}
     for name, scenario in SCENARIOS.items():
         started = time.monotonic()

@@ -23,7 +23,6 @@ from lilliput.training.fake_quant import Coded, FakeQuant
 from lilliput.training.fit import fit
 from lilliput.training.learned_steps import SUFFIX, LearnedSteps, step_gradient
 from lilliput.training.settings import Factors, FitSettings
-from shared_traces import share_traces_
 from stopped import KilledError, Stop
 
 TASK = tiny_task(48)
@@ -32,7 +31,7 @@ SETTINGS = FitSettings(epochs=2, batch_size=16, learning_rate=1e-2, keep="last")
 
 def quantized(name, *methods, **settings):
     model = tiny_model(name)
-    net = share_traces_(Artifact.of(model, TASK.spec), f"tiny {name}")
+    net = Artifact.of(model, TASK.spec)
     context = Context.of(TASK, model)
     for method in (*methods, Quantization(**settings)):
         apply_checked_(method, net, context)

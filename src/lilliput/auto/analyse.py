@@ -21,7 +21,8 @@ from lilliput.auto.analysis.levels import LEVELS, SAMPLES, checked_kinds
 from lilliput.auto.analysis.measure import Probes
 from lilliput.auto.analysis.result import Analysis
 from lilliput.auto.analysis.subjects import subjects_of
-from lilliput.auto.compress import AnyTask, as_task, threads_for
+from lilliput.auto.compress import threads_for
+from lilliput.auto.given import AnyTask, as_task
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError
 from lilliput.core.guard import Guard, MaxDrop, MinAgreement

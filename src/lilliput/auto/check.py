@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.auto.compress import AnyRecipe, as_recipe, as_task, check_recipe, left_out
+from lilliput.auto.compress import left_out
+from lilliput.auto.given import AnyRecipe, as_recipe, as_task, check_recipe
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.cost import Measurement, format_quantity
 from lilliput.core.encoding import Grid

@@ -1,9 +1,8 @@
 """The front door: one call from a network and its task to the smallest file that still does the job."""
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,40 +13,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.auto.search.budget import Latency
+from lilliput.auto.budgets import judged
+from lilliput.auto.given import AnyRecipe, AnyTask, as_recipe, as_target, as_task, check_recipe
+from lilliput.auto.search.budget import Limits
 from lilliput.auto.search.find import DEFAULT_TRIALS, TRIALS, Finder, Wish, is_search, misses
 from lilliput.auto.unlabelled import unlabelled
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import DataError, UsageError
+from lilliput.core.errors import UsageError
 from lilliput.core.guard import MaxDrop
-from lilliput.core.method import Pass, check_patterns
+from lilliput.core.method import Pass
 from lilliput.core.progress import SILENT, Progress
-from lilliput.core.score import parse_drop
-from lilliput.core.target import Target, parse_bytes
+from lilliput.core.target import Target
 from lilliput.core.task import Role, Task
 from lilliput.graph import stored
-from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.pipeline.folder import RunFolder
-from lilliput.pipeline.recipe import Recipe, Step, from_data, load, to_step
+from lilliput.pipeline.recipe import Recipe, Step
 from lilliput.pipeline.run import Outcome, run, threads
 from lilliput.report.compare import compare
 from lilliput.report.details import details
 from lilliput.report.honesty import doubts, roles_of
-from lilliput.report.result import Budget, Result, Violation
+from lilliput.report.result import Result, Violation
 
 DEFAULT_DROP = "1pt"
 DEFAULT_RELATIVE_DROP = "2%"
 SMALL_NETWORK = 100_000
-FEWEST_SAMPLES = 5
 SAMPLES_SEEN, MOST_EPOCHS = 60_000, 12
 """The default recipe fine-tunes for at most this many epochs, and fewer where the training set is large."""
-AnyTask = Task | tuple[Any, Any] | Tensor | np.ndarray
-AnyRecipe = Recipe | Pass | str | Path | Sequence[Any] | dict[str, Any]
 
 
 def default_recipe(
@@ -128,18 +124,14 @@ def compress(
         found = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__} as model"
         raise UsageError("compress", found, "give an nn.Module")
     task = unlabelled(model, task) if isinstance(task, (Tensor, np.ndarray)) else as_task(task)
-    most_bytes = None if max_bytes is None else parse_bytes(max_bytes)
-    if max_drop is not None:
-        parse_drop(max_drop, task.score, 0.0)  # a budget that cannot be read is found now, not after hours
-    latency = None if max_latency is None else Latency.of(max_latency)
-    budgets = Budgets(max_drop=max_drop, max_bytes=most_bytes, latency=latency)
+    limits = Limits.of(task.score, max_drop=max_drop, max_bytes=max_bytes, max_latency=max_latency)
     how: dict[str, Any] = {"progress": progress, "device": device, "batch_size": batch_size}
     wish = None
     if recipe is None:
         chosen = as_target(target, max_flash, max_ram)
         plan = default_recipe(task, chosen, max_drop=max_drop, seed=seed or 0)
         plan = replace(plan, threads=plan.threads or threads_for(model))
-        wish = wish_for(task, plan, budgets, max_latency=max_latency, time=time, trials=trials, join=join)
+        wish = wish_for(task, plan, limits, time=time, trials=trials, join=join)
     elif time is not None or trials is not None or join:
         raise UsageError("compress with a recipe", "time, trials or join", "leave out the recipe to search for one")
     else:
@@ -153,7 +145,7 @@ def compress(
     with where.held() if where is not None and not join else nullcontext():
         outcome, tried = made(model, task, plan, wish, where, how)
         if wish is not None and tried:
-            budgets = replace(budgets, max_drop=wish.max_drop)
+            limits = wish.limits
         where = None if join else where  # the folder's files are those of the process that has begun
         if where is not None:
             where.write("net.lil", stored.dumps(outcome.artifact))  # first: no later failure loses the network
@@ -166,11 +158,11 @@ def compress(
             for trial in tried
             if trial.get("bytes") and trial.get("score") is not None
         ]
-        result.budgets = _budgets(result, outcome, budgets)
+        result.budgets = judged(result, outcome, limits)
         result.violations += [
             Violation(budget=b.budget, limit=b.limit, found=b.found, text=b.text) for b in result.budgets if not b.met
         ]
-        result.doubts = _doubts(task, outcome, judged=budgets.max_drop is not None or bool(tried))
+        result.doubts = _doubts(task, outcome, judged=limits.max_drop is not None or bool(tried))
         for doubt in result.doubts:
             progress.say(doubt)
         result.uses = dict(outcome.context.evaluator.uses)
@@ -179,21 +171,11 @@ def compress(
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budgets:
-    """Those that are not of the target, as they were given or read."""
-
-    max_drop: str | float | None
-    max_bytes: int | None
-    latency: Latency | None
-
-
 def wish_for(
     task: Task,
     plan: Recipe,
-    budgets: Budgets,
+    limits: Limits,
     *,
-    max_latency: str | float | None,
     time: str | float | None,
     trials: int | None,
     join: bool = False,
@@ -202,15 +184,13 @@ def wish_for(
 
     Without any budget the score may drop as far as it may in the default recipe.
     """
-    limits = (budgets.max_drop, budgets.max_bytes, budgets.latency, plan.target.flash, plan.target.ram)
-    asked = any(limit is not None for limit in limits)
+    given = (limits.max_drop, limits.max_bytes, limits.latency, plan.target.flash, plan.target.ram)
+    asked = any(limit is not None for limit in given)
     if not (asked or time is not None or trials is not None or join):
         return None
     usual = DEFAULT_DROP if task.score.unit == "%" else DEFAULT_RELATIVE_DROP
     return Wish(
-        max_drop=budgets.max_drop if asked else usual,
-        max_bytes=budgets.max_bytes,
-        max_latency=max_latency,
+        limits=limits if asked else Limits(max_drop=usual),
         time=time,
         trials=trials,
         epochs=epochs_for(task),
@@ -226,7 +206,7 @@ def search_plan(
     target: Target,
     *,
     max_drop: str | float | None = None,
-    max_bytes: int | None = None,
+    max_bytes: str | int | None = None,
     max_latency: str | float | None = None,
     time: str | float | None = None,
     trials: int | None = None,
@@ -236,10 +216,9 @@ def search_plan(
     """What a search would do: templates that fit, those that do not and why, predicted minutes."""
     plan = default_recipe(task, target, max_drop=max_drop, seed=seed or 0)
     plan = replace(plan, threads=plan.threads or threads_for(model))
-    latency = None if max_latency is None else Latency.of(max_latency)
-    budgets = Budgets(max_drop=max_drop, max_bytes=max_bytes, latency=latency)
+    limits = Limits.of(task.score, max_drop=max_drop, max_bytes=max_bytes, max_latency=max_latency)
     trials = DEFAULT_TRIALS if time is None and trials is None else trials
-    wish = cast(Wish, wish_for(task, plan, budgets, max_latency=max_latency, time=time, trials=trials))
+    wish = cast(Wish, wish_for(task, plan, limits, time=time, trials=trials))
     return Finder(model=model, task=task, target=target, wish=wish, device=device).plan()
 
 
@@ -330,73 +309,6 @@ def finish(result: Result, folder: RunFolder) -> None:
         folder.write_json(TRIALS, result.trials)
 
 
-def as_task(task: AnyTask) -> Task:
-    """A `Task`, or (X, y) split 60/20/20 with seed 0: classes for integer y, numbers for the rest."""
-    if isinstance(task, Task):
-        return task
-    if not (isinstance(task, tuple) and len(task) == 2):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError("task", f"a {type(task).__name__}", "give a lilliput.Task, or (X, y)")
-    x, y = (_tensor(v) for v in task)
-    if len(x) != len(y) or len(x) < FEWEST_SAMPLES:
-        raise DataError(
-            "task (X, y)",
-            f"{len(x)} inputs and {len(y)} targets",
-            f"give one target for each input, and at least {FEWEST_SAMPLES}",
-        )
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    cuts = round(0.6 * len(x)), round(0.8 * len(x))
-    parts = {"train": order[: cuts[0]], "validation": order[cuts[0] : cuts[1]], "test": order[cuts[1] :]}
-    roles: dict[str, Any] = {role: (x[rows], y[rows]) for role, rows in parts.items()}
-    return Task.regression(**roles) if y.is_floating_point() else Task.classification(**roles)
-
-
-def _tensor(values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        tensor = values
-    else:
-        array = np.ascontiguousarray(values)
-        if array.dtype.kind not in "fiub":
-            raise DataError("task (X, y)", f"an array of {array.dtype}", "give numbers; classes as 0, 1, 2, ...")
-        tensor = torch.from_numpy(array)
-    if tensor.dim() == 0:
-        raise DataError("task (X, y)", f"the single value {tensor.item()}", "give one row for each sample")
-    return tensor
-
-
-def as_target(target: Target | str | None, flash: str | int | None, ram: str | int | None) -> Target:
-    base = target if isinstance(target, Target) else Target(target or "onnx-x86")
-    if flash is None and ram is None:
-        return base
-    return Target(
-        base.name,
-        flash=base.flash if flash is None else flash,
-        ram=base.ram if ram is None else ram,
-        reduce_range=base.reduce_range,
-    )
-
-
-def as_recipe(recipe: AnyRecipe, seed: int | None = None) -> Recipe:
-    """`seed` None = the recipe's own."""
-    if isinstance(recipe, Recipe):
-        found = recipe
-    elif isinstance(recipe, Pass):
-        found = Recipe(steps=(to_step(recipe),))
-    elif isinstance(recipe, (str, Path)):
-        found = load(recipe)
-    elif isinstance(recipe, dict):
-        found = from_data(recipe)
-    else:
-        found = Recipe(steps=tuple(to_step(item) for item in recipe))
-    return found if seed is None else replace(found, seed=seed)
-
-
-def check_recipe(recipe: Recipe, model: nn.Module) -> None:
-    """Raises `RecipeError` where a pattern of a pass matches no layer of the model: no data are needed to see it."""
-    for step in recipe.steps:
-        for method in step.passes:
-            check_patterns(method, model)
-
-
 def left_out(passes: Sequence[Pass], layer: str) -> str:
     """The last of the passes that was told to leave a layer alone, as a reason; "" if none was."""
     names = [p.name for p in passes if not p.selects(layer)]
@@ -408,42 +320,3 @@ def _doubts(task: Task, outcome: Outcome, *, judged: bool) -> list[str]:
     judged = judged or any(step.guard is not None and step.guard.role == "validation" for step in outcome.recipe.steps)
     evaluator = outcome.context.evaluator
     return doubts(task, {role: evaluator.reference(role) for role in roles_of(task, judged=judged)})
-
-
-def _budgets(result: Result, outcome: Outcome, budgets: Budgets) -> list[Budget]:
-    """Every budget that was given. Looks at validation if a drop of the score is among them."""
-    found: list[Budget] = []
-    max_drop = budgets.max_drop
-    ours = result.columns[-1].measurements
-    limits: list[tuple[str, float | None, str]] = [
-        ("max_bytes", budgets.max_bytes, "file"),
-        ("max_flash", cast(Any, result.target.flash), "planned flash"),
-        ("max_ram", cast(Any, result.target.ram), "planned RAM"),
-    ]
-    for name, limit, row in limits:
-        if limit is not None:
-            value = ours[row].value
-            text = f"{name}: {value:,.0f} bytes, at most {limit:,.0f} wanted"
-            found.append(Budget(budget=name, limit=limit, found=value, unit="B", met=value <= limit, text=text))
-    if budgets.latency is not None:
-        row, unit = ("latency ratio", "x") if budgets.latency.quantity == "ratio" else ("latency", "ms")
-        value, limit = ours[row].value if row in ours else math.inf, budgets.latency.limit
-        asked = f"max_latency: {value:.3g} {unit}, at most {limit:.3g} wanted"
-        text = asked if row in ours else "max_latency: not measured"
-        found.append(Budget(budget="max_latency", limit=limit, found=value, unit=unit, met=value <= limit, text=text))
-    if max_drop is not None:
-        context, score = outcome.context, result.score
-        reference = context.evaluator.reference("validation")
-        candidate = context.evaluator(runnable(outcome.artifact), "validation")
-        verdict = MaxDrop(max_drop=max_drop).judge(result.task, candidate, reference)
-        found.append(
-            Budget(
-                budget="max_drop",
-                limit=parse_drop(max_drop, score, score.value(reference.rows)),
-                found=float(verdict.evidence["drop"]),
-                unit="pt" if score.unit == "%" else score.unit,
-                met=verdict.accepted,
-                text=f"max_drop: {verdict.reason}",
-            )
-        )
-    return found

@@ -50,8 +50,8 @@ def compress(
 
     With --time or --trials, or where the default recipe misses a budget, a better recipe is searched for.
     """
-    from lilliput.auto.compress import as_recipe, as_target, check_recipe
     from lilliput.auto.compress import compress as run_compress
+    from lilliput.auto.given import as_recipe, as_target, check_recipe
     from lilliput.core.score import parse_drop
     from lilliput.core.target import parse_bytes
     from lilliput.pipeline.folder import RunFolder

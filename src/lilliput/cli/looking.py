@@ -33,7 +33,7 @@ def check(
 ) -> None:
     """Operators, layers that would stay in float, planned memory: in seconds, before any data is read."""
     from lilliput.auto.check import check as run_check
-    from lilliput.auto.compress import as_recipe, as_target
+    from lilliput.auto.given import as_recipe, as_target
     from lilliput.zoo.registry import ZOO, entry, open_model
 
     plan = None if recipe is None else as_recipe(recipe)

@@ -38,6 +38,28 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Those that are not of the target, as they were asked for. `max_drop` None: the best score within the others."""
+
+    max_drop: str | float | None = None
+    max_bytes: int | None = None
+    latency: Latency | None = None
+
+    @staticmethod
+    def of(
+        score: Score, *, max_drop: str | float | None, max_bytes: str | int | None, max_latency: str | float | None
+    ) -> "Limits":
+        """What cannot be read is found now, not after hours."""
+        if max_drop is not None:
+            parse_drop(max_drop, score, 0.0)
+        return Limits(
+            max_drop=max_drop,
+            max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+            latency=None if max_latency is None else Latency.of(max_latency),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What is known of a candidate. `drop` and `score` are those of validation; None = not measured."""
 
@@ -65,31 +87,22 @@ class Budget:
     goal: str = "bytes"
 
     @staticmethod
-    def of(
-        target: Target,
-        score: Score,
-        reference: float,
-        *,
-        max_drop: str | float | None,
-        max_bytes: str | int | None = None,
-        max_latency: str | float | None = None,
-    ) -> "Budget":
+    def of(target: Target, score: Score, reference: float, asked: Limits) -> "Budget":
         """`reference`: the original's score on validation."""
         limits: dict[str, tuple[str, float]] = {}
-        if max_bytes is not None:
-            limits["max_bytes"] = ("bytes", parse_bytes(max_bytes))
+        if asked.max_bytes is not None:
+            limits["max_bytes"] = ("bytes", asked.max_bytes)
         for name in ("flash", "ram"):
             value = getattr(target, name)
             if value is not None:
                 limits[f"max_{name}"] = (name, float(value))
         cost = "flash" if target.preset.file == "flash" else "bytes"
-        if max_latency is not None:
-            latency = Latency.of(max_latency)
-            limits["max_latency"] = (latency.quantity, latency.limit)
-            cost = latency.quantity
-        if max_drop is not None:
-            limits["max_drop"] = ("drop", parse_drop(max_drop, score, reference))
-        return Budget(limits=limits, goal="drop" if max_drop is None else cost)
+        if asked.latency is not None:
+            limits["max_latency"] = (asked.latency.quantity, asked.latency.limit)
+            cost = asked.latency.quantity
+        if asked.max_drop is not None:
+            limits["max_drop"] = ("drop", parse_drop(asked.max_drop, score, reference))
+        return Budget(limits=limits, goal="drop" if asked.max_drop is None else cost)
 
     @property
     def times(self) -> bool:

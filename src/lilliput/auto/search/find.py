@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.auto.search.budget import Budget
+from lilliput.auto.search.budget import Budget, Limits
 from lilliput.auto.search.engine import Search
 from lilliput.auto.search.measure import Judge
 from lilliput.auto.search.plan import plan_text
@@ -34,11 +34,9 @@ DEFAULT_TRIALS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is asked for. `max_drop` None: the best score within the other limits."""
+    """What is asked for."""
 
-    max_drop: str | float | None = None
-    max_bytes: str | int | None = None
-    max_latency: str | float | None = None
+    limits: Limits
     time: str | float | None = None
     trials: int | None = None
     epochs: int = 10
@@ -128,7 +126,7 @@ class Finder:
         identity = {
             **identity_of(self.model, task, weights_hash(self.model)),
             "target": [self.target.name, self.target.flash, self.target.ram, self.target.reduce_range],
-            "budget": [str(wish.max_drop), str(wish.max_bytes), str(wish.max_latency)],
+            "budget": [str(wish.limits.max_drop), str(wish.limits.max_bytes), str(wish.limits.latency)],
             "seed": wish.seed,
             "batch_size": self.batch_size,
         }
@@ -174,14 +172,7 @@ class Finder:
         started = clocks.perf_counter()
         reference = evaluator.reference("validation")
         sample = (clocks.perf_counter() - started) / len(reference.rows)
-        budget = Budget.of(
-            self.target,
-            task.score,
-            task.score.value(reference.rows),
-            max_drop=wish.max_drop,
-            max_bytes=wish.max_bytes,
-            max_latency=wish.max_latency,
-        )
+        budget = Budget.of(self.target, task.score, task.score.value(reference.rows), wish.limits)
         kept = {key: (identity or {}).get(key) for key in ("model", "weights", "data", "batch_size")}
         return Setup(
             model=self.model,

@@ -44,7 +44,6 @@ class Setting:
     """Of each training; 0 leaves trainings out."""
     price: float = 1.0
     integer_activations: bool = True
-    lanes: int = 1
     shared_values: int = 256
     """Of a layer at strength 0."""
 
@@ -103,11 +102,11 @@ RATE = Knob(name="learning_rate", low=5e-4, high=8e-3, usual=LEARNING_RATE, log=
 
 
 def _channels(s: Setting) -> ChannelPruning:
-    return ChannelPruning(macs=short(s["macs"]), lanes=s.lanes)
+    return ChannelPruning(macs=short(s["macs"]))
 
 
-def _values(s: Setting) -> WeightClustering:
-    return WeightClustering(n_clusters=round(s.between(s.shared_values, 3)))
+def _clustered(s: Setting) -> list[Pass]:
+    return [WeightClustering(n_clusters=round(s.between(s.shared_values, 3))), *s.tune(), *s.weights()]
 
 
 TEMPLATES: tuple[Template, ...] = (
@@ -156,7 +155,7 @@ TEMPLATES: tuple[Template, ...] = (
     ),
     Template(
         name="cluster+tune",
-        passes=lambda s: [FoldBatchNorm(), _values(s), *s.tune(), *s.weights()],
+        passes=lambda s: [FoldBatchNorm(), *_clustered(s)],
         knobs=(RATE,),
         trains=True,
         slope=-2.0,
@@ -167,9 +166,7 @@ TEMPLATES: tuple[Template, ...] = (
             FoldBatchNorm(),
             MagnitudePruning(sparsity=short(s["sparsity"])),
             *s.tune(),
-            _values(s),
-            *s.tune(),
-            *s.weights(),
+            *_clustered(s),
         ],
         knobs=(SPARSITY, RATE),
         trains=True,
