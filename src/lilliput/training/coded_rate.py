@@ -26,8 +26,8 @@ from lilliput.training.hooks import SizeTerm
 
 EVERY = 5
 """Steps between two counts."""
-PACE, FASTEST = 1.0, 0.1
-"""How fast the log of the price follows the relative excess, and the most it moves at a count."""
+PACE, RISE, FALL = 1.0, 0.1, 0.3
+"""How fast the log of the price follows the relative excess, and the most it rises and falls at a count."""
 FIRST = 0.002
 """The price at the start, in mean slopes of the loss for a mean slope of the bits."""
 SHAVES, LEAST = 40, 0.05
@@ -139,7 +139,7 @@ class CodedRate(SizeTerm):
     def _follow(self, size: float) -> None:
         if self.price is not None:
             excess = size / (self.max_bytes * (1 - MARGIN)) - 1
-            self.price *= math.exp(min(max(PACE * excess, -FASTEST), FASTEST))
+            self.price *= math.exp(min(max(PACE * excess, -FALL), RISE))
 
     def _first(self, attached: Attached) -> float:
         pairs = [(raw.grad, self.slopes[n]) for n, raw, _ in attached.latents() if n in self.slopes]

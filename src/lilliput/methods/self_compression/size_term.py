@@ -23,8 +23,9 @@ from lilliput.training.learned_bits import LearnedBits
 
 EVERY = 5
 """Steps between two counts of the coder's bits."""
-PACE, FASTEST = 1.0, 0.1
-"""How fast the log of the price follows the relative excess, and the most it moves at a count."""
+PACE, RISE, FALL = 1.0, 0.1, 0.3
+"""How fast the log of the price follows the relative excess, and the most it moves at a count: what is lost because the
+price was too high does not come back as easily as it went."""
 LEAST, MOST = 1e-9, 1e9
 """What the price may be multiplied with in all."""
 
@@ -129,7 +130,7 @@ class PriceOfBits(SizeTerm):
         if self.course is None:
             return
         excess = self.bytes / self.course.at(step) - 1
-        rise = min(max(PACE * excess, -FASTEST), FASTEST)
+        rise = min(max(PACE * excess, -FALL), RISE)
         if step < self.calm_until:
             rise = min(rise, 0.0)
         self.factor = min(max(self.factor * math.exp(rise), LEAST), MOST)
