@@ -76,7 +76,7 @@ def measure(data, seed, float_steps, settings):
         "cpu_s": round(cpu, 1),
         "channels": [len(net.parameter(n)) for n, p in net.module.named_parameters() if p.dim() > 1],
         "notes": list(result.notes),
-        "rounds": result.statistics["rounds"],
+        "rounds": (result.statistics or {}).get("rounds"),
     }
 
 

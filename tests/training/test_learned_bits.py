@@ -1,6 +1,7 @@
 """Learned bit widths behind weights: what computes is what is stored, gradients, surgery, memory."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,7 @@ def test_what_computes_is_what_is_stored_and_read_again():
         assert torch.equal(net.parameter(name).detach(), values)
         assert torch.equal(again.parameter(name).detach(), values)
         grid = net.encodings[name].grid
+        assert grid is not None
         assert torch.equal(torch.log2(grid.scale), torch.log2(grid.scale).round())
 
 
@@ -71,7 +73,7 @@ def test_gradients_of_widths_are_sums_over_their_channels(size):
     attached = LearnedBits(net, widths=widths_of(net, bits=2.0, size=size))
     for name in attached.widths:
         net.parameter(name).grad = torch.randn(net.parameter(name).shape, generator=torch.Generator().manual_seed(1))
-    given = {name: net.parameter(name).grad.clone() for name in attached.widths}
+    given: dict[str, Any] = {name: net.parameter(name).grad for name in attached.widths}
     attached.pull_()
     for name, w in attached.widths.items():
         assert net.parameter(name).grad is None
@@ -79,6 +81,7 @@ def test_gradients_of_widths_are_sums_over_their_channels(size):
         low, high = (v.float() for v in bounds(b))
         near = torch.floor(w.raw.detach() / torch.exp2(e) + 0.5)
         inside = (near >= low) & (near <= high)
+        assert w.raw.grad is not None
         assert torch.equal(w.raw.grad, given[name] * inside)
         reach = torch.log(torch.tensor(2.0)) * torch.exp2(b - 1 + e) * ((near > high).float() - (near < low).float())
         each = (given[name] * reach).flatten(1).sum(1)
@@ -101,8 +104,10 @@ def test_what_integers_cost_reaches_numbers_bits_and_exponents():
         top, bottom = torch.exp2(b - 1), -torch.exp2(b - 1)
         q = torch.where(whole > high, top, torch.where(whole < low, bottom, near))
         wanted = torch.autograd.grad((cost * q).sum(), (x, b, e))
+        assert w.raw.grad is not None
         torch.testing.assert_close(w.raw.grad.double(), wanted[0], rtol=1e-4, atol=1e-5)
         for found, each in ((w.bits.grad, wanted[1]), (w.exponent.grad, wanted[2])):
+            assert found is not None
             torch.testing.assert_close(found.double(), each.flatten(1).sum(1), rtol=1e-3, atol=1e-4)
 
 
