@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli.console import ConsoleProgress, out, out_json
+from lilliput.cli.console import ConsoleProgress, answer, out, out_json
 from lilliput.cli.options import (
     DataName,
     DataRoot,
@@ -45,10 +45,7 @@ def check(
         found = run_check(net, task, chosen, recipe=plan)
     else:
         found = run_check(entry(model).model(), entry(model).shape, chosen, recipe=plan)
-    if as_json:
-        out_json(found.to_data())
-    else:
-        out(str(found))
+    answer(found.to_data(), str(found), as_json=as_json)
     if not found.supported:
         raise typer.Exit(3)
     if found.misses:
@@ -65,7 +62,9 @@ def analyse(
         str, typer.Option(help="of bits, sparsity, channels and clusters, with commas")
     ] = "bits,sparsity,channels,clusters",
     samples: Annotated[int, typer.Option(min=1, help="calibration samples that measure the outputs")] = 256,
-    max_drop: Annotated[str, typer.Option(help="what the proposals may lose on validation: 0.5pt, or 1%")] = "1%",
+    max_drop: Annotated[
+        str | None, typer.Option(help="what the proposals may lose on validation: 0.5pt, or 1% (default)")
+    ] = None,
     agreement: Annotated[
         str | None, typer.Option(help="guard without labels, in place of --max-drop: 99% of the answers")
     ] = None,
@@ -76,6 +75,9 @@ def analyse(
         Path | None, typer.Option(help="write what was proposed as YAML: of --max-bytes, or of the one kind")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="draw the curves here: .png, .svg or .pdf")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="keep it in this run folder, whose page then shows the curves (report --html)")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it does, and how long it takes")] = False,
     seed: Seed = 0,
     as_json: Json = False,
@@ -83,7 +85,8 @@ def analyse(
 ) -> None:
     """How far bits, zeros, channels and shared values of each part move the outputs, and what the score bears of it."""
     from lilliput.auto.analyse import analyse as run_analysis
-    from lilliput.auto.analyse import check_writable, plan
+    from lilliput.auto.analyse import check_writable, plan, run_of
+    from lilliput.pipeline.folder import RunFolder
     from lilliput.report.curves import check_picture
     from lilliput.zoo.registry import open_model
 
@@ -93,7 +96,10 @@ def analyse(
     chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if recipe is not None:
         check_writable(recipe, chosen, max_bytes)
+    if run is not None:
+        RunFolder.begun(run)  # before data are read
     net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
+    kept = None if run is None else run_of(run, net)
     if dry_run:
         out(str(plan(net, task, kinds=chosen, samples=samples, max_bytes=max_bytes)))
         return
@@ -108,12 +114,11 @@ def analyse(
         seed=seed,
         progress=progress,
     )
+    if kept is not None:
+        kept.write_json("analysis.json", found.to_data())
     if picture is not None:
         found.draw(picture)
-    if as_json:
-        out_json(found.to_data())
-    else:
-        out(str(found))
+    answer(found.to_data(), str(found), as_json=as_json)
     if recipe is not None:
         write_atomically(recipe, found.recipe().to_yaml().encode())
 
@@ -142,10 +147,7 @@ def evaluate(
         download=download,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if as_json:
-        out_json(found)
-    else:
-        out(f"{found['text']} ({role}, {found['samples']} samples, {found['runtime']})")
+    answer(found, f"{found['text']} ({role}, {found['samples']} samples, {found['runtime']})", as_json=as_json)
 
 
 def predict(
@@ -160,11 +162,7 @@ def predict(
     from lilliput.cli.using import predict_file
 
     rows = predict_file(file, inputs, into)
-    if as_json:
-        out_json(rows)
-    else:
-        for row in rows:
-            out(row["text"])
+    answer(rows, "\n".join(row["text"] for row in rows), as_json=as_json)
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="net.lil")], as_json: Json = False) -> None:
@@ -172,10 +170,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="net.lil")], as_json: Json
     from lilliput.cli.using import inspect_file
 
     found = inspect_file(file)
-    if as_json:
-        out_json(found)
-    else:
-        out(found["text"])
+    answer(found, found["text"], as_json=as_json)
 
 
 def diff(
@@ -197,10 +192,7 @@ def diff(
 
     net, task = open_model(against, weights=weights, data=data, data_root=data_root)
     found = difference(load_artifact(file, net), net, task, role=role_of(role))
-    if as_json:
-        out_json(asdict(found))
-    else:
-        out(str(found))
+    answer(asdict(found), str(found), as_json=as_json)
 
 
 def report(
