@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lilliput.auto.search.budget import Budget
+from lilliput.auto.search.deadline import Deadline
 from lilliput.auto.search.engine import Search
 from lilliput.auto.search.measure import Judge
 from lilliput.auto.search.plan import plan_text
@@ -168,9 +169,8 @@ class Finder:
 
     def setup(self, place: Path, identity: Mapping[str, Any] | None) -> Setup:
         wish, task = self.wish, self.task
-        evaluator = FullForward(
-            task, self.model, batch_size=self.batch_size, device=self.device, progress=self.progress
-        )
+        progress = Deadline(self.progress)
+        evaluator = FullForward(task, self.model, batch_size=self.batch_size, device=self.device, progress=progress)
         started = clocks.perf_counter()
         reference = evaluator.reference("validation")
         sample = (clocks.perf_counter() - started) / len(reference.rows)
@@ -193,7 +193,7 @@ class Finder:
             threads=wish.threads,
             device=self.device,
             batch_size=self.batch_size,
-            progress=self.progress,
+            progress=progress,
             evaluator=evaluator,
             folder=place,
             cache=StepCache(place / "steps", kept),

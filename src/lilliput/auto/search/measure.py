@@ -1,11 +1,13 @@
 """A candidate in numbers: bytes, planned memory, the score on validation, and the latency if it has a limit."""
 
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from lilliput.auto.search.budget import Measured
+from lilliput.auto.search.pace import JUDGED
 from lilliput.auto.search.setup import Setup
 from lilliput.core.artifact import Artifact
 from lilliput.core.guard import Evaluation, evaluate
@@ -38,11 +40,14 @@ class Judge:
     def measure(self, artifact: Artifact, *, subset: bool = False, timed: bool = True) -> Measured:
         setup = self.setup
         graph = graph_of(artifact)
+        started = time.perf_counter()
         ram, flash = (m.value for m in planned(artifact, graph, setup.target))
         evaluation = self._evaluation(artifact, subset=subset)
         score = setup.task.score.value(evaluation.rows)
         before = setup.task.score.value(self._reference(subset=subset).rows)
         times = self._times(artifact) if timed and setup.budget.times else (None, None)
+        if not subset or self.index is None:
+            setup.pace.note("", JUDGED, time.perf_counter() - started)
         return Measured(
             bytes=float(len(stored.dumps(artifact))),
             flash=flash,

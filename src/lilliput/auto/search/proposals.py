@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lilliput.auto.search.record import FULL, SHORT, UNTRAINED, Candidate, Record, best, order
+from lilliput.auto.search.record import FULL, LONG, RUNGS, SHORT, UNTRAINED, Candidate, Record, best, order
 from lilliput.auto.search.setup import Setup, named
 from lilliput.auto.search.strength import STRIDE, Point, next_strength
 from lilliput.auto.search.templates import STRENGTH, Template
@@ -16,13 +16,27 @@ SAME = 0.004
 """Strengths that are as good as equal."""
 
 
+DEAR, VERY_DEAR = 1 / 8, 1 / 3
+"""Of the time left: what later tries of a template with training may take, and its first one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """What may still be done: `trials` (None = any number), whether a candidate `fits` the time, the `ending`."""
+    """What may still be done: so many `trials` in so many `seconds` (None = any number).
+
+    `ending`: time for some full trainings at most. `polishing`: half of the time is over, longer trainings are due.
+    """
 
     trials: int | None
-    fits: Callable[[str, str], bool]
+    seconds: float | None
+    predicted: Callable[[Candidate], float]
     ending: bool = False
+    polishing: bool = False
+
+    def fits(self, candidate: Candidate, share: float = 1.0) -> bool:
+        """`share`: the most of the time left that a candidate with training may take."""
+        most = share if candidate.effort != UNTRAINED else 1.0
+        return self.seconds is None or self.predicted(candidate) <= most * self.seconds
 
 
 def effort_of(setup: Setup, template: Template) -> str:
@@ -36,6 +50,7 @@ def propose(setup: Setup, records: Sequence[Record], under_way: Sequence[Candida
     """The next candidate; None where the sampler should choose."""
     return (
         _promotion(setup, records, under_way, left)
+        or _polish(setup, records, under_way, left)
         or _opening(setup, records, under_way, left)
         or _refinement(setup, records, under_way, left)
     )
@@ -58,9 +73,36 @@ def _promotion(setup: Setup, records: Sequence[Record], under_way: Sequence[Cand
     if len(short) < PROMOTED * (promoted + 1) and not (last and promoted < PROMOTED):
         return None
     chosen = min(waiting, key=lambda r: order(setup.budget, r))
-    if not left.fits(chosen.name, FULL):
+    candidate = Candidate(template=chosen.name, values=chosen.values, effort=FULL, of=chosen.number)
+    return candidate if left.fits(candidate) else None
+
+
+def _polish(setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left) -> Candidate | None:
+    """In the second half of the time every other trial trains longer."""
+    if not left.polishing or (records and records[-1].effort == LONG):
         return None
-    return Candidate(template=chosen.name, values=chosen.values, effort=FULL, of=chosen.number)
+    return longer(setup, records, under_way, left)
+
+
+def longer(setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left) -> Candidate | None:
+    """The best of what was fully trained, with twice the epochs, or with as many as fit."""
+    budget = setup.budget
+    leader = best(budget, records)
+    done = {r.of for r in records} | {c.of for c in under_way}
+    trained = [r for r in records if RUNGS[r.effort] >= RUNGS[FULL] and r.number not in done and not r.refused]
+    pool = [r for r in trained if r.same_as is None and _worth(setup, r)]
+    if budget.goal != "drop" and leader is not None and leader.measured is not None:  # score alone wins nothing
+        most = budget.cost(leader.measured)
+        pool = [r for r in pool if r.measured is not None and budget.cost(r.measured) < most]
+    for record in sorted(pool, key=lambda r: order(budget, r)):
+        before = record.epochs or setup.epochs
+        for epochs in sorted({2 * before, round(1.5 * before)} - {before}, reverse=True):
+            candidate = Candidate(
+                template=record.name, values=record.values, effort=LONG, of=record.number, epochs=epochs
+            )
+            if left.fits(candidate):
+                return candidate
+    return None
 
 
 def _worth(setup: Setup, record: Record) -> bool:
@@ -77,7 +119,9 @@ def _opening(setup: Setup, records: Sequence[Record], under_way: Sequence[Candid
     for wanted, templates in ((OPENING, first), *((n, setup.templates) for n in range(1, OPENING + 1))):
         for template in templates:
             if tries[template.name] < wanted and template.name not in busy:
-                found = _towards_limit(setup, template, records, left, {k.name: k.usual for k in template.knobs})
+                values = {k.name: k.usual for k in template.knobs}
+                share = DEAR if tries[template.name] else VERY_DEAR
+                found = _towards_limit(setup, template, records, left, values, share)
                 if found is not None:
                     return found
     return None
@@ -97,16 +141,20 @@ def _refinement(
 
 
 def _towards_limit(
-    setup: Setup, template: Template, records: Sequence[Record], left: Left, values: Mapping[str, float]
+    setup: Setup,
+    template: Template,
+    records: Sequence[Record],
+    left: Left,
+    values: Mapping[str, float],
+    share: float = VERY_DEAR,
 ) -> Candidate | None:
     effort = effort_of(setup, template)
-    if not left.fits(template.name, effort):
-        return None
     strength = _strength(setup, template, records, values)
     tried = [r.values[STRENGTH] for r in records if r.name == template.name and _same(r.values, values)]
     if any(abs(strength - t) < SAME for t in tried):
         return None
-    return Candidate(template=template.name, values={STRENGTH: strength, **values}, effort=effort)
+    candidate = Candidate(template=template.name, values={STRENGTH: strength, **values}, effort=effort)
+    return candidate if left.fits(candidate, share) else None
 
 
 def _strength(
