@@ -10,8 +10,6 @@ from lilliput.core.method import Pass
 from lilliput.methods.second_order.layers import SecondOrder
 from lilliput.training.trained import TrainingPass
 
-BACKWARD = 4.0
-"""A training step takes about so many forwards, that of the teacher among them."""
 PRICED = 4.0
 """A method that reads the graph takes about so many times what finding the usual price took."""
 SLOWER = {
@@ -71,8 +69,8 @@ def _one(setup: Setup, template: str, method: Pass) -> float:
     slower = SLOWER.get(kind_of(method), 1.0)
     sample = setup.seconds.get("sample", 0.0)
     if isinstance(method, TrainingPass):
-        each = BACKWARD * len(setup.task.data("train")) + len(setup.task.data("validation"))
-        return slower * sample * each
+        steps = setup.seconds.get("step", 0.0) * len(setup.task.data("train"))
+        return slower * (steps + sample * len(setup.task.data("validation")))
     if isinstance(method, SecondOrder):
         return slower * PRICED * setup.seconds.get("price", 0.0)
     return 0.5 * slower * setup.seconds.get("int8", 0.0)

@@ -41,13 +41,11 @@ IDLE = 12
 class Search:
     setup: Setup
     trials: int | None
-    seconds: float | None
-    clock: Clock = field(init=False)
+    clock: Clock
     base: list[Record] = field(default_factory=list[Record])
     on_best: Callable[[Outcome, Record], None] | None = None
 
     def __post_init__(self) -> None:
-        self.clock = Clock(self.seconds)
         self.judge = Judge(self.setup)
         self.journal: Journal | None = None
         self.written: Record | None = None
@@ -129,18 +127,18 @@ class Search:
     def usable(self) -> float | None:
         """Seconds until the comparison must begin."""
         left = self.clock.left
-        return None if left is None else left - reserve(self.setup, self.seconds or 0.0)
+        return None if left is None else left - reserve(self.setup, self.clock.seconds or 0.0)
 
     def _left(self, records: Sequence[Record]) -> Left:
         setup, usable = self.setup, self.usable
         longest = max((predicted(setup, usual(t.name, FULL)) for t in setup.templates if t.trains), default=0.0)
-        half = 0.5 * ((self.seconds or 0.0) - reserve(setup, self.seconds or 0.0))
+        given = self.clock.seconds or 0.0
         return Left(
             trials=None if self.trials is None else self.trials - len(records),
             seconds=usable,
             predicted=lambda candidate: predicted(setup, candidate),
             ending=usable is not None and usable < 3 * longest,
-            polishing=usable is not None and (usable < half or self.idle > IDLE // 2),
+            polishing=usable is not None and (usable < 0.5 * (given - reserve(setup, given)) or self.idle > IDLE // 2),
         )
 
     def _one_(self, journal: Journal, records: Sequence[Record]) -> bool:

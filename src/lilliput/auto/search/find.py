@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lilliput.auto.search.budget import Budget
+from lilliput.auto.search.clock import Clock
 from lilliput.auto.search.deadline import Deadline
 from lilliput.auto.search.engine import Search
 from lilliput.auto.search.measure import Judge
@@ -124,7 +125,7 @@ class Finder:
                 yield Path(place)
 
     def _prepared(self, place: Path) -> Search:
-        started = clocks.monotonic()
+        clock = Clock(self.wish.seconds)
         wish, task = self.wish, self.task
         identity = {
             **identity_of(self.model, task, weights_hash(self.model)),
@@ -135,8 +136,7 @@ class Finder:
         }
         before = self._before(place, identity)
         setup = self.setup(place, identity)
-        search = Search(setup=setup, trials=wish.most, seconds=wish.seconds)
-        search.clock.started = started
+        search = Search(setup=setup, trials=wish.most, clock=clock)
         if before is not None:
             setup.take_over_(before["known"])
             search.base = [Record.from_data(r) for r in before["base"]]

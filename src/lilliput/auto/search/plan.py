@@ -19,17 +19,17 @@ def plan_text(search: Search) -> str:
         if template.trains:
             full = predicted(setup, usual(template.name, FULL))
             text += f", {minutes(full)} with full training ({setup.epochs} epochs)"
-        if search.seconds is not None and seconds > search.seconds:
+        if search.clock.seconds is not None and seconds > search.clock.seconds:
             text += "; too long for the time given"
         lines.append(text)
     lines += [f"  not {name}: {reason}" for name, reason in setup.dropped.items()]
     lines += [f"  {what}: {reason}" for what, reason in setup.floats.items()]
     if not setup.integer_activations:
         lines.append(f"  activations stay in float: {search.base[0].refused}")
-    if search.seconds is not None:
-        ends = f"then {minutes(reserve(setup, search.seconds))} to compare"
+    if search.clock.seconds is not None:
+        ends = f"then {minutes(reserve(setup, search.clock.seconds))} to compare"
         lines.append(
-            f"stages: look, untrained, short and full trainings, until {minutes(search.seconds)} are over, {ends}"
+            f"stages: look, untrained, short and full trainings, until {minutes(search.clock.seconds)} are over, {ends}"
         )
     else:
         count = search.trials or OPENING

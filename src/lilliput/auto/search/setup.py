@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from lilliput.core.task import Task
 from lilliput.graph.coupling import channel_groups, shapes_of
 from lilliput.graph.trace import graph_of
 from lilliput.methods.second_order.rate_distortion import usual_price
+from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.pipeline.cache import StepCache
 from lilliput.pipeline.recipe import Recipe, Step
 from lilliput.pipeline.run import Outcome, run
 
 SHORTER = 4
 """Short trainings have this part of the epochs of full ones."""
+STEPPED, FEW = 256, 32
+"""Samples of train and validation on which a training is timed."""
 C_VALUES = 15
 """And zero: 4 bits each in generated C."""
 
@@ -57,7 +60,7 @@ class Setup:
     floats: dict[str, str] = field(default_factory=dict[str, str])
     """What integers cannot do in this network, and why."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """Measured at the start: "sample" (one through the network), "price", "int8"."""
+    """Measured at the start: "sample" (one through the network), "step" (one in training), "price", "int8"."""
     overhead: float = 0.0
     """Bytes of a file beside its weights: recipe, graph, grids of activations."""
     pace: Pace = field(default_factory=Pace)
@@ -160,7 +163,28 @@ class Setup:
                 self.seconds["price"] = time.perf_counter() - started
         except LilliputError as error:
             graph_reason = str(error)
+        if self.task.train is not None:
+            self.seconds["step"] = self._training_step()
         self.templates = tuple(t for t in TEMPLATES if not self._why_not(t, graph_reason, channel_reason))
+
+    def _training_step(self) -> float:
+        """Seconds that a sample takes in training, from a few steps; the second time nothing is loaded any more."""
+        train, validation = (self.task.data(role) for role in ("train", "validation"))
+        count, seconds = min(len(train), STEPPED), 0.0
+        part = replace(
+            self.task,
+            train=train.subset(torch.arange(count)),
+            validation=validation.subset(torch.arange(min(len(validation), FEW))),
+            test=None,
+            groups=None,
+        )
+        for _ in range(2):
+            net = self.original.copy()
+            context = Context.of(part, self.original.module, device=self.device, batch_size=self.batch_size)
+            started = time.perf_counter()
+            FineTune(epochs=1).apply_(net.to_(context.device), context)
+            seconds = time.perf_counter() - started
+        return seconds / count
 
     def _why_not(self, template: Template, graph: str, channels: str) -> str:
         reason = ""
