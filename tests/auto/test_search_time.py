@@ -38,27 +38,28 @@ class Ticking(Lines):
         yield advance
 
 
+def work(deadline, title, steps, *, known):
+    with deadline.task(title, steps if known else None) as advance:
+        for _ in range(steps):
+            advance(1)
+
+
 def test_work_that_cannot_be_ready_is_stopped_after_a_few_steps_with_what_it_would_take():
     clock = Ticking()
     deadline = Deadline(clock, now=clock.now)
-    done = 0
-    with pytest.raises(OutOfTimeError) as late, deadline.by(50), deadline.task("train 1 epochs", 100) as advance:
-        for _ in range(100):
-            done += 1
-            advance(1)
+    with deadline.by(50), pytest.raises(OutOfTimeError) as late:
+        work(deadline, "train 1 epochs", 100, known=True)
     assert late.value.seconds == pytest.approx(100)
-    assert done <= 2
+    assert clock.time <= 2
 
 
 @pytest.mark.parametrize("seconds", [None, 101.0])
 def test_work_that_is_ready_in_time_is_left_alone(seconds):
     clock = Ticking()
     deadline = Deadline(clock, now=clock.now)
-    with deadline.by(seconds), deadline.task("train 1 epochs", 100) as advance:
-        for _ in range(100):
-            advance(1)
-    with deadline.task("train 1 epochs", 1000) as advance:  # nobody waits any more
-        advance(500)
+    with deadline.by(seconds):
+        work(deadline, "train 1 epochs", 100, known=True)
+    work(deadline, "train 1 epochs", 500, known=True)  # nobody waits any more
     assert clock.time == 600
 
 
@@ -66,9 +67,8 @@ def test_work_of_unknown_length_is_stopped_at_the_end_and_nothing_begins_after_i
     clock = Ticking()
     deadline = Deadline(clock, now=clock.now)
     with deadline.by(10):
-        with pytest.raises(OutOfTimeError), deadline.task("prices of a bit") as advance:
-            for _ in range(100):
-                advance(1)
+        with pytest.raises(OutOfTimeError):
+            work(deadline, "prices of a bit", 100, known=False)
         assert clock.time == 11
         with pytest.raises(OutOfTimeError):
             Quiet(deadline).say("quantization ...")

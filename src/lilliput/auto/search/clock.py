@@ -21,15 +21,18 @@ SLOWER = {
 """Than others of their sort, until they were timed."""
 SPARE = 1.15
 LEAST = 0.05
-COMPARED = 6.0
+COMPARED = 5.0
 """Seconds for ONNX files, their checks and latencies, of a small network."""
+EXPORTED = 1000
+"""Samples on which exports are compared with what they were made from."""
 
 
 class Clock:
     """The time that is given: `seconds` None = as long as it takes."""
 
-    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        self.started, self.seconds, self.now = now(), seconds, now
+    def __init__(self, seconds: float | None, now: Callable[[], float] | None = None) -> None:
+        self.seconds, self.now = seconds, now or time.monotonic
+        self.started = self.now()
 
     @property
     def used(self) -> float:
@@ -41,24 +44,28 @@ class Clock:
 
 
 def predicted(setup: Setup, candidate: Candidate) -> float:
-    """Seconds for a candidate: what it has in common with others may be there already, which is not counted on."""
+    """Seconds for a candidate, without what others have left in the cache."""
     passes = setup.passes(candidate)
-    work = [(m, epochs_in(m)) for m in passes]
+    done = setup.cache.steps_of(setup.recipe(candidate))
+    work = [(m, epochs_in(m)) for m in passes[done:]]
     looks = 1
-    if candidate.effort != UNTRAINED and candidate.of is None:  # it is looked at without training first
+    begun = next((i for i, m in enumerate(passes) if isinstance(m, TrainingPass)), len(passes))
+    if candidate.effort != UNTRAINED and candidate.of is None and done <= begun:  # first it is looked at untrained
         looks = 2
-        begun = next((i for i, m in enumerate(passes) if isinstance(m, TrainingPass)), len(passes))
         work += [(m, 1) for m in passes[begun:] if not isinstance(m, TrainingPass)]
     seconds = sum(times * _one(setup, candidate.template, method) for method, times in work)
-    judged = setup.pace.of(candidate.template, JUDGED)
-    if judged is None:
-        judged = setup.seconds.get("sample", 0.0) * len(setup.task.data("validation"))
-    return max(SPARE * (seconds + looks * judged), LEAST)
+    judged = looks * len(setup.task.data("validation")) * _judged(setup)
+    return max(SPARE * (seconds + judged), LEAST)
 
 
 def usual(name: str, effort: str) -> Candidate:
     """What a template's candidates are like, for a prediction."""
     return Candidate(template=name, values=usual_values(name), effort=effort)
+
+
+def _judged(setup: Setup) -> float:
+    """Seconds that a sample takes in a candidate."""
+    return setup.pace.of("", JUDGED) or setup.seconds.get("sample", 0.0)
 
 
 def _one(setup: Setup, template: str, method: Pass) -> float:
@@ -77,7 +84,9 @@ def _one(setup: Setup, template: str, method: Pass) -> float:
 
 
 def reserve(setup: Setup, seconds: float) -> float:
-    """What the comparison at the end takes of the time: at most a fifth."""
+    """What the comparison at the end takes of the time: at most half of it. Three networks meet the test role."""
     last = setup.task.data("test") if setup.task.has("test") else setup.task.data("validation")
-    needed = COMPARED + 3 * setup.seconds.get("int8", 0.0) + 4 * len(last) * setup.seconds.get("sample", 0.0)
-    return min(needed, 0.2 * seconds)
+    float_network = setup.seconds.get("sample", 0.0)
+    needed = COMPARED + setup.seconds.get("int8", 0.0)
+    needed += (len(last) + EXPORTED) * (float_network + 2 * max(_judged(setup), float_network))
+    return min(SPARE * needed, 0.5 * seconds)

@@ -21,8 +21,8 @@ class OutOfTimeError(Exception):
 class Deadline(Progress):
     """Passes progress on. Within `by(...)` it raises `OutOfTimeError` as soon as the end is sure to be missed."""
 
-    def __init__(self, inner: Progress, now: Callable[[], float] = time.monotonic) -> None:
-        self.inner, self.now = inner, now
+    def __init__(self, inner: Progress, now: Callable[[], float] | None = None) -> None:
+        self.inner, self.now = inner, now or time.monotonic
         self.until: float | None = None
 
     @contextmanager

@@ -79,7 +79,7 @@ class Search:
                 seconds=round(time.perf_counter() - started, 3),
             )
             self.base.append(record)
-        setup.seconds["int8"] = self.base[0].seconds
+        setup.seconds["int8"] = setup.pace.of("", "quantization") or 0.0
         plain = self.base[0].measured
         setup.ram = 0.0 if plain is None else plain.ram
 

@@ -6,7 +6,7 @@ from lilliput.core.method import Pass
 from lilliput.training.trained import TrainingPass
 
 JUDGED = "judged"
-"""The kind under which the measurement of a candidate stands."""
+"""The kind under which stands what a sample takes when candidates are measured."""
 
 
 def kind_of(method: Pass) -> str:

@@ -1,7 +1,7 @@
 """What to try next: first spread over the templates and towards the limits, then what the sampler says."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lilliput.auto.search.record import FULL, LONG, RUNGS, SHORT, UNTRAINED, Candidate, Record, best, order
 from lilliput.auto.search.setup import Setup, named
@@ -12,6 +12,8 @@ OPENING = 3
 """Tries of each template on its way to the limits, those of the first template before all others."""
 PROMOTED = 3
 """One in so many candidates with short trainings gets full ones; and so many of the best ones at the end."""
+UNUSED = 0.05
+"""Of a limit: so little left does not ask for another strength."""
 SAME = 0.004
 """Strengths that are as good as equal."""
 
@@ -97,12 +99,20 @@ def longer(setup: Setup, records: Sequence[Record], under_way: Sequence[Candidat
     for record in sorted(pool, key=lambda r: order(budget, r)):
         before = record.epochs or setup.epochs
         for epochs in sorted({2 * before, round(1.5 * before)} - {before}, reverse=True):
-            candidate = Candidate(
-                template=record.name, values=record.values, effort=LONG, of=record.number, epochs=epochs
-            )
+            values = {**record.values, STRENGTH: _kept_strength(setup, record, records)}
+            candidate = Candidate(template=record.name, values=values, effort=LONG, of=record.number, epochs=epochs)
             if left.fits(candidate):
                 return candidate
     return None
+
+
+def _kept_strength(setup: Setup, record: Record, records: Sequence[Record]) -> float:
+    """That of the record, unless it leaves much of a byte limit unused: then nearer to the limit."""
+    budget = setup.budget
+    over = [] if record.measured is None else [v for k, v in budget.excess(record.measured).items() if k != "max_drop"]
+    if budget.goal != "drop" or -UNUSED <= max(over, default=0.0) <= 0:
+        return record.values[STRENGTH]
+    return _strength(setup, named(record.name), records, record.values)
 
 
 def _worth(setup: Setup, record: Record) -> bool:
@@ -130,14 +140,17 @@ def _opening(setup: Setup, records: Sequence[Record], under_way: Sequence[Candid
 def _refinement(
     setup: Setup, records: Sequence[Record], under_way: Sequence[Candidate], left: Left
 ) -> Candidate | None:
-    """Every second time: the best template with its best knobs, nearer to the limits."""
+    """Every second time: the best candidate, nearer to the limits. Its training, if it comes first, is in the cache."""
     if len(records) % 2 or any(c.effort != UNTRAINED for c in under_way):
         return None
     leader = best(setup.budget, [r for r in records if any(t.name == r.name for t in setup.templates)])
     if leader is None:
         return None
     values = {k: v for k, v in leader.values.items() if k != STRENGTH}
-    return _towards_limit(setup, named(leader.name), records, left, values)
+    like = Candidate(
+        template=leader.name, values=leader.values, effort=leader.effort, of=leader.of, epochs=leader.epochs
+    )
+    return _towards_limit(setup, named(leader.name), records, left, values, like=like)
 
 
 def _towards_limit(
@@ -147,13 +160,15 @@ def _towards_limit(
     left: Left,
     values: Mapping[str, float],
     share: float = VERY_DEAR,
+    like: Candidate | None = None,
 ) -> Candidate | None:
-    effort = effort_of(setup, template)
+    """`like`: what is trained as long as it was; else as long as a first try."""
     strength = _strength(setup, template, records, values)
     tried = [r.values[STRENGTH] for r in records if r.name == template.name and _same(r.values, values)]
     if any(abs(strength - t) < SAME for t in tried):
         return None
-    candidate = Candidate(template=template.name, values={STRENGTH: strength, **values}, effort=effort)
+    given = like or Candidate(template=template.name, values=values, effort=effort_of(setup, template))
+    candidate = replace(given, values={**values, STRENGTH: strength})
     return candidate if left.fits(candidate, share) else None
 
 

@@ -88,7 +88,6 @@ class Setup:
             integer_activations=self.integer_activations,
             shared_values=C_VALUES if self.target.preset.file == "flash" else 256,
             size=self.usual_size if limit is None else max(limit[1] - self.overhead, 1.0),
-            exact=limit is not None and candidate.effort == LONG and self.budget.goal == "drop",
         )
         return named(candidate.template).passes(setting)
 

@@ -54,8 +54,6 @@ class Setting:
     """Of a layer at strength 0."""
     size: float = 0.0
     """Of a file without recipe and graph: what templates that hold a size aim at with strength 0.5."""
-    exact: bool = False
-    """Rounding goes for `size` itself, whatever the strength: after so long a training it must fit."""
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -66,13 +64,8 @@ class Setting:
 
     def rate(self) -> Pass:
         """Rate-distortion rounding at a price that follows from the strength."""
-        if self.exact:
-            return self.rate_to(self.size)
         exponent = DECADES * (self.values[STRENGTH] - 0.5)
         return RateDistortion(price=short(self.price * 10**exponent), step=short(self.values.get("step", 1.2)))
-
-    def rate_to(self, size: float) -> Pass:
-        return RateDistortion(max_bytes=max(round((1 - SIZE_LEFT) * size), 1), step=short(self.values.get("step", 1.2)))
 
     @property
     def learning_rate(self) -> float:
@@ -84,7 +77,8 @@ class Setting:
     def held(self) -> list[Pass]:
         """Rounded to a size that follows from the strength, and trained at that size."""
         size = self.size * SIZES ** (0.5 - self.values[STRENGTH])
-        return [self.rate_to(size), *(replace(t, max_bytes=round(size)) for t in self.tune())]
+        rounded = RateDistortion(max_bytes=max(round((1 - SIZE_LEFT) * size), 1), step=short(self["step"]))
+        return [rounded, *(replace(tune, max_bytes=round(size)) for tune in self.tune())]
 
     def tune_integers(self) -> list[Pass]:
         """The forward is that of the integer program."""
