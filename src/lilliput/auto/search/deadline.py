@@ -43,8 +43,8 @@ class Deadline(Progress):
 
     @contextmanager
     def task(self, title: str, total: int | None = None) -> Generator[Callable[[int], None]]:
-        begun, done = self.now(), 0
         with self.inner.task(title, total) as advance:
+            begun, done = self.now(), 0
 
             def step(steps: int) -> None:
                 nonlocal done

@@ -150,7 +150,8 @@ def _refinement(
     like = Candidate(
         template=leader.name, values=leader.values, effort=leader.effort, of=leader.of, epochs=leader.epochs
     )
-    return _towards_limit(setup, named(leader.name), records, left, values, like=like)
+    share = DEAR if leader.effort == LONG else VERY_DEAR
+    return _towards_limit(setup, named(leader.name), records, left, values, share, like)
 
 
 def _towards_limit(
@@ -175,12 +176,18 @@ def _towards_limit(
 def _strength(
     setup: Setup, template: Template, records: Sequence[Record], values: Mapping[str, float] | None = None
 ) -> float:
-    """From the template's candidates with the same other knobs, if there are two; else from all of them."""
+    """From the template's candidates with the same other knobs, if there are two; else from all of them.
+
+    Without any: where it has a price, that which the first template takes.
+    """
     own = [r for r in records if r.name == template.name and r.measured is not None]
     alike = [r for r in own if values is not None and _same(r.values, values)]
     points: list[Point] = [
         (r.values[STRENGTH], r.measured) for r in (alike if len(alike) > 1 else own) if r.measured is not None
     ]
+    first = setup.templates[0]
+    if not points and template.priced and template != first and any(r.name == first.name for r in records):
+        return _strength(setup, first, records)
     refused = sum(r.name == template.name and r.measured is None and r.rung == 0 for r in records)
     return next_strength(points, setup.budget, template.start + STRIDE * refused, template.slope)
 

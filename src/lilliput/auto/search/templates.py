@@ -107,6 +107,8 @@ class Template:
     removes_channels: bool = False
     work: float = 1.0
     """How long its methods that read the graph take, in those of rate-distortion rounding: for the first prediction."""
+    priced: bool = False
+    """Whether its strength is a price of a bit, which means much the same in all templates that have one."""
     sized: bool = False
     """Whether it holds the size of the file."""
     slope: float = -4.0
@@ -143,6 +145,7 @@ TEMPLATES: tuple[Template, ...] = (
         passes=lambda s: [FoldBatchNorm(), s.rate(), *s.ends()],
         knobs=(STEP,),
         reads_graph=True,
+        priced=True,
     ),
     Template(
         name="quantize",
@@ -162,6 +165,7 @@ TEMPLATES: tuple[Template, ...] = (
         knobs=(SPARSITY, STEP, RATE),
         trains=True,
         reads_graph=True,
+        priced=True,
     ),
     Template(
         name="rate_distortion+tune",
@@ -177,12 +181,14 @@ TEMPLATES: tuple[Template, ...] = (
         knobs=(SPARSITY, STEP),
         work=5.0,
         reads_graph=True,
+        priced=True,
     ),
     Template(
         name="channels+rate_distortion",
         passes=lambda s: [_channels(s), FoldBatchNorm(), s.rate(), *s.ends()],
         knobs=(MACS, STEP),
         reads_graph=True,
+        priced=True,
         removes_channels=True,
     ),
     Template(
@@ -212,6 +218,7 @@ TEMPLATES: tuple[Template, ...] = (
         knobs=(MACS, STEP, RATE),
         trains=True,
         reads_graph=True,
+        priced=True,
         removes_channels=True,
     ),
     Template(
