@@ -18,7 +18,7 @@ SAME = 0.004
 """Strengths that are as good as equal."""
 
 
-DEAR, VERY_DEAR = 1 / 8, 1 / 3
+DEAR, VERY_DEAR = 1 / 8, 1 / 2
 """Of the time left: what later tries of a template with training may take, and its first one."""
 
 
