@@ -50,7 +50,7 @@ def predicted(setup: Setup, candidate: Candidate) -> float:
     work = [(m, epochs_in(m)) for m in passes[done:]]
     looks = 1
     begun = next((i for i, m in enumerate(passes) if isinstance(m, TrainingPass)), len(passes))
-    if candidate.effort != UNTRAINED and candidate.of is None and done <= begun:  # first it is looked at untrained
+    if candidate.effort != UNTRAINED and candidate.of is None:  # first it is looked at untrained
         looks = 2
         work += [(m, 1) for m in passes[begun:] if not isinstance(m, TrainingPass)]
     seconds = sum(times * _one(setup, candidate.template, method) for method, times in work)

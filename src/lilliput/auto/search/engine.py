@@ -10,7 +10,7 @@ from lilliput.auto.search.clock import Clock, predicted, reserve, usual
 from lilliput.auto.search.deadline import OutOfTimeError
 from lilliput.auto.search.journal import WINDOW, Journal
 from lilliput.auto.search.measure import Judge
-from lilliput.auto.search.proposals import Left, around, effort_of, longer, propose
+from lilliput.auto.search.proposals import NEXT, Left, around, effort_of, longer, propose
 from lilliput.auto.search.record import FULL, Candidate, Record, best, feasible, key_of, order
 from lilliput.auto.search.setup import Setup
 from lilliput.auto.search.stages import weighed
@@ -29,8 +29,6 @@ from lilliput.pipeline.run import Outcome
 
 PLAIN, FLOAT = "plain int8", "float"
 GIVEN_UP = 5
-SAMPLED = 0.25
-"""The most of the time left that a candidate with training may take that is not the next on a list."""
 NEEDED = 5
 """So many of the best keep what they begin with in the cache."""
 IDLE = 12
@@ -153,7 +151,7 @@ class Search:
             journal.queue(chosen)
         trial, candidate = journal.ask(setup.templates, around(setup, records), efforts)
         useless = candidate.template in given_up(records) and candidate.of is None
-        if useless or not left.fits(candidate, share=SAMPLED if sampled else 1.0):
+        if useless or not left.fits(candidate, share=NEXT if sampled else 1.0):
             journal.drop(trial)
             return candidate.of is not None or self._another_(journal, records, left)
         self._weigh_(journal, trial, candidate, records)
@@ -166,7 +164,7 @@ class Search:
         efforts = {t.name: effort_of(setup, t) for t in setup.templates}
         gone = given_up(records)
         usuals = {t.name: usual(t.name, efforts[t.name]) for t in setup.templates}
-        fitting = [t for t in setup.templates if left.fits(usuals[t.name], share=SAMPLED) and t.name not in gone]
+        fitting = [t for t in setup.templates if left.fits(usuals[t.name], share=NEXT) and t.name not in gone]
         if not fitting:
             return self._last_(journal, records, left, efforts)
         leader = best(setup.budget, records)

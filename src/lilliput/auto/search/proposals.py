@@ -18,8 +18,8 @@ SAME = 0.004
 """Strengths that are as good as equal."""
 
 
-DEAR, VERY_DEAR = 1 / 8, 1 / 2
-"""Of the time left: what later tries of a template with training may take, and its first one."""
+FIRST, NEXT, AGAIN = 1 / 2, 1 / 4, 1 / 8
+"""Of the time left, what a candidate with training may take: the first of all, the first of a template, a later one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +125,12 @@ def _opening(setup: Setup, records: Sequence[Record], under_way: Sequence[Candid
     tries = {
         t.name: busy.count(t.name) + sum(r.name == t.name and r.of is None for r in records) for t in setup.templates
     }
-    first = setup.templates[:1]
+    first, trained = setup.templates[:1], any(r.effort != UNTRAINED for r in records)
     for wanted, templates in ((OPENING, first), *((n, setup.templates) for n in range(1, OPENING + 1))):
         for template in templates:
             if tries[template.name] < wanted and template.name not in busy:
                 values = {k.name: k.usual for k in template.knobs}
-                share = DEAR if tries[template.name] else VERY_DEAR
+                share = AGAIN if tries[template.name] else NEXT if trained else FIRST
                 found = _towards_limit(setup, template, records, left, values, share)
                 if found is not None:
                     return found
@@ -150,7 +150,7 @@ def _refinement(
     like = Candidate(
         template=leader.name, values=leader.values, effort=leader.effort, of=leader.of, epochs=leader.epochs
     )
-    share = DEAR if leader.effort == LONG else VERY_DEAR
+    share = AGAIN if leader.effort == LONG else NEXT
     return _towards_limit(setup, named(leader.name), records, left, values, share, like)
 
 
@@ -160,7 +160,7 @@ def _towards_limit(
     records: Sequence[Record],
     left: Left,
     values: Mapping[str, float],
-    share: float = VERY_DEAR,
+    share: float,
     like: Candidate | None = None,
 ) -> Candidate | None:
     """`like`: what is trained as long as it was; else as long as a first try."""

@@ -19,7 +19,7 @@ from lilliput.core.errors import ArtifactError, LilliputError
 from lilliput.core.guard import FullForward
 from lilliput.core.method import Context, Pass
 from lilliput.core.target import Target
-from lilliput.core.task import Task
+from lilliput.core.task import Data, Task
 from lilliput.graph.coupling import channel_groups, shapes_of
 from lilliput.graph.trace import graph_of
 from lilliput.methods.second_order.rate_distortion import usual_price
@@ -30,7 +30,7 @@ from lilliput.pipeline.run import Outcome, run
 
 SHORTER = 4
 """Short trainings have this part of the epochs of full ones."""
-STEPPED, FEW = 256, 32
+STEPPED, FEW = 256, 64
 """Samples of train and validation on which a training is timed."""
 C_VALUES = 15
 """And zero: 4 bits each in generated C."""
@@ -148,7 +148,7 @@ class Setup:
 
     def look_(self) -> None:
         """The usual price of a bit, what a sample takes, and which templates fit the network."""
-        graph_reason = channel_reason = ""
+        graph_reason = channel_reason = training_reason = ""
         try:
             graph = graph_of(self.original)
             coupling = channel_groups(graph, shapes_of(self.original.module.state_dict()))
@@ -162,33 +162,33 @@ class Setup:
                 self.seconds["price"] = time.perf_counter() - started
         except LilliputError as error:
             graph_reason = str(error)
-        if self.task.train is not None:
-            self.seconds["step"] = self._training_step()
-        self.templates = tuple(t for t in TEMPLATES if not self._why_not(t, graph_reason, channel_reason))
+        if self.task.train is None:
+            training_reason = "there are no training data"
+        else:
+            try:
+                self.seconds["step"] = self._training_step()
+            except LilliputError as error:
+                training_reason = str(error)
+        reasons = (training_reason, graph_reason, channel_reason)
+        self.templates = tuple(t for t in TEMPLATES if not self._why_not(t, *reasons))
 
     def _training_step(self) -> float:
         """Seconds that a sample takes in training, from a few steps; the second time nothing is loaded any more."""
-        train, validation = (self.task.data(role) for role in ("train", "validation"))
-        count, seconds = min(len(train), STEPPED), 0.0
-        part = replace(
-            self.task,
-            train=train.subset(torch.arange(count)),
-            validation=validation.subset(torch.arange(min(len(validation), FEW))),
-            test=None,
-            groups=None,
-        )
+        parts = {"train": STEPPED, "validation": FEW}
+        data = {role: spread(self.task.data(role), most) for role, most in parts.items()}
+        task, count, seconds = replace(self.task, **data, test=None, groups=None), len(data["train"]), 0.0
         for _ in range(2):
             net = self.original.copy()
-            context = Context.of(part, self.original.module, device=self.device, batch_size=self.batch_size)
+            context = Context.of(task, self.original.module, device=self.device, batch_size=self.batch_size)
             started = time.perf_counter()
             FineTune(epochs=1).apply_(net.to_(context.device), context)
             seconds = time.perf_counter() - started
         return seconds / count
 
-    def _why_not(self, template: Template, graph: str, channels: str) -> str:
+    def _why_not(self, template: Template, training: str, graph: str, channels: str) -> str:
         reason = ""
-        if template.trains and self.task.train is None:
-            reason = "there are no training data"
+        if template.trains and training:
+            reason = training
         elif template.reads_graph and graph:
             reason = graph
         elif template.removes_channels and channels:
@@ -210,3 +210,8 @@ def named(name: str) -> Template:
 def usual_values(name: str) -> dict[str, float]:
     template = named(name)
     return {STRENGTH: template.start} | {k.name: k.usual for k in template.knobs}
+
+
+def spread(data: Data, most: int) -> Data:
+    """At most so many of the samples, from all over them: sorted ones have more than one class, too."""
+    return data.subset(torch.linspace(0, len(data) - 1, min(len(data), most)).long())
