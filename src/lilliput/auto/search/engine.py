@@ -1,22 +1,25 @@
 """The search: ask, weigh, tell, until the trials or the time are used up. What was best is always on the disk."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from lilliput.auto.search.clock import Clock, predicted, reserve
+from lilliput.auto.search.clock import Clock, predicted, reserve, usual
+from lilliput.auto.search.deadline import OutOfTimeError
 from lilliput.auto.search.journal import WINDOW, Journal
 from lilliput.auto.search.measure import Judge
-from lilliput.auto.search.proposals import Left, around, effort_of, propose
+from lilliput.auto.search.proposals import NEXT, Left, around, effort_of, longer, propose
 from lilliput.auto.search.record import FULL, Candidate, Record, best, feasible, key_of, order
 from lilliput.auto.search.setup import Setup
 from lilliput.auto.search.stages import weighed
 from lilliput.auto.search.templates import STRENGTH
+from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import LilliputError
 from lilliput.core.target import Target
+from lilliput.graph import stored
 from lilliput.graph.integer import IntegerNet, runnable
 from lilliput.graph.lower import lower
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
@@ -26,6 +29,8 @@ from lilliput.pipeline.run import Outcome
 
 PLAIN, FLOAT = "plain int8", "float"
 GIVEN_UP = 5
+NEEDED = 5
+"""So many of the best keep what they begin with in the cache."""
 IDLE = 12
 """Times in a row that nothing new was found: then it ends, whatever time is left."""
 
@@ -34,16 +39,16 @@ IDLE = 12
 class Search:
     setup: Setup
     trials: int | None
-    seconds: float | None
-    clock: Clock = field(init=False)
+    clock: Clock
     base: list[Record] = field(default_factory=list[Record])
     on_best: Callable[[Outcome, Record], None] | None = None
 
     def __post_init__(self) -> None:
-        self.clock = Clock(self.seconds)
         self.judge = Judge(self.setup)
         self.journal: Journal | None = None
         self.written: Record | None = None
+        self.kept: Outcome | None = None
+        self.idle = 0
 
     def base_(self) -> None:
         """The two networks that need no search: plain int8, and the float one for when nothing else can be made."""
@@ -56,6 +61,8 @@ class Search:
                 artifact = setup.run(recipe).artifact
                 measured = self.judge.measure(artifact)
                 setup.floats |= in_float(artifact, setup.target)
+                if name == PLAIN:
+                    setup.overhead = beside_weights(artifact)
             except LilliputError as error:
                 refused = str(error)
                 if name == PLAIN:
@@ -70,7 +77,7 @@ class Search:
                 seconds=round(time.perf_counter() - started, 3),
             )
             self.base.append(record)
-        setup.seconds["int8"] = self.base[0].seconds
+        setup.seconds["int8"] = setup.pace.of("", "quantization") or 0.0
         plain = self.base[0].measured
         setup.ram = 0.0 if plain is None else plain.ram
 
@@ -79,16 +86,13 @@ class Search:
         self.journal = journal = Journal(folder, setup.budget, setup.seed)
         with journal.working():
             self._better_(journal.records())
-            idle = 0
-            while idle < IDLE:
+            while self.idle < IDLE:
                 again = journal.retake_()
                 if again:
                     setup.progress.say(f"{again} trials of a process that has ended are taken up again")
                 records = journal.records()
                 if self._over(records) or not self._one_(journal, records):
                     break
-                now = journal.records()
-                idle = idle + 1 if now and now[-1].same_as is not None else 0
 
     @property
     def made_before(self) -> list[Record]:
@@ -104,41 +108,50 @@ class Search:
         return found if found is not None else self.base[1]
 
     def made(self, record: Record) -> Outcome:
-        """The network again: what its recipe begins with is in the cache."""
-        outcome = self.setup.run(from_data(dict(record.recipe)))
-        outcome.context.evaluator = self.setup.evaluator
-        outcome.context.progress = self.setup.progress
+        """The network again: often it is still there; else what its recipe begins with is in the cache."""
+        setup, key = self.setup, key_of(record.recipe)
+        if self.kept is not None and self.written is not None and key == key_of(self.written.recipe):
+            return self.kept
+        known = setup.latest is not None and setup.latest[0] == key
+        outcome = setup.latest[1] if known and setup.latest is not None else setup.run(from_data(dict(record.recipe)))
+        outcome.context.evaluator = setup.evaluator
+        outcome.context.progress = setup.progress
         return outcome
 
     def _over(self, records: Sequence[Record]) -> bool:
         return self.trials is not None and len(records) >= self.trials
 
+    @property
+    def usable(self) -> float | None:
+        """Seconds until the comparison must begin."""
+        left = self.clock.left
+        return None if left is None else left - reserve(self.setup, self.clock.seconds or 0.0)
+
     def _left(self, records: Sequence[Record]) -> Left:
-        setup, left = self.setup, self.clock.left
-        usable = None if left is None else left - reserve(setup, self.seconds or 0.0)
-
-        def fits(name: str, effort: str) -> bool:
-            return usable is None or predicted(setup, name, effort, records) <= usable
-
-        longest = max((predicted(setup, t.name, FULL, records) for t in setup.templates if t.trains), default=0.0)
+        setup, usable = self.setup, self.usable
+        longest = max((predicted(setup, usual(t.name, FULL)) for t in setup.templates if t.trains), default=0.0)
+        given = self.clock.seconds or 0.0
         return Left(
             trials=None if self.trials is None else self.trials - len(records),
-            fits=fits,
+            seconds=usable,
+            predicted=lambda candidate: predicted(setup, candidate),
             ending=usable is not None and usable < 3 * longest,
+            polishing=usable is not None and (usable < 0.5 * (given - reserve(setup, given)) or self.idle > IDLE // 2),
         )
 
     def _one_(self, journal: Journal, records: Sequence[Record]) -> bool:
         """Try one candidate; False if none fits the time that is left."""
         setup, left = self.setup, self._left(records)
         efforts = {t.name: effort_of(setup, t) for t in setup.templates}
-        if not any(left.fits(name, effort) for name, effort in efforts.items()):
+        if not any(left.fits(usual(name, effort)) for name, effort in efforts.items()):
             return False
-        candidate = None if journal.waiting() else propose(setup, records, journal.under_way(), left)
-        if candidate is not None:
-            journal.queue(candidate)
+        chosen = None if journal.waiting() else propose(setup, records, journal.under_way(), left)
+        sampled = chosen is None and not journal.waiting()
+        if chosen is not None:
+            journal.queue(chosen)
         trial, candidate = journal.ask(setup.templates, around(setup, records), efforts)
-        useless = candidate.template in given_up(records) and not candidate.of
-        if useless or not left.fits(candidate.template, candidate.effort):
+        useless = candidate.template in given_up(records) and candidate.of is None
+        if useless or not left.fits(candidate, share=NEXT if sampled else 1.0):
             journal.drop(trial)
             return candidate.of is not None or self._another_(journal, records, left)
         self._weigh_(journal, trial, candidate, records)
@@ -150,18 +163,29 @@ class Search:
         dice = Random(f"{setup.seed}/{len(records)}")  # noqa: S311 - no secret
         efforts = {t.name: effort_of(setup, t) for t in setup.templates}
         gone = given_up(records)
-        fitting = [t for t in setup.templates if left.fits(t.name, efforts[t.name]) and t.name not in gone]
+        usuals = {t.name: usual(t.name, efforts[t.name]) for t in setup.templates}
+        fitting = [t for t in setup.templates if left.fits(usuals[t.name], share=NEXT) and t.name not in gone]
         if not fitting:
-            return False
+            return self._last_(journal, records, left, efforts)
         leader = best(setup.budget, records)
         near = [t for t in fitting if leader is not None and t.name == leader.name]
-        quickest = min(fitting, key=lambda t: predicted(setup, t.name, efforts[t.name], records))
+        quickest = min(fitting, key=lambda t: predicted(setup, usuals[t.name]))
         chosen = near[0] if near else quickest
         middle = around(setup, records)[chosen.name]
         values = {STRENGTH: round(min(max(middle + dice.uniform(-WINDOW, WINDOW), 0.0), 1.0), 4)}
         values |= {k.name: dice.uniform(k.low, k.high) for k in chosen.knobs}
         journal.queue(Candidate(template=chosen.name, values=values, effort=efforts[chosen.name]))
         trial, candidate = journal.ask(setup.templates, {}, efforts)
+        self._weigh_(journal, trial, candidate, records)
+        return True
+
+    def _last_(self, journal: Journal, records: Sequence[Record], left: Left, efforts: Mapping[str, str]) -> bool:
+        """Where nothing new fits: a longer training may, which is not tried twice in a row else."""
+        candidate = longer(self.setup, records, journal.under_way(), left)
+        if candidate is None:
+            return False
+        journal.queue(candidate)
+        trial, candidate = journal.ask(self.setup.templates, {}, efforts)
         self._weigh_(journal, trial, candidate, records)
         return True
 
@@ -178,7 +202,15 @@ class Search:
             )
         else:
             use = leader if leader is not None and feasible(setup.budget, leader) else None
-            record = weighed(setup, self.judge, candidate, number, use)
+            try:
+                with setup.progress.by(self.usable):
+                    record = weighed(setup, self.judge, candidate, number, use)
+            except OutOfTimeError as late:
+                journal.drop(trial)
+                self.idle += 1
+                setup.progress.say(f"trial {number} {candidate.template}: left, as {late}")
+                return
+        self.idle = self.idle + 1 if record.same_as is not None else 0
         journal.tell(trial, record)
         self._better_([*records, record])
         self._say(record)
@@ -189,8 +221,11 @@ class Search:
         if found is None or self.on_best is None:
             return
         if self.written is None or order(self.setup.budget, found) < order(self.setup.budget, self.written):
-            self.on_best(self.made(found), found)
-            self.written = found
+            outcome = self.made(found)
+            self.on_best(outcome, found)
+            self.written, self.kept = found, outcome
+        leaders = sorted((r for r in records if r.measured is not None), key=lambda r: order(self.setup.budget, r))
+        self.setup.cache.needed = [from_data(dict(r.recipe)) for r in leaders[:NEEDED]]
 
     def _say(self, record: Record) -> None:
         setup, left = self.setup, self.clock.left
@@ -224,6 +259,13 @@ def given_up(records: Sequence[Record]) -> set[str]:
     names = {r.name for r in records}
     tries = {name: [bool(r.refused) for r in records if r.name == name] for name in names}
     return {name for name, refused in tries.items() if len(refused) >= GIVEN_UP and all(refused)}
+
+
+def beside_weights(artifact: Artifact) -> float:
+    """Bytes of the file that are no weights: recipe, graph, grids of activations."""
+    bare = artifact.copy()
+    bare.activations.clear()
+    return float(len(stored.dumps(artifact)) - len(container.dumps(bare, strip=True)))
 
 
 def in_float(artifact: Artifact, target: Target) -> dict[str, str]:

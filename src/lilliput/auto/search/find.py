@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from lilliput.auto.search.budget import Budget, Limits
+from lilliput.auto.search.clock import Clock
+from lilliput.auto.search.deadline import Deadline
 from lilliput.auto.search.engine import Search
 from lilliput.auto.search.measure import Judge
 from lilliput.auto.search.plan import plan_text
@@ -121,7 +123,7 @@ class Finder:
                 yield Path(place)
 
     def _prepared(self, place: Path) -> Search:
-        started = clocks.monotonic()
+        clock = Clock(self.wish.seconds)
         wish, task = self.wish, self.task
         identity = {
             **identity_of(self.model, task, weights_hash(self.model)),
@@ -132,8 +134,7 @@ class Finder:
         }
         before = self._before(place, identity)
         setup = self.setup(place, identity)
-        search = Search(setup=setup, trials=wish.most, seconds=wish.seconds)
-        search.clock.started = started
+        search = Search(setup=setup, trials=wish.most, clock=clock)
         if before is not None:
             setup.take_over_(before["known"])
             search.base = [Record.from_data(r) for r in before["base"]]
@@ -166,9 +167,8 @@ class Finder:
 
     def setup(self, place: Path, identity: Mapping[str, Any] | None) -> Setup:
         wish, task = self.wish, self.task
-        evaluator = FullForward(
-            task, self.model, batch_size=self.batch_size, device=self.device, progress=self.progress
-        )
+        progress = Deadline(self.progress)
+        evaluator = FullForward(task, self.model, batch_size=self.batch_size, device=self.device, progress=progress)
         started = clocks.perf_counter()
         reference = evaluator.reference("validation")
         sample = (clocks.perf_counter() - started) / len(reference.rows)
@@ -184,7 +184,7 @@ class Finder:
             threads=wish.threads,
             device=self.device,
             batch_size=self.batch_size,
-            progress=self.progress,
+            progress=progress,
             evaluator=evaluator,
             folder=place,
             cache=StepCache(place / "steps", kept),

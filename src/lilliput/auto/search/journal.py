@@ -83,7 +83,7 @@ class Journal:
                 values = {k.partition("/")[2]: v for k, v in params.items() if k.startswith(f"{name}/")}
                 attrs = trial.user_attrs
                 found.append(
-                    Candidate(template=name, values=values, effort=attrs.get("effort", UNTRAINED), of=attrs.get("of"))
+                    Candidate(template=name, values=values, effort=attrs.get("effort", UNTRAINED), **_after(attrs))
                 )
         return found
 
@@ -101,7 +101,7 @@ class Journal:
                 trial.params if "effort" in attrs else None
             )  # else it had not chosen all, and does so again
             if params:
-                kept = {k: v for k, v in attrs.items() if k in ("effort", "of")}
+                kept = {k: v for k, v in attrs.items() if k in ("effort", "of", "epochs")}
                 self.study.enqueue_trial(params, user_attrs={**kept, "worker": self.name})
                 count += 1
         return count
@@ -129,7 +129,7 @@ class Journal:
         }
         attrs: dict[str, Any] = {"effort": candidate.effort, "worker": self.name}
         if candidate.of is not None:
-            attrs["of"] = candidate.of
+            attrs |= {"of": candidate.of, "epochs": candidate.epochs}
         self.study.enqueue_trial(params, user_attrs=attrs)
 
     def ask(
@@ -164,7 +164,7 @@ class Journal:
         effort = attrs.get("effort") or efforts[name]
         if "effort" not in attrs:
             trial.set_user_attr("effort", effort)
-        return trial, Candidate(template=name, values=values, effort=effort, of=attrs.get("of"))
+        return trial, Candidate(template=name, values=values, effort=effort, **_after(attrs))
 
     def tell(self, trial: Any, record: Record) -> None:
         state = self.optuna.trial.TrialState
@@ -198,6 +198,10 @@ class Journal:
                 yield
         finally:
             logging.set_verbosity(before)
+
+
+def _after(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"of": attrs.get("of"), "epochs": attrs.get("epochs", 0)}
 
 
 def _mend(path: Path) -> None:

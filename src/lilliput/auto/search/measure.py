@@ -1,11 +1,14 @@
 """A candidate in numbers: bytes, planned memory, the score on validation, and the latency if it has a limit."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from lilliput.auto.search.budget import Measured
+from lilliput.auto.search.pace import JUDGED
 from lilliput.auto.search.setup import Setup
 from lilliput.core.artifact import Artifact
 from lilliput.core.guard import Evaluation, evaluate
@@ -36,22 +39,17 @@ class Judge:
         return self.index is not None
 
     def measure(self, artifact: Artifact, *, subset: bool = False, timed: bool = True) -> Measured:
+        """`subset`: on a part of validation, which also is enough for what is too large."""
         setup = self.setup
         graph = graph_of(artifact)
         ram, flash = (m.value for m in planned(artifact, graph, setup.target))
-        evaluation = self._evaluation(artifact, subset=subset)
-        score = setup.task.score.value(evaluation.rows)
+        sizes = Measured(bytes=float(len(stored.dumps(artifact))), flash=flash, ram=ram, score=0.0, drop=0.0)
+        subset = subset or any(name != "max_drop" for name in setup.budget.missed(sizes))
+        score = setup.task.score.value(self._evaluation(artifact, subset=subset).rows)
         before = setup.task.score.value(self._reference(subset=subset).rows)
         times = self._times(artifact) if timed and setup.budget.times else (None, None)
-        return Measured(
-            bytes=float(len(stored.dumps(artifact))),
-            flash=flash,
-            ram=ram,
-            score=score,
-            drop=before - score if setup.task.score.higher_is_better else score - before,
-            ratio=times[0],
-            milliseconds=times[1],
-        )
+        drop = before - score if setup.task.score.higher_is_better else score - before
+        return replace(sizes, score=score, drop=drop, ratio=times[0], milliseconds=times[1])
 
     def least_drop(self, artifact: Artifact) -> float:
         """On the subset: what is lost at least, by the 95% interval of the paired difference."""
@@ -62,14 +60,20 @@ class Judge:
 
     def _evaluation(self, artifact: Artifact, *, subset: bool) -> Evaluation:
         setup, evaluator = self.setup, self.setup.evaluator
+        started, data = time.perf_counter(), setup.task.data("validation")
         model = runnable(artifact)
         if not subset or self.index is None:
-            return evaluator(model, "validation")
-        evaluator.count("validation", 1)
-        part = setup.task.data("validation").subset(self.index)
-        outputs = evaluator.reference("validation").outputs
-        original = None if outputs is None else outputs[self.index]
-        return evaluate(model, setup.task, part, "validation", original, setup.batch_size, evaluator.device)
+            found = evaluator(model, "validation")
+        else:
+            evaluator.count("validation", 1)
+            data = data.subset(self.index)
+            outputs = evaluator.reference("validation").outputs
+            original = None if outputs is None else outputs[self.index]
+            found = evaluate(
+                model, setup.task, data, "validation", original, setup.batch_size, evaluator.device, setup.progress
+            )
+        setup.pace.note("", JUDGED, (time.perf_counter() - started) / len(data))
+        return found
 
     def _reference(self, *, subset: bool) -> Evaluation:
         found = self.setup.evaluator.reference("validation")

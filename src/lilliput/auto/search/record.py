@@ -8,18 +8,22 @@ from typing import Any
 from lilliput.auto.search.budget import Budget, Measured
 from lilliput.pipeline.folder import json_text
 
-UNTRAINED, SHORT, FULL = "untrained", "short", "full"
-RUNGS = {UNTRAINED: 1, SHORT: 2, FULL: 3}
+UNTRAINED, SHORT, FULL, LONG = "untrained", "short", "full", "long"
+RUNGS = {UNTRAINED: 1, SHORT: 2, FULL: 3, LONG: 4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A template with values of its knobs. `of`: the trial whose short trainings this one's full ones follow."""
+    """A template with values of its knobs. `of`: the trial whose shorter trainings this one's follow.
+
+    `epochs`: of each training where the effort is "long", else 0.
+    """
 
     template: str
     values: Mapping[str, float]
     effort: str = UNTRAINED
     of: int | None = None
+    epochs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,7 @@ class Record:
     values: Mapping[str, float] = field(default_factory=dict[str, float])
     effort: str = UNTRAINED
     of: int | None = None
+    epochs: int = 0
     same_as: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
     measured: Measured | None = None

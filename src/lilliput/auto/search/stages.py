@@ -1,6 +1,7 @@
 """One candidate through the rungs: nothing computed, without training, with short trainings, with full ones."""
 
 import time
+from dataclasses import replace
 
 from lilliput.auto.search.budget import Measured
 from lilliput.auto.search.measure import Judge
@@ -36,6 +37,7 @@ def weighed(setup: Setup, judge: Judge, candidate: Candidate, number: int, leade
         values=dict(candidate.values),
         effort=candidate.effort,
         of=candidate.of,
+        epochs=candidate.epochs,
         recipe={} if recipe is None else recipe.to_data(),
         measured=measured,
         rung=rung,
@@ -47,16 +49,17 @@ def weighed(setup: Setup, judge: Judge, candidate: Candidate, number: int, leade
 def _climb(
     setup: Setup, judge: Judge, candidate: Candidate, recipe: Recipe, leader: Record | None
 ) -> tuple[int, Measured, str]:
-    trains = candidate.effort != UNTRAINED
-    first = setup.run(setup.recipe(candidate, effort=UNTRAINED) if trains else recipe).artifact
-    if trains:
-        if candidate.of is None:  # else its short trainings were worth it
+    name = candidate.template
+    if candidate.effort != UNTRAINED:
+        if candidate.of is None:  # else its shorter trainings were worth it
+            first = setup.run(setup.recipe(replace(candidate, effort=UNTRAINED)), name).artifact
             measured = judge.measure(first, subset=True, timed=False)
             refused = hopeless(setup, measured, leader)
             if refused:
                 return 1, measured, refused
-        trained = setup.run(recipe).artifact
+        trained = setup.run(recipe, name).artifact
         return RUNGS[candidate.effort], judge.measure(trained), ""
+    first = setup.run(recipe, name).artifact
     if judge.has_subset and "max_drop" in setup.budget.limits:
         least, limit = judge.least_drop(first), setup.budget.limits["max_drop"][1]
         if least > limit:
