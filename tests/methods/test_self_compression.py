@@ -91,7 +91,7 @@ def test_a_channel_pays_for_its_own_weights_and_those_that_read_it():
 def dying(model, *rows):
     """The network with these rows of its first convolution at 0."""
     with torch.no_grad():
-        first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+        first: Any = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
         first.weight[list(rows)] = 0
         first.bias[list(rows)] = torch.linspace(-1, 1, len(rows))
     return model

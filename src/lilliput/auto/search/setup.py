@@ -174,7 +174,7 @@ class Setup:
 
     def _training_step(self) -> float:
         """Seconds that a sample takes in training, from a few steps; the second time nothing is loaded any more."""
-        parts = {"train": STEPPED, "validation": FEW}
+        parts: dict[Role, int] = {"train": STEPPED, "validation": FEW}
         data = {role: spread(self.task.data(role), most) for role, most in parts.items()}
         task, count, seconds = replace(self.task, **data, test=None, groups=None), len(data["train"]), 0.0
         for _ in range(2):
