@@ -8,13 +8,11 @@ on 2,048 other training images. Bytes are those of the `.lil` file without recip
 results/rate_distortion.json.
 """
 
-import json
-import sys
 from pathlib import Path
 
 import torch
 from published_resnet20 import make
-from resnet20_tools import answers, compressed
+from resnet20_tools import answers, compressed, keep_rows
 
 from lilliput.core import container
 from lilliput.graph.integer import runnable
@@ -22,7 +20,6 @@ from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
-from lilliput.report.result import environment
 
 RESULTS = Path(__file__).parent / "results" / "rate_distortion.json"
 FOLD = FoldBatchNorm()
@@ -64,18 +61,7 @@ def measure(model, task, passes):
 def main():
     torch.set_num_threads(1)
     model, task = make()
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    found = json.loads(RESULTS.read_text()) if wanted and RESULTS.is_file() else {"rows": {}}
-    for name, passes in rows().items():
-        if wanted in name:
-            row = found["rows"][name] = measure(model, task, passes)
-            print(
-                f"{name:48}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s",
-                row["notes"][-1:],
-                flush=True,
-            )
-            found["environment"] = environment()
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    keep_rows(RESULTS, rows(), lambda passes: measure(model, task, passes))
 
 
 if __name__ == "__main__":

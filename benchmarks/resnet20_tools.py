@@ -1,5 +1,8 @@
-"""What benchmarks of the published ResNet-20 share: data without labels, accuracy, latency beside ONNX Runtime fp32."""
+"""What benchmarks of the published ResNet-20 share: data without labels, accuracy, latency beside ONNX Runtime fp32,
+and the loop over rows that are kept in a file."""
 
+import json
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -14,6 +17,7 @@ from lilliput.export import onnx
 from lilliput.measure.latency import interleaved, session_runner
 from lilliput.measure.runtime import predict, session
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.report.result import environment
 
 
 def unlabelled(task, count, seed=0):
@@ -62,3 +66,18 @@ def times_faster(runner, published):
     """(milliseconds, ratio) in turn with the published network: the two alone, more would take each other's caches."""
     timings = interleaved({"published": published, "this": runner}, repeats=100, min_time_ms=5)
     return timings.latency("this").value, 1 / timings.ratio("this", "published").value
+
+
+def keep_rows(results, rows, measure):
+    """Each row of {name: passes} measured, written to the file `results`, and its numbers printed.
+
+    With an argument on the command line only rows with that part in their name; the others stay in the file.
+    """
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    found = json.loads(results.read_text()) if wanted and results.is_file() else {"rows": {}}
+    for name, passes in rows.items():
+        if wanted in name:
+            row = found["rows"][name] = measure(passes)
+            found["environment"] = environment()
+            results.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{name:56}", *(f"{k} {v:.6g}" for k, v in row.items() if isinstance(v, int | float)), flush=True)

@@ -1,4 +1,4 @@
-"""The published ResNet-20 compressed with training in the loop: half the MACs by channels, and integers at a size.
+"""The published ResNet-20 at half its MACs by channels, with training and without.
 
     LILLIPUT_TEST_DATA=folder python benchmarks/resnet20_trained.py [part of a row's name]
 
@@ -6,15 +6,13 @@
 choose the epoch, the 10,000 test images are read once for each row. One thread. Writes results/resnet20_trained.json.
 """
 
-import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from published_resnet20 import make
-from resnet20_tools import answers, compressed, exported_runner, published_runner, times_faster
+from resnet20_tools import answers, compressed, exported_runner, keep_rows, published_runner, times_faster
 
 import lilliput as ll
 from lilliput.core import container
@@ -22,7 +20,6 @@ from lilliput.data.augment import horizontal_flip, random_crop
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import graph_of
 from lilliput.measure.macs import count_macs
-from lilliput.report.result import environment
 from lilliput.zoo.tasks import CIFAR_MEAN, CIFAR_STD
 
 RESULTS = Path(__file__).parent / "results" / "resnet20_trained.json"
@@ -47,31 +44,27 @@ def rows():
     }
 
 
+def measure(model, task, image, passes):
+    net, notes, seconds = compressed(model, task, passes)
+    right = answers(runnable(net), task)
+    latency, faster = times_faster(exported_runner(net, image), published_runner(model, task, image))
+    return {
+        "accuracy": 100 * float(right.double().mean()),
+        "macs": int(count_macs(graph_of(net), net).total("macs").value),
+        "lil_bytes": len(container.dumps(net, strip=True)),
+        "cpu_s": round(seconds, 1),
+        "latency_ms": latency,
+        "times_faster": faster,
+        "notes": notes,
+    }
+
+
 def main():
     torch.set_num_threads(1)
     model, task = make()
     task = replace(task, augment=augment)
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     image = task.data("test").batch(torch.arange(1))[0]
-    for name, passes in rows().items():
-        if wanted not in name:
-            continue
-        net, notes, seconds = compressed(model, task, passes)
-        right = answers(runnable(net), task)
-        latency, faster = times_faster(exported_runner(net, image), published_runner(model, task, image))
-        found["rows"][name] = {
-            "accuracy": 100 * float(right.double().mean()),
-            "macs": int(count_macs(graph_of(net), net).total("macs").value),
-            "lil_bytes": len(container.dumps(net, strip=True)),
-            "cpu_s": round(seconds, 1),
-            "latency_ms": latency,
-            "times_faster": faster,
-            "notes": notes,
-        }
-        found["environment"] = environment()
-        print(name, found["rows"][name], flush=True)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    keep_rows(RESULTS, rows(), lambda passes: measure(model, task, image, passes))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ read once; settings were chosen on training images. "w" rows have float activati
 integers. Bytes are those of the `.lil` file without the recipe. Writes results/resnet20_training_free.json.
 """
 
-import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from published_resnet20 import make
-from resnet20_tools import answers, compressed
+from resnet20_tools import answers, compressed, keep_rows
 
 from lilliput.core import container
 from lilliput.graph.integer import runnable
@@ -25,7 +23,6 @@ from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.report.result import environment
 
 RESULTS = Path(__file__).parent / "results" / "resnet20_training_free.json"
 SEARCHED: dict[str, Any] = {"weight_range": "output", "rounding": "output"}
@@ -95,14 +92,7 @@ def measure(model, task, passes):
 def main():
     torch.set_num_threads(1)
     model, task = make()
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    found = json.loads(RESULTS.read_text()) if wanted and RESULTS.is_file() else {"rows": {}}
-    for name, passes in rows().items():
-        if wanted in name:
-            row = found["rows"][name] = measure(model, task, passes)
-            print(f"{name:56}{row['accuracy']:7.2f}%{row['lil_bytes']:10,}{row['compress_cpu_s']:8.1f} s", flush=True)
-            found["environment"] = environment()
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    keep_rows(RESULTS, rows(), lambda passes: measure(model, task, passes))
 
 
 if __name__ == "__main__":
