@@ -56,6 +56,14 @@ def out_json(data: object) -> None:
     _write(json_text(data, indent=2))
 
 
+def answer(data: object, text: str, *, as_json: bool) -> None:
+    """What a command has found: for machines with --json, else for people."""
+    if as_json:
+        out_json(data)
+    else:
+        out(text)
+
+
 def commands_of(
     folder: Path, model: str, recipe: Path | None, sources: Mapping[str, object], more: Mapping[str, object]
 ) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli.console import ConsoleProgress, out, out_json
+from lilliput.cli.console import ConsoleProgress, answer
 from lilliput.cli.options import DataName, DataRoot, Into, Json, Quiet, TargetName
 from lilliput.core.errors import UsageError
 
@@ -52,10 +52,7 @@ def export(
         if to == "c"
         else export_file(file, into, folder, target, static_batch)
     )
-    if as_json:
-        out_json(found)
-    else:
-        out(found["text"])
+    answer(found, found["text"], as_json=as_json)
 
 
 def verify(
@@ -83,10 +80,7 @@ def verify(
         if uart is not None:
             raise UsageError("verify --onnx", "--uart", "leave it out: it counts for folders of C")
         text = verify_file(file, onnx, into, samples, data=data, data_root=data_root)
-        if as_json:
-            out_json({"text": text})
-        else:
-            out(text)
+        answer({"text": text}, text, as_json=as_json)
         return
     if not file.is_dir():
         do = "give a folder that lilliput export --to c has written, or a .lil with --onnx"
@@ -94,9 +88,6 @@ def verify(
     if into is not None or data is not None:
         raise UsageError(f"verify {file}", "--into or --data", "leave them out: a folder of C has its own vectors")
     found, wrong = verify_folder(file, uart, deadline=deadline, progress=ConsoleProgress(quiet=quiet))
-    if as_json:
-        out_json(found)
-    else:
-        out(found["text"])
+    answer(found, found["text"], as_json=as_json)
     if wrong is not None:
         raise wrong

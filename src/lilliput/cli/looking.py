@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli.console import ConsoleProgress, out, out_json
+from lilliput.cli.console import ConsoleProgress, answer, out, out_json
 from lilliput.cli.options import (
     DataName,
     DataRoot,
@@ -45,10 +45,7 @@ def check(
         found = run_check(net, task, chosen, recipe=plan)
     else:
         found = run_check(entry(model).model(), entry(model).shape, chosen, recipe=plan)
-    if as_json:
-        out_json(found.to_data())
-    else:
-        out(str(found))
+    answer(found.to_data(), str(found), as_json=as_json)
     if not found.supported:
         raise typer.Exit(3)
     if found.misses:
@@ -110,10 +107,7 @@ def analyse(
     )
     if picture is not None:
         found.draw(picture)
-    if as_json:
-        out_json(found.to_data())
-    else:
-        out(str(found))
+    answer(found.to_data(), str(found), as_json=as_json)
     if recipe is not None:
         write_atomically(recipe, found.recipe().to_yaml().encode())
 
@@ -142,10 +136,7 @@ def evaluate(
         download=download,
         progress=ConsoleProgress(quiet=quiet),
     )
-    if as_json:
-        out_json(found)
-    else:
-        out(f"{found['text']} ({role}, {found['samples']} samples, {found['runtime']})")
+    answer(found, f"{found['text']} ({role}, {found['samples']} samples, {found['runtime']})", as_json=as_json)
 
 
 def predict(
@@ -160,11 +151,7 @@ def predict(
     from lilliput.cli.using import predict_file
 
     rows = predict_file(file, inputs, into)
-    if as_json:
-        out_json(rows)
-    else:
-        for row in rows:
-            out(row["text"])
+    answer(rows, "\n".join(row["text"] for row in rows), as_json=as_json)
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="net.lil")], as_json: Json = False) -> None:
@@ -172,10 +159,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="net.lil")], as_json: Json
     from lilliput.cli.using import inspect_file
 
     found = inspect_file(file)
-    if as_json:
-        out_json(found)
-    else:
-        out(found["text"])
+    answer(found, found["text"], as_json=as_json)
 
 
 def diff(
@@ -197,10 +181,7 @@ def diff(
 
     net, task = open_model(against, weights=weights, data=data, data_root=data_root)
     found = difference(load_artifact(file, net), net, task, role=role_of(role))
-    if as_json:
-        out_json(asdict(found))
-    else:
-        out(str(found))
+    answer(asdict(found), str(found), as_json=as_json)
 
 
 def report(
