@@ -2,12 +2,12 @@
 
     LILLIPUT_TEST_DATA=folder python benchmarks/cortex_m4.py [part of a row's name] [--keep folder]
 
-Folding and 8-bit quantization. digits-cnn and ResNet-20 have trained weights, LeNet-5 and ResNet-8 random ones: the
-kernels of 8 bits do not look at their values. Bytes are those of sections of the compiled net.c (arm-none-eabi-size,
--O2): tables .rodata, code .text, RAM .bss, which is the arena. The stack is that of the whole test. Instructions are
-executed ones, exact to 40, and not cycles: an emulator has no flash wait states. `dsp` is what a Cortex-M4 builds,
-`plain` leaves its DSP instructions out (NET_PLAIN). All golden vectors must be equal, or it stops. Needs
-arm-none-eabi-gcc and qemu-system-arm. Writes results/cortex_m4.json and .txt if all rows could run.
+Folding and quantization, of 8 bits where the row does not say. digits-cnn and ResNet-20 have trained weights, LeNet-5
+and ResNet-8 random ones: the kernels of 8 bits do not look at their values. Bytes are those of sections of the compiled
+net.c (arm-none-eabi-size, -O2): tables .rodata, code .text, RAM .bss, which is the arena. The stack is of the whole
+test. Instructions are executed ones, exact to 40, and not cycles: an emulator has no flash wait states. `dsp` is what a
+Cortex-M4 builds, `plain` leaves its DSP instructions out (NET_PLAIN). All golden vectors must be equal, or it stops.
+Needs arm-none-eabi-gcc and qemu-system-arm. Writes results/cortex_m4.json and .txt if all rows could run.
 """
 
 import argparse
@@ -35,14 +35,26 @@ from lilliput.export.c.writer import Writer
 from lilliput.graph.lower import lower
 from lilliput.graph.trace import graph_of
 from lilliput.measure.macs import count_macs
+from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.report.result import environment
 from lilliput.zoo.registry import ZOO, open_model
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = ("digits-cnn", "lenet5", "resnet8", "resnet20", "digits-cnn, 4 bits", "resnet20, 4 bits")
-FOUR = ", 4 bits"
+ROWS = {
+    name: (network, [FoldBatchNorm(), *passes])
+    for name, network, *passes in (
+        ("digits-cnn", "digits-cnn", Quantization(signed=True)),
+        ("lenet5", "lenet5", Quantization(signed=True)),
+        ("resnet8", "resnet8", Quantization(signed=True)),
+        ("resnet20", "resnet20", Quantization(signed=True)),
+        ("digits-cnn, 4 bits", "digits-cnn", Quantization(signed=True, weight_bits=4)),
+        ("resnet20, 4 bits", "resnet20", Quantization(signed=True, weight_bits=4)),
+        ("digits-cnn, 12 bits", "digits-cnn", Quantization(signed=True, weight_bits=12)),
+        ("digits-cnn, 16 values", "digits-cnn", WeightClustering(n_clusters=16), Quantization(signed=True)),
+    )
+}
 HEAD = ["network", "MACs", "tables", "code", "RAM", "stack", "dsp", "a MAC", "plain", "a MAC"]
 TOOLS = ("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
 DSP, PLAIN = "emulated Cortex-M4", "emulated Cortex-M4, plain"
@@ -76,9 +88,9 @@ def sections(folder):
     return {"tables": found["rodata"], "code": found["text"], "ram": found["bss"] + found["data"]}
 
 
-def measure(name, model, task, folder):
+def measure(name, model, task, passes, folder):
     net = Artifact.of(model, task.spec)
-    for method in (FoldBatchNorm(), Quantization(signed=True, weight_bits=4 if name.endswith(FOUR) else 8)):
+    for method in passes:
         apply_checked_(method, net, Context.of(task, model))
     try:
         return compiled(net, folder)
@@ -130,15 +142,17 @@ def main():
         sys.exit(f"not installed: {', '.join(missing)}")
     torch.set_num_threads(1)
     rows: dict[str, dict] = {}
-    for name in (row for row in ROWS if options.part in row):
-        model, task = network(name.removesuffix(FOUR))
+    for name, (source, passes) in ROWS.items():
+        if options.part not in name:
+            continue
+        model, task = network(source)
         if model is None:
             print(f"{name}: skipped: {task}", flush=True)
             continue
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) if options.keep is None else options.keep / name
             folder.mkdir(parents=True, exist_ok=True)
-            rows[name] = measure(name, model, task, folder)
+            rows[name] = measure(name, model, task, passes, folder)
         print(f"{name}: done", flush=True)
     text = table(rows)
     if rows:

@@ -2,7 +2,8 @@
 
     LILLIPUT_TEST_DATA=folder python benchmarks/resnet20_training_free.py [part of a row's name]
 
-512 calibration images of the training set, without their labels. Accuracy is that of the 10,000 test images, each row
+Widths, shared values and zeros as they come, then what makes up for them. 512 calibration images of the training set,
+without their labels. Accuracy is that of the 10,000 test images, each row
 read once; settings were chosen on training images. "w" rows have float activations, "wa" rows 8-bit activations, run in
 integers. Bytes are those of the `.lil` file without the recipe. Writes results/resnet20_training_free.json.
 """
@@ -18,7 +19,8 @@ from resnet20_tools import answers, compressed, keep_rows
 from lilliput.core import container
 from lilliput.graph.integer import runnable
 from lilliput.methods.clustering.weight_clustering import WeightClustering
-from lilliput.methods.normalization.batchnorm import FoldBatchNorm
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
+from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
@@ -29,7 +31,7 @@ SEARCHED: dict[str, Any] = {"weight_range": "output", "rounding": "output"}
 
 
 def rows():
-    """{name: passes after folding}."""
+    """{name: passes}."""
     found = {}
     for mark, bits in (("w", 0), ("wa", 8)):
 
@@ -37,6 +39,10 @@ def rows():
             return Quantization(activation_bits=bits, **settings)
 
         found |= {
+            f"8 bits per channel, {mark}": [q()],
+            f"6 bits per channel, {mark}": [q(weight_bits=6)],
+            f"4 bits per channel, mse, {mark}": [q(weight_bits=4, weight_range="mse")],
+            f"3 bits per channel, mse, {mark}": [q(weight_bits=3, weight_range="mse")],
             f"8 bits per tensor, {mark}": [q(weight_per="tensor")],
             f"8 bits per tensor, equalized, {mark}": [CrossLayerEqualization(), q(weight_per="tensor")],
             f"8 bits per tensor, searched, {mark}": [q(weight_per="tensor", **SEARCHED)],
@@ -55,12 +61,28 @@ def rows():
             f"mixed, at most 70,000 bytes, {mark}": [MixedPrecision(max_bytes=70_000, activation_bits=bits)],
         }
     clusters = WeightClustering(n_clusters=32)
-    return found | {
+    found |= {
+        "float, w": [],
+        "64 shared values a layer, w": [WeightClustering(n_clusters=64)],
+        "16 shared values a layer, w": [WeightClustering(n_clusters=16)],
+        "16 shared values a channel, w": [WeightClustering(n_clusters=16, per="channel")],
         "32 shared values a layer, w": [clusters],
         "32 shared values a layer, corrected, w": [clusters, BiasCorrection()],
         "32 shared values a layer, wa": [clusters, Quantization()],
         "32 shared values a layer, corrected, wa": [clusters, Quantization(), BiasCorrection()],
     }
+    return {name: [FoldBatchNorm(), *passes] for name, passes in found.items()} | zeros()
+
+
+def zeros():
+    """Magnitude pruning, BatchNorm not folded."""
+    found = {}
+    for percent, scope in ((50, "layer"), (50, "lamp"), (50, "global"), (70, "lamp")):
+        prune = MagnitudePruning(sparsity=percent / 100, scope=scope)
+        found[f"{percent}% zero, {scope}"] = [prune]
+        if scope == "lamp":
+            found[f"{percent}% zero, {scope}, BatchNorm re-estimated"] = [prune, ReestimateBatchNorm()]
+    return found
 
 
 def entropy(net):
@@ -74,7 +96,7 @@ def entropy(net):
 
 
 def measure(model, task, passes):
-    net, notes, seconds = compressed(model, task, (FoldBatchNorm(), *passes))
+    net, notes, seconds = compressed(model, task, passes)
     right = answers(runnable(net), task)
     bits = entropy(net)
     sizes = {name: math.prod(net.encodings[name].shape) for name in bits}
