@@ -16,7 +16,7 @@ from lilliput.auto.search.budget import Budget, Measured
 from lilliput.auto.search.journal import Journal
 from lilliput.auto.search.record import Candidate, Record, best
 from lilliput.auto.search.templates import TEMPLATES
-from lilliput.core.errors import UsageError
+from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.graph import stored
 from lilliput.testing import tiny_model
 from searched import Lines, three_roles
@@ -182,3 +182,18 @@ def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(tmp_path):
 def test_joining_needs_a_search(tmp_path):
     with pytest.raises(UsageError, match="there is no search in it"):
         compress(tiny_model("linear"), three_roles(), trials=2, folder=tmp_path, join=True)
+
+
+def test_a_damaged_line_of_the_journal_is_named_and_kept(tmp_path):
+    journal = Journal(tmp_path, BUDGET, 0)
+    trial, candidate = journal.ask(TEMPLATES, {}, EFFORTS)
+    journal.tell(trial, record(0, 90, 0.5, values=candidate.values))
+    path = tmp_path / "journal.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([lines[0], b"{\x00\n", *lines[2:]])
+    path.write_bytes(damaged)
+    with pytest.raises(ArtifactError, match=r"journal\.log: line 2 is damaged; remove it and the lines after it"):
+        Journal(tmp_path, BUDGET, 0)
+    assert path.read_bytes() == damaged
+    path.write_bytes(lines[0])  # what the error says to do
+    assert Journal(tmp_path, BUDGET, 0).records() == []

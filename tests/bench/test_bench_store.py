@@ -87,3 +87,18 @@ def test_what_is_no_benchmark_is_said(tmp_path, store):
     (store.path / "plan.json").write_text("[")
     with pytest.raises(ArtifactError, match=r"plan\.json is missing or damaged"):
         read_results(store.path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"score"'])
+def test_what_is_damaged_is_one_error_that_names_the_file(store, text):
+    store.write("a", {"score": 1.0})
+    (store.path / "cells" / "a.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"cell .*a\.json is .*damaged; remove it, then run the grid again"):
+        store.records(["a"])
+    (store.path / "plan.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"plan\.json is .*damaged; remove it, then run the grid again"):
+        read_results(store.path)
+    (store.path / "plan.json").unlink()
+    (store.path / "results.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"results\.json is .*damaged; remove it, then run the grid again"):
+        read_results(store.path)

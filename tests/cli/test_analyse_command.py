@@ -1,10 +1,19 @@
 """`lilliput analyse` says what it will do, draws, writes JSON, and a recipe that runs."""
 
 import json
+import shutil
 
 import pytest
 
 from lilliput.pipeline.recipe import load
+from page_parser import Page
+
+OTHER = """
+from lilliput.testing import tiny_model, tiny_task
+
+def make():
+    return tiny_model("linear"), tiny_task(48)
+"""
 
 
 def test_the_command_draws_and_writes_json(call, tmp_path):
@@ -47,3 +56,33 @@ def test_a_recipe_that_cannot_be_written_is_refused_before_the_work(call, tmp_pa
     nowhere = call("analyse", "digits-cnn", "--kinds", "bits", "--recipe", tmp_path / "no" / "r.yaml")
     assert nowhere.code == 2
     assert "there is no folder" in nowhere.err
+
+
+def test_an_analysis_that_is_kept_in_a_run_is_on_its_page(call, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = call("report", "--html", run)
+    assert "<h2>Sensitivity" not in (run / "report.html").read_text()
+    asked = ("analyse", "digits-cnn", "--kinds", "bits", "--samples", "16", "--run", run, "-q")
+    answer = call(*asked, "--json")
+    assert (before.code, answer.code) == (0, 0)
+    assert json.loads((run / "analysis.json").read_text()) == json.loads(answer.out)
+    call("report", "--html", run)
+    assert "Sensitivity" in [h.text for h in Page((run / "report.html").read_text()).all("h2")]
+
+
+def test_a_run_that_an_analysis_cannot_belong_to_is_refused_before_the_work(call, finished, tmp_path):
+    nowhere = call("analyse", "digits-cnn", "--run", tmp_path)
+    assert (nowhere.code, nowhere.err) == (
+        2,
+        f"error: run folder {tmp_path}: there is no run in it; give a folder that an earlier run has made\n",
+    )
+    (tmp_path / "other_net.py").write_text(OTHER)
+    other = call("analyse", f"{tmp_path / 'other_net.py'}:make", "--run", finished, "-q")
+    assert other.err == f"error: analyse --run {finished}: a run of another network; give the model of that run\n"
+    assert not (finished / "analysis.json").exists()
+
+
+def test_two_guards_are_refused(call):
+    answer = call("analyse", "digits-cnn", "--max-drop", "1pt", "--agreement", "99%", "-q")
+    assert answer.err == "error: analyse: max_drop and agreement; give one of them: each is a guard\n"

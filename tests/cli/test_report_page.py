@@ -42,3 +42,11 @@ def test_wrong_use_is_one_line(call, finished, tmp_path):
     (tmp_path / "file").write_text("")
     answer = call("report", "--html", finished, "--output", tmp_path / "file" / "a.html")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
+
+
+def test_an_empty_folder_is_no_run_and_stays_empty(call, tmp_path):
+    for words in (("report", tmp_path), ("report", "--html", tmp_path)):
+        answer = call(*words)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.startswith(f"error: run folder {tmp_path}: there is no run in it; ")
+    assert list(tmp_path.iterdir()) == []

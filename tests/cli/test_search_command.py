@@ -1,6 +1,7 @@
 """The options of a search on the command line."""
 
 import json
+import sys
 
 import pytest
 
@@ -47,10 +48,30 @@ def test_a_dry_run_says_the_plan_and_makes_nothing(call, own, tmp_path):
         (["--max-latency", "quick"], "time 'quick'"),
         (["--recipe", "r.yaml", "--trials", "3"], "--recipe: --time, --trials or --join"),
         (["--join", "a", "--resume", "b"], "--join: --resume"),
+        (["--dry-run", "--recipe", "r.yaml"], "--dry-run: --recipe"),
+        (["--dry-run", "--resume", "nowhere"], "run folder nowhere: there is no run in it"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_made(call, own, tmp_path, more, text):
     answer = call("compress", own, *more, "--out", tmp_path / "runs")
     assert answer.code == 2
     assert text in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_does_not_write_over_the_finished_run_of_a_recipe(call, finished):
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    answer = call("compress", "digits-cnn", "--trials", "2", "--resume", finished, "-q")
+    assert answer.code == 2
+    assert answer.err == (f"error: search in {finished}: the finished run of a recipe; search in a folder of its own\n")
+    assert {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
+
+
+def test_without_optuna_a_search_is_refused_before_anything_is_made(call, own, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    answer = call("compress", own, "--trials", "2", "--out", tmp_path / "runs")
+    assert (answer.code, answer.err) == (
+        2,
+        "error: search: optuna is not installed; pip install 'lilliput[search]'\n",
+    )
     assert not (tmp_path / "runs").exists()

@@ -23,14 +23,18 @@ from lilliput.auto.analysis.result import Analysis
 from lilliput.auto.analysis.subjects import subjects_of
 from lilliput.auto.compress import AnyTask, as_task, threads_for
 from lilliput.core.artifact import Artifact
+from lilliput.core.edits import fingerprint
 from lilliput.core.errors import UsageError
 from lilliput.core.guard import Guard, MaxDrop, MinAgreement
 from lilliput.core.method import Context
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.target import parse_bytes
 from lilliput.core.task import Task
+from lilliput.pipeline.folder import RunFolder
 from lilliput.pipeline.run import threads
 from lilliput.training.distillation import CLASSES
+
+DROP = "1%"
 
 
 def plan(
@@ -58,7 +62,7 @@ def analyse(
     *,
     kinds: Iterable[str] = tuple(LEVELS),
     samples: int = SAMPLES,
-    max_drop: str | float = "1%",
+    max_drop: str | float | None = None,
     agreement: str | float | None = None,
     max_bytes: str | int | None = None,
     seed: int = 0,
@@ -68,14 +72,16 @@ def analyse(
     """Curves for each of `kinds` (bits, sparsity, channels, clusters), and what the task bears of each.
 
     `samples` of the calibration role measure divergence. The guard of the proposals is `max_drop` of the score on
-    validation, or without labels `agreement` ("99%") with the answers of the network as it is. `max_bytes` of coded
-    weights: the choice for each layer that moves the outputs least, in `Analysis.allocation`. The test role is not
-    read, the model is left as it was.
+    validation ("1%" if nothing is said), or without labels `agreement` ("99%") with the answers of the network as it
+    is. `max_bytes` of coded weights: the choice for each layer that moves the outputs least, in `Analysis.allocation`.
+    The test role is not read, the model is left as it was.
     """
     names, data = checked_kinds(kinds, samples), as_task(task)
     budget = _bytes(max_bytes, names)
-    guard: Guard = MaxDrop(max_drop=max_drop)
+    guard: Guard = MaxDrop(max_drop=DROP if max_drop is None else max_drop)
     if agreement is not None:
+        if max_drop is not None:
+            raise UsageError("analyse", "max_drop and agreement", "give one of them: each is a guard")
         guard = MinAgreement(agreement=agreement, augmented=False)
         guard.share()
     context = Context.of(data, model, seed=seed, progress=progress, batch_size=batch_size)
@@ -115,6 +121,15 @@ def _analysed(
         predicted_seconds=predicted.seconds,
         seconds=time.perf_counter() - started,
     )
+
+
+def run_of(folder: Path, model: nn.Module) -> RunFolder:
+    """The folder of a run of this network: its page shows the analysis that is kept there as `analysis.json`."""
+    run = RunFolder.begun(folder)
+    about = run.read_json("run.json")
+    if about.get("search", about).get("model") != fingerprint(model):
+        raise UsageError(f"analyse --run {folder}", "a run of another network", "give the model of that run")
+    return run
 
 
 def check_writable(recipe: Path, kinds: Sequence[str], max_bytes: str | int | None) -> None:

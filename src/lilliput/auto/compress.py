@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lilliput.auto.search.budget import Latency
 from lilliput.auto.search.find import DEFAULT_TRIALS, TRIALS, Finder, Wish, is_search, misses
+from lilliput.auto.search.journal import check_installed
 from lilliput.auto.unlabelled import unlabelled
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, UsageError
@@ -147,6 +148,8 @@ def compress(
         plan = replace(plan, target=as_target(target or plan.target, max_flash, max_ram))
         check_recipe(plan, model)
         plan = replace(plan, threads=plan.threads or threads_for(model))
+    if time is not None or trials is not None or join:
+        check_installed()
     if join and folder is None:
         raise UsageError("join", "no folder", "give the run folder of a search")
     where = None if folder is None else RunFolder.open(folder) if join else RunFolder.at(folder)
@@ -256,6 +259,8 @@ def made(
         None if wish is None else Finder(model=model, task=task, target=plan.target, wish=wish, folder=where, **how)
     )
     at_once = wish is not None and (wish.time is not None or wish.trials is not None or wish.join or is_search(where))
+    if at_once and where is not None and not is_search(where) and (where.path / "result.json").is_file():
+        raise UsageError(f"search in {where.path}", "the finished run of a recipe", "search in a folder of its own")
     if not at_once:
         outcome = run(model, task, plan, folder=where, **how)
         if finder is None or not misses(outcome, finder):

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.core.files import explained, write_atomically
@@ -35,12 +35,16 @@ class Store:
         write_atomically(self.path / PLAN, json_text(plan, indent=1).encode())
 
     def plan(self) -> dict[str, Any]:
-        return _read(self.path / PLAN, f"benchmark folder {self.path}")
+        return _read(self.path / PLAN, f"benchmark folder {self.path}", "cells", "order")
 
     def records(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The finished cells of these names."""
         paths = {name: self._cell(name) for name in names}
-        return {name: _read(path, f"cell {path}") for name, path in paths.items() if path.exists()}
+        found = {name: _read(path, f"cell {path}") for name, path in paths.items() if path.exists()}
+        for name, record in found.items():
+            if not ("error" in record or "score" in record):
+                raise _damaged(paths[name], f"cell {paths[name]}", "damaged")
+        return found
 
     def is_done(self, name: str) -> bool:
         return self._cell(name).exists()
@@ -120,7 +124,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]
         return plan, store.records(plan["cells"])
     if not (path / RESULTS).exists():
         raise UsageError(f"benchmark folder {path}", "there is no benchmark in it", "run: lilliput bench grid.yaml")
-    data = _read(path / RESULTS, f"benchmark folder {path}")
+    data = _read(path / RESULTS, f"benchmark folder {path}", "plan", "records")
     return data["plan"], data["records"]
 
 
@@ -134,13 +138,15 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _read(path: Path, asked: str) -> dict[str, Any]:
+def _read(path: Path, asked: str, *keys: str) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            asked, f"{path.name} is missing or damaged", "remove it, then run the grid again"
-        ) from error
-    if not isinstance(data, dict):
-        raise ArtifactError(asked, f"{path.name} is damaged", "remove it, then run the grid again")
-    return data
+        raise _damaged(path, asked, "missing or damaged") from error
+    if not isinstance(data, dict) or not set(keys) <= set(cast(dict[str, Any], data)):
+        raise _damaged(path, asked, "damaged")
+    return cast(dict[str, Any], data)
+
+
+def _damaged(path: Path, asked: str, what: str) -> ArtifactError:
+    return ArtifactError(asked, f"{path.name} is {what}", "remove it, then run the grid again")

@@ -58,7 +58,9 @@ def compress(
     from lilliput.zoo.registry import ZOO, open_model
 
     progress = ConsoleProgress(quiet=quiet)
-    _check_search(recipe=recipe, max_latency=max_latency, time=time, trials=trials, join=join, resume=resume)
+    _check_search(
+        recipe=recipe, max_latency=max_latency, time=time, trials=trials, join=join, resume=resume, dry_run=dry_run
+    )
     plan = None if recipe is None else as_recipe(recipe, seed)  # what is wrong is found before data is read
     if plan is not None and model in ZOO:
         check_recipe(plan, ZOO[model].model())
@@ -136,10 +138,13 @@ def _check_search(
     trials: int | None,
     join: Path | None,
     resume: Path | None,
+    dry_run: bool,
 ) -> None:
     """What cannot be meant is found before data are read, and before a run folder is made."""
     from lilliput.auto.search.budget import Latency
+    from lilliput.auto.search.journal import check_installed
     from lilliput.core.target import parse_seconds
+    from lilliput.pipeline.folder import RunFolder
 
     if max_latency is not None:
         Latency.of(max_latency)
@@ -147,8 +152,15 @@ def _check_search(
         parse_seconds(time)
     if recipe is not None and (time is not None or trials is not None or join is not None):
         raise UsageError("--recipe", "--time, --trials or --join", "leave out the recipe to search for one")
+    if time is not None or trials is not None or join is not None:
+        check_installed()
     if join is not None and resume is not None:
         raise UsageError("--join", "--resume", "give one of them")
+    if dry_run and recipe is not None:
+        raise UsageError("--dry-run", "--recipe", "leave out the recipe: it says what a search would do")
+    for folder in (join, resume):
+        if folder is not None:
+            RunFolder.open(folder)
 
 
 def _kept(folder: "RunFolder") -> str:

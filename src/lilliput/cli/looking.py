@@ -62,7 +62,9 @@ def analyse(
         str, typer.Option(help="of bits, sparsity, channels and clusters, with commas")
     ] = "bits,sparsity,channels,clusters",
     samples: Annotated[int, typer.Option(min=1, help="calibration samples that measure the outputs")] = 256,
-    max_drop: Annotated[str, typer.Option(help="what the proposals may lose on validation: 0.5pt, or 1%")] = "1%",
+    max_drop: Annotated[
+        str | None, typer.Option(help="what the proposals may lose on validation: 0.5pt, or 1% (default)")
+    ] = None,
     agreement: Annotated[
         str | None, typer.Option(help="guard without labels, in place of --max-drop: 99% of the answers")
     ] = None,
@@ -73,6 +75,9 @@ def analyse(
         Path | None, typer.Option(help="write what was proposed as YAML: of --max-bytes, or of the one kind")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="draw the curves here: .png, .svg or .pdf")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="keep it in this run folder, whose page then shows the curves (report --html)")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it does, and how long it takes")] = False,
     seed: Seed = 0,
     as_json: Json = False,
@@ -80,7 +85,8 @@ def analyse(
 ) -> None:
     """How far bits, zeros, channels and shared values of each part move the outputs, and what the score bears of it."""
     from lilliput.auto.analyse import analyse as run_analysis
-    from lilliput.auto.analyse import check_writable, plan
+    from lilliput.auto.analyse import check_writable, plan, run_of
+    from lilliput.pipeline.folder import RunFolder
     from lilliput.report.curves import check_picture
     from lilliput.zoo.registry import open_model
 
@@ -90,7 +96,10 @@ def analyse(
     chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     if recipe is not None:
         check_writable(recipe, chosen, max_bytes)
+    if run is not None:
+        RunFolder.begun(run)  # before data are read
     net, task = open_model(model, weights=weights, data=data, data_root=data_root, download=download, progress=progress)
+    kept = None if run is None else run_of(run, net)
     if dry_run:
         out(str(plan(net, task, kinds=chosen, samples=samples, max_bytes=max_bytes)))
         return
@@ -105,6 +114,8 @@ def analyse(
         seed=seed,
         progress=progress,
     )
+    if kept is not None:
+        kept.write_json("analysis.json", found.to_data())
     if picture is not None:
         found.draw(picture)
     answer(found.to_data(), str(found), as_json=as_json)

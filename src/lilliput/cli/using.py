@@ -276,7 +276,7 @@ def _trail_lines(entry: dict[str, Any]) -> list[str]:
 
 
 def report_folder(folder: Path) -> str:
-    run = RunFolder.open(folder)
+    run = RunFolder.begun(folder)
     lines: list[str] = []
     for entry in run.trail():
         try:
@@ -307,7 +307,7 @@ def report_statistics(folder: Path, excel: Path | None) -> str:
     """What methods noted beside the trail; as a workbook too, one for each method where there are several."""
     from lilliput.methods.consolidation.statistics import text, write_excel
 
-    run = RunFolder.open(folder)
+    run = RunFolder.begun(folder)
     names = [p["statistics"] for entry in run.trail() for p in entry.get("passes", []) if "statistics" in p]
     if not names:
         raise UsageError(f"statistics of {folder}", "none of its methods keeps any", "use a recipe with sic")

@@ -57,6 +57,16 @@ class RunFolder:
         return RunFolder(path)
 
     @staticmethod
+    def begun(path: str | Path) -> "RunFolder":
+        """The folder of a run that has said what it is: for those who read it, or add to it."""
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            raise UsageError(
+                f"run folder {path}", "there is no run in it", "give a folder that an earlier run has made"
+            )
+        return RunFolder(path)
+
+    @staticmethod
     def at(path: str | Path) -> "RunFolder":
         """A run folder or an empty folder; for a path that is not there, the next numbered one in its place."""
         path = Path(path)

@@ -1,6 +1,7 @@
 """The journal of a search: one Optuna study in a file that several processes, or machines, may share."""
 
 import hashlib
+import json
 import math
 import os
 import secrets
@@ -9,13 +10,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lilliput.auto.search.budget import Budget
 from lilliput.auto.search.record import UNTRAINED, Candidate, Record
 from lilliput.auto.search.templates import STRENGTH, Template
-from lilliput.core.errors import MissingExtraError, UsageError
+from lilliput.core.errors import ArtifactError, MissingExtraError, UsageError
 from lilliput.core.files import locked
 
 WINDOW = 0.08
@@ -27,14 +29,18 @@ STALE_SECONDS = 6 * 3600
 """Of a trial of another machine, whose processes cannot be seen from here."""
 
 
+def check_installed() -> None:
+    """Raises `MissingExtraError` without Optuna: to be known before anything is measured."""
+    if find_spec("optuna") is None:
+        raise MissingExtraError("search", "optuna is not installed", "pip install 'lilliput[search]'")
+
+
 class Journal:
     """Which candidates were tried, by whom, and what became of them. Ask and tell: the search has the loop."""
 
     def __init__(self, folder: Path, budget: Budget, seed: int) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise MissingExtraError("search", "optuna is not installed", "pip install 'lilliput[search]'") from error
+        check_installed()
+        import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
@@ -195,10 +201,22 @@ class Journal:
 
 
 def _mend(path: Path) -> None:
-    """Cut off a last line that a killed process has not finished. Only while the journal is locked."""
-    if path.exists():
-        data = path.read_bytes()
-        keep = data.rfind(b"\n") + 1
-        if keep < len(data):
-            with path.open("r+b") as file:
-                file.truncate(keep)
+    """Cut off a last line that a killed process has not finished. Only while the journal is locked.
+
+    Raises `ArtifactError` where another line is damaged.
+    """
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    keep = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:keep].splitlines(), 1):
+        try:
+            whole = isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if not whole:
+            do = "remove it and the lines after it, or start a new run"
+            raise ArtifactError(f"read {path}", f"line {number} is damaged", do)
+    if keep < len(data):
+        with path.open("r+b") as file:
+            file.truncate(keep)

@@ -53,7 +53,7 @@ class Source:
 
 def of_folder(folder: Path) -> Source:
     """Raises `UsageError` where there is no run, `ArtifactError` where its files are damaged."""
-    run = RunFolder.open(folder)
+    run = RunFolder.begun(folder)
     result = _read(folder / "result.json")
     recipe = folder / "recipe.yaml"
     return Source(
