@@ -1,5 +1,7 @@
 """Grids: which cells, and what is wrong with one in one line."""
 
+import re
+
 import pytest
 import yaml
 
@@ -84,9 +86,9 @@ def test_limits_stand_for_placeholders(read):
         ({"methods": {}}, "grid methods: none"),
         ({"methods": {"float": ["quantization"]}}, "a method named 'float'"),
         ({"methods": {"m": 3}}, "method 'm': 3; write a list of passes"),
+        ({"methods": {"m": {"pases": []}}}, "method 'm': recipe: unknown key 'pases'"),
         ({"methods": {"m": "none.yaml"}}, "method 'm': recipe .*none.yaml: it cannot be read"),
         ({"methods": {"m": ["quantisation"]}}, "method 'm': method 'quantisation': .*quantization"),
-        ({"methods": {"m": {"search": {}}}}, "method 'm': recipe: unknown key 'search'"),
         (
             {"methods": {"m": [{"magnitude_pruning": {"sparsity": "$sparsty"}}]}},
             r"method 'm': \$sparsty has no value in any budget and in no limit; .*sparsity",
@@ -118,3 +120,28 @@ def test_what_is_wrong_with_a_grid_is_said_in_one_line(read, changes, wanted):
 def test_a_placeholder_in_braces_within_braces_is_no_yaml_and_said_so(read):
     with pytest.raises(RecipeError, match="not YAML"):
         read("models: [digits-cnn]\nmethods: {m: [magnitude_pruning: {sparsity: ${sparsity}}]}\n")
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ({"trials": 3}, "method 's': search: neither max_bytes nor max_drop"),
+        ({"max_bytes": 4000}, "method 's': search: neither trials nor time"),
+        ({"max_bytes": 4000, "trials": 0}, "method 's': search trials: 0"),
+        ({"max_bytes": "4k", "trials": 3}, "method 's': size '4k'"),
+        ({"max_bytes": 4000, "time": "soon"}, "method 's': time 'soon'"),
+        ({"max_bytes": 4000, "trails": 3}, "method 's': search: unknown key 'trails'; did you mean 'trials'"),
+        ({"max_bytes": "$size", "trials": 3}, "has no value in any budget"),
+        (None, "method 's': search: None"),
+    ],
+)
+def test_a_search_that_cannot_be_meant_is_one_line(read, search, found):
+    with pytest.raises(RecipeError, match=re.escape(found)):
+        read(methods={"s": {"search": search}})
+
+
+def test_a_search_stands_alone_and_runs_at_each_budget(read):
+    grid = read(methods={"s": {"search": {"max_bytes": "$bytes", "trials": 3}}}, budgets=[{"bytes": 10}, {"bytes": 20}])
+    assert [c.recipe["search"]["max_bytes"] for c in grid.cells()[1:]] == [10, 20]
+    with pytest.raises(RecipeError, match="passes beside search"):
+        read(methods={"s": {"search": {"max_bytes": 9, "trials": 3}, "passes": []}})

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from lilliput.auto.compress import compress
 from lilliput.bench import run as running
 from lilliput.bench.cell import Limits, measure, open_subject
 from lilliput.bench.grid import load
@@ -231,3 +232,24 @@ def test_raw_bytes_are_those_before_coding(finished):
     weights, others = 16 * 12 + 12 * 3, 12 + 3
     assert 4 * (weights + others) < floats < 4 * (weights + others) + 150
     assert floats - shared == pytest.approx(4 * weights - weights / 8, abs=60)  # a bit each, two tables of two floats
+
+
+def test_a_search_is_a_method_whose_cell_is_what_compress_finds(place, subject, here):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    path = place / "searched.yaml"
+    grid = """
+    models: [{source: "tiny_net.py:make", name: tiny}]
+    methods: {searched: {search: {max_bytes: $bytes, trials: 3}}}
+    budgets: [{name: small, bytes: 290}]
+    limits: {epochs: 4}
+    """
+    path.write_text(grid)
+    records = run_cells(plan(load(path)), place / "searched")
+    (record,) = (r for name, r in records.items() if "searched" in name)
+    assert "error" not in record
+    assert "test" not in record["looks"]
+    net, task = subject.model, subject.task
+    found = compress(net, task.without("test"), max_bytes=290, trials=3, seed=0)
+    assert record["bytes"] == found.save(place / "searched.lil") <= 290
+    again = run_cells(plan(load(path)), place / "searched")  # resumed: nothing runs
+    assert again == records

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lilliput.bench.grid import Limits, ModelSource
+from lilliput.bench.grid import Limits, ModelSource, is_search
 from lilliput.bench.samples import pack
+from lilliput.bench.searched import find
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
 from lilliput.core.container import Contents
@@ -25,7 +26,7 @@ from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.measure.size import file_sizes, overhead
 from lilliput.pipeline.recipe import from_data
-from lilliput.pipeline.run import run, weights_hash
+from lilliput.pipeline.run import Outcome, run, weights_hash
 from lilliput.zoo.registry import open_model
 
 BATCH = 256
@@ -60,7 +61,8 @@ def measure(subject: Subject, recipe: Mapping[str, Any], limits: Limits, role: R
     hidden = task.without("test") if role == "test" else task
     started, cpu = time.perf_counter(), time.process_time()
     with counted_steps(limits.steps) as steps, cpu_limit(limits.seconds):
-        outcome = run(subject.model, hidden, from_data(recipe), batch_size=BATCH)
+        outcome = made(subject.model, hidden, recipe, limits)
+        steps.check()
         cpu = time.process_time() - cpu
     data = stored.dumps(outcome.artifact)
     contents = container.loads(data)
@@ -89,6 +91,13 @@ def measure(subject: Subject, recipe: Mapping[str, Any], limits: Limits, role: R
     }
 
 
+def made(model: nn.Module, task: Task, recipe: Mapping[str, Any], limits: Limits) -> Outcome:
+    """By a recipe, or by a search."""
+    if is_search(recipe):
+        return find(model, task, dict(recipe), limits.epochs, BATCH)
+    return run(model, task, from_data(recipe), batch_size=BATCH)
+
+
 def raw_bytes(contents: Contents) -> int:
     """What the file would take with its streams packed, and not coded."""
     return overhead(contents) + round(file_sizes(contents).total("packed").value)
@@ -102,6 +111,10 @@ class Steps:
 
     def __call__(self, *_: Any) -> None:
         self.count += 1
+        self.check()
+
+    def check(self) -> None:
+        """Raises after too many, also where somebody between has caught what was raised at the step."""
         if self.most is not None and self.count > self.most:
             raise UsageError(
                 "cell", f"more than {self.most:,} training steps", "train less, or raise limits: {steps: ...}"

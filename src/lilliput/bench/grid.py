@@ -4,6 +4,7 @@
      methods: {prune: [fold_batchnorm, [magnitude_pruning: {sparsity: $sparsity}, fine_tune: {epochs: $epochs}]]},
      budgets: [{name: small, sparsity: 0.9}, {name: large, sparsity: 0.5}]}
 
+A method may be a search: `{search: {max_bytes: $bytes, trials: 20}}`.
 Values of a budget, and limits, take the place of `$name` in recipes. A method runs once for each budget that has all of
 its placeholders; one without placeholders of a budget runs once.
 `float`, the network as it came, is always there.
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lilliput.bench.placeholders import fill, names_in
-from lilliput.core.errors import RecipeError
+from lilliput.bench.searched import KEY, Searched
+from lilliput.core.errors import LilliputError, RecipeError
 from lilliput.core.method import nearest
 from lilliput.pipeline.recipe import Recipe, checked, from_data, read_yaml
 from lilliput.zoo.registry import entry
@@ -126,18 +128,19 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """Every cell, with its recipe filled in and checked; raises `RecipeError` naming the method."""
-        runs = [(FLOAT, NO_BUDGET, from_data([]))]
+        runs: list[tuple[str, str, Recipe | Searched]] = [(FLOAT, NO_BUDGET, from_data([]))]
         for method in self.methods:
             runs += [(method, budget, recipe) for budget, recipe in self._recipes(method).items()]
         found: list[Cell] = []
         for model in self.sources():
             for method, budget, recipe in runs:
                 for seed in self.seeds if method != FLOAT else self.seeds[:1]:
-                    data = replace(recipe, seed=seed, threads=1).to_data()
+                    searched = isinstance(recipe, Searched)
+                    data = recipe.to_data(seed) if searched else replace(recipe, seed=seed, threads=1).to_data()
                     found.append(Cell(model=model, method=method, budget=budget, seed=seed, recipe=data))
         return found
 
-    def _recipes(self, method: str) -> dict[str, Recipe]:
+    def _recipes(self, method: str) -> dict[str, Recipe | Searched]:
         """By budget; a budget that lacks a placeholder of the method is left out."""
         data, where = self.methods[method], f"method {method!r}"
         budgets = self.values()
@@ -156,10 +159,12 @@ class Grid:
             if wanted <= set(values) | set(given)
         }
 
-    def _recipe(self, data: Any, where: str) -> Recipe:
+    def _recipe(self, data: Any, where: str) -> Recipe | Searched:
         try:
+            if is_search(data):
+                return checked(Searched, data[KEY], KEY)
             recipe = from_data(data)
-        except RecipeError as error:
+        except LilliputError as error:
             raise RecipeError(f"{where}: {error.asked}", error.found, error.do) from error
         epochs = sum(getattr(p, "epochs", 0) for step in recipe.steps for p in step.passes)
         if self.limits.epochs is not None and epochs > self.limits.epochs:
@@ -169,6 +174,11 @@ class Grid:
                 "share them out, or raise it",
             )
         return recipe
+
+
+def is_search(data: Any) -> bool:
+    """Whether a method, or a cell's plain data, is a search and no recipe."""
+    return isinstance(data, Mapping) and KEY in data
 
 
 def load(path: str | Path) -> Grid:
@@ -216,6 +226,9 @@ def _method(data: Any, name: str, folder: Path) -> Any:
     """Passes or a recipe as plain data, from the file that is named if one is."""
     if isinstance(data, str):
         data = read_yaml(folder / data, f"method {name!r}: recipe")
+    if is_search(data) and len(cast(Mapping[str, Any], data)) > 1:
+        others = ", ".join(sorted(map(str, set(cast(Mapping[str, Any], data)) - {KEY})))
+        raise RecipeError(f"method {name!r}", f"{others} beside {KEY}", f"write {{{KEY}: {{...}}}} alone")
     if not isinstance(data, (Mapping, Sequence)) or isinstance(data, str):
         raise RecipeError(f"method {name!r}", f"{data!r}", "write a list of passes, a recipe, or the path of one")
     return cast(Any, data)

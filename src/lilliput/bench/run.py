@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lilliput.auto.search.journal import check_installed
 from lilliput.bench.cell import open_subject
-from lilliput.bench.grid import Cell, Grid
+from lilliput.bench.grid import Cell, Grid, is_search
 from lilliput.bench.processes import Process
 from lilliput.bench.store import Store
 from lilliput.core.method import check_patterns
@@ -53,7 +54,9 @@ def plan(grid: Grid, *, data_root: str | None = None) -> Planned:
     subjects = {name: open_subject(source, grid.role, data_root) for name, source in grid.sources().items()}
     for cell in grid.cells():
         subject = subjects[cell.model]
-        for step in from_data(cell.recipe).steps:
+        if is_search(cell.recipe):
+            check_installed()
+        for step in () if is_search(cell.recipe) else from_data(cell.recipe).steps:
             for method in step.passes:
                 check_patterns(method, subject.model)
         job = {
