@@ -86,6 +86,7 @@ def test_limits_stand_for_placeholders(read):
         ({"methods": {}}, "grid methods: none"),
         ({"methods": {"float": ["quantization"]}}, "a method named 'float'"),
         ({"methods": {"m": 3}}, "method 'm': 3; write a list of passes"),
+        ({"methods": {"m": {"pases": []}}}, "method 'm': recipe: unknown key 'pases'"),
         ({"methods": {"m": "none.yaml"}}, "method 'm': recipe .*none.yaml: it cannot be read"),
         ({"methods": {"m": ["quantisation"]}}, "method 'm': method 'quantisation': .*quantization"),
         (
