@@ -112,6 +112,12 @@ def test_channels_without_weights_leave_and_what_they_gave_stays():
         torch.testing.assert_close(net.module(x), before, rtol=1e-4, atol=1e-5)
 
 
+def test_channels_that_a_layer_reads_which_is_left_out_stay():
+    net = Artifact.of(dying(tiny_model("conv"), 0, 2), TASK.spec)
+    assert remove_dead_(net, TASK.data("calibration"), lambda path: path != "4") == ([], {})
+    assert net.parameter("0.weight").shape[0] == 4
+
+
 def test_one_channel_is_left_when_all_are_without_weights():
     net = Artifact.of(dying(tiny_model("conv"), 0, 1, 2, 3), TASK.spec)
     _, lost = remove_dead_(net, TASK.data("calibration"))

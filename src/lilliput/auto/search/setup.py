@@ -19,7 +19,7 @@ from lilliput.core.errors import ArtifactError, LilliputError
 from lilliput.core.guard import FullForward
 from lilliput.core.method import Context, Pass
 from lilliput.core.target import Target
-from lilliput.core.task import Role, Task
+from lilliput.core.task import Data, Role, Task
 from lilliput.graph.coupling import channel_groups, shapes_of
 from lilliput.graph.trace import graph_of
 from lilliput.methods.second_order.rate_distortion import usual_price

@@ -6,7 +6,7 @@ to a wanted number of bytes, channels leave the network while it trains (through
 are tuned at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -218,7 +218,7 @@ class _Run:
                 context.progress.say(f"safety: {broken}; {sum(returned.values())} channels return")
             else:
                 done = len(net.edits)
-                _, row["removed"] = remove_dead_(net, context.task.data("calibration"))
+                _, row["removed"] = remove_dead_(net, context.task.data("calibration"), method.selects)
                 edits = net.edits[done:]
                 memory = memory_after(sliced(memory, edits), widths, edits)
                 widths = snapshot = after(widths, edits)
@@ -300,7 +300,7 @@ class _Run:
         """Of the file, with biases as they will be."""
         trial = self.net.copy()
         LearnedBits(trial, widths=widths).bake_(trial)
-        store_biases_(trial)
+        store_biases_(trial, widths)
         return len(container.dumps(trial, strip=True))
 
     def _other(self, widths: Mapping[str, Widths]) -> float:
@@ -315,7 +315,7 @@ class _Run:
     def _store_(self, widths: Mapping[str, Widths]) -> None:
         """Integers on grids whose scales are powers of two, and biases on theirs."""
         LearnedBits(self.net, widths=widths, whole_exponents=True).bake_(self.net)
-        store_biases_(self.net)
+        store_biases_(self.net, widths)
 
     def _tune_(self) -> FitResult:
         """Train the integers on their grids, under the limit of bytes if there is one."""
@@ -355,13 +355,10 @@ class _Run:
         return PassResult(changed=changed, skipped=skipped, notes=tuple(notes), statistics=statistics)
 
 
-def store_biases_(net: Artifact) -> None:
-    """Biases of layers with weights on grids of their own; what has an encoding keeps it."""
-    for module_path, module in layers(net).items():
-        if not isinstance(module, WEIGHTED):
-            continue
-        for name in names_in(module_path, module):
-            own = net.canonical(name)
-            parameter = net.parameter(own).detach()
-            if own not in net.encodings and parameter.dim() == 1:
-                net.encode_(own, Encoding.on_one_grid(parameter, BIAS_BITS))
+def store_biases_(net: Artifact, weights: Iterable[str]) -> None:
+    """Biases of the layers with these weights on grids of their own; what has an encoding keeps it."""
+    parameters = dict(net.module.named_parameters())
+    for weight in weights:
+        name = net.canonical(f"{weight.removesuffix('weight')}bias")
+        if name in parameters and name not in net.encodings:
+            net.encode_(name, Encoding.on_one_grid(parameters[name].detach(), BIAS_BITS))

@@ -1,6 +1,6 @@
 """Channels that have no bits left: which ones, what they still give, and their removal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.edits import Slice
+from lilliput.core.method import layers
 from lilliput.core.task import Data
 from lilliput.graph.coupling import Coupling, Group, channel_groups, shapes_of
-from lilliput.graph.removal import probe, remove_, why_not
+from lilliput.graph.removal import owners_of, probe, remove_, why_not
 from lilliput.graph.trace import Graph, Node, graph_of, run
 
 SAMPLES = 256
@@ -45,11 +46,13 @@ def _nothing(net: Artifact, group: Group, channel: Mapping[tuple[str, int], tupl
     return True
 
 
-def remove_dead_(net: Artifact, data: Data) -> tuple[list[Slice], dict[str, int]]:
+def remove_dead_(
+    net: Artifact, data: Data, selects: Callable[[str], bool] = lambda _: True
+) -> tuple[list[Slice], dict[str, int]]:
     """Take dead channels out; what they still gave on `data`, a constant, moves into the biases of their readers.
 
     Exact where the reader has a bias and does not pad. Returns the edits and how many channels each group lost. Groups
-    that the network's own code counts on stay.
+    that the network's own code counts on stay, and those with a layer that is not selected.
     """
     graph, coupling = coupling_of(net)
     dead = {
