@@ -55,8 +55,12 @@ def remove_dead_(
     that the network's own code counts on stay, and those with a layer that is not selected.
     """
     graph, coupling = coupling_of(net)
+    known = layers(net)
     dead = {
-        group: found for group, found in dead_channels(net, coupling).items() if not probe(net, graph, coupling, group)
+        group: found
+        for group, found in dead_channels(net, coupling).items()
+        if all(selects(path) for path in owners_of(net.module, group.tensors) if path in known)
+        and not probe(net, graph, coupling, group)
     }
     numbers = [coupling.first(group) + k for group, found in dead.items() for k in found]
     if not numbers or why_not(net, graph, coupling, numbers):
