@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from lilliput.core.target import Target as Target
     from lilliput.core.task import Data as Data
     from lilliput.core.task import Task as Task
+    from lilliput.data.safety import SafetySet as SafetySet
+    from lilliput.data.safety import safety_set as safety_set
     from lilliput.graph.product_of_sums import product_of_sums as product_of_sums
     from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
     from lilliput.methods.consolidation.pruning import AcceptancePruning as AcceptancePruning
@@ -89,6 +91,7 @@ _HOMES = {
     "lilliput.core.score": ("Score",),
     "lilliput.core.target": ("Target",),
     "lilliput.core.task": ("Data", "Task"),
+    "lilliput.data.safety": ("SafetySet", "safety_set"),
     "lilliput.graph.product_of_sums": ("product_of_sums",),
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),

@@ -29,19 +29,20 @@ def device_of(module: nn.Module) -> torch.device | None:
 
 def moved(value: Any, device: torch.device) -> Any:
     """The same with every tensor on the device: tensors, and tuples, lists and dictionaries of them."""
-    return _each(value, lambda tensor: tensor.to(device))
+    return each_tensor(value, lambda tensor: tensor.to(device))
 
 
 def in_float32(value: Any) -> Any:
     """The same with every tensor of floating-point numbers in float32."""
-    return _each(value, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+    return each_tensor(value, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with every tensor changed: of tuples, lists and dictionaries too."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {k: _each(v, change) for k, v in value.items()}
+        return {k: each_tensor(v, change) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_each(v, change) for v in value)
+        return type(value)(each_tensor(v, change) for v in value)
     return value
