@@ -3,16 +3,18 @@
 import json
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from torch import nn
 
 import lilliput as ll
 from lilliput.core.errors import DataError, MissingExtraError, UnsupportedError, UsageError
-from lilliput.data.rankings import RANKINGS, View, diversity, margin
+from lilliput.data.rankings import RANKINGS, Ranking, View
 from lilliput.data.safety import SafetySet, safety_set, shares
 from lilliput.graph.inside import embedding, structure
 from lilliput.graph.stored import save
@@ -26,7 +28,9 @@ CLASSES, SIDE = 4, 8
 def images(count, seed, sizes=None):
     """The first pixel says the class; the order is shuffled, and classes may be of other sizes."""
     generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(count) % CLASSES if sizes is None else torch.arange(CLASSES).repeat_interleave(torch.tensor(sizes))
+    y = torch.arange(count) % CLASSES
+    if sizes is not None:
+        y = torch.arange(CLASSES).repeat_interleave(torch.tensor(sizes))
     y = y[torch.randperm(len(y), generator=generator)]
     x = torch.rand((len(y), 1, SIDE, SIDE), generator=generator)
     x[:, 0, 0, 0] = y / CLASSES
@@ -43,13 +47,18 @@ def network(seed=0):
 
 
 def task(**more):
-    return ll.Task.classification(
-        **{"train": images(300, 1), "validation": images(90, 2), "test": images(50, 3)} | more
-    )
+    roles: dict[str, Any] = {"train": images(300, 1), "validation": images(90, 2), "test": images(50, 3), **more}
+    return ll.Task.classification(**roles)
 
 
 def view_of(given, model, seed=0):
     return View.of(given, model, ("train",), seed, 64, ll.Progress())
+
+
+def ranking_of(name, view, wanted=0):
+    found = RANKINGS[name](view, wanted)
+    assert isinstance(found, Ranking), found
+    return found
 
 
 def chosen_by(found, method):
@@ -74,8 +83,10 @@ def test_methods_and_classes_have_equal_shares_to_one_sample(size):
     assert len(found) == len(set(found.where)) == size
     by_method = Counter(r.method for r in found.reasons)
     by_class = Counter(r.label for r in found.reasons)
-    for counts, names in ((by_method, ("grad_cam", "margin", "diversity")), (by_class, range(CLASSES))):
-        every = [counts[name] for name in names]
+    for every in (
+        [by_method[name] for name in ("grad_cam", "margin", "diversity")],
+        [by_class[name] for name in range(CLASSES)],
+    ):
         assert sum(every) == size
         assert max(every) - min(every) <= 1
     cells = [n for own in found.counts().values() for n in own.values()]
@@ -99,15 +110,16 @@ def test_what_one_method_has_taken_another_replaces_by_its_next_of_that_class():
     given_, model = task(), network()
     found = safety_set(given_, model, size=80, methods=("margin", "loss"))
     view = view_of(given_, model)
-    first = RANKINGS["margin"](view, 0), RANKINGS["loss"](view, 0)
+    labels = given_.train.targets
     taken = set[int]()
     shared = 0
-    for name, ranking in zip(("margin", "loss"), first, strict=True):
+    for name in ("margin", "loss"):
+        order = ranking_of(name, view).order.tolist()
         for label in range(CLASSES):
-            wanted = [n for n in ranking.order.tolist() if view.labels[n] == label]
+            wanted = [n for n in order if labels[n] == label]
             shared += len(taken.intersection(wanted[:10]))
             wanted = [n for n in wanted if n not in taken][:10]
-            assert sorted(wanted) == [n for n in chosen_by(found, name) if view.labels[n] == label]
+            assert sorted(wanted) == [n for n in chosen_by(found, name) if labels[n] == label]
             taken |= set(wanted)
     assert shared > 0  # or nothing was replaced
 
@@ -144,11 +156,10 @@ def test_margin_is_the_gap_of_the_two_largest_probabilities():
     found = safety_set(given_, model, size=40, methods=["margin"])
     x, y = given_.train.inputs, given_.train.targets
     with torch.no_grad():
-        rows = model(x).double().softmax(1).tolist()
-    gaps = [sorted(row)[-1] - sorted(row)[-2] for row in rows]
-    wanted = [
-        i for c in range(CLASSES) for i in sorted((i for i in range(300) if y[i] == c), key=gaps.__getitem__)[:10]
-    ]
+        rows = [sorted(row) for row in model(x).double().softmax(1).tolist()]
+    gaps = [row[-1] - row[-2] for row in rows]
+    order = sorted(range(300), key=gaps.__getitem__)
+    wanted = [i for c in range(CLASSES) for i in [i for i in order if y[i] == c][:10]]
     assert chosen_by(found, "margin") == sorted(wanted)
     assert [r.value for r in found.reasons] == pytest.approx([gaps[i] for i in sorted(wanted)], abs=1e-6)
 
@@ -167,9 +178,8 @@ def test_grad_cam_is_what_captum_gives_by_hand_for_the_last_convolution(training
     low, high = (f(maps.detach().flatten(1), dim=1).values for f in (torch.min, torch.max))
     spread = (high - low).where(high > low, torch.ones(()))
     sums = ((maps.detach().flatten(1) - low[:, None]) / spread[:, None]).sum(1)
-    wanted = [
-        i for c in range(CLASSES) for i in sorted((i for i in range(300) if y[i] == c), key=lambda i: -sums[i])[:6]
-    ]
+    order = sorted(range(300), key=lambda i: -sums[i])
+    wanted = [i for c in range(CLASSES) for i in [i for i in order if y[i] == c][:6]]
     assert found.where == tuple(("train", i) for i in sorted(wanted))
     assert [r.value for r in found.reasons] == pytest.approx([float(sums[i]) for i in sorted(wanted)], rel=1e-4)
     assert max(r.value for r in found.reasons) <= 16
@@ -182,37 +192,41 @@ def features(model, x):
         return model[:4].eval()(x).mean((2, 3)).double()
 
 
-def test_without_classes_each_centre_of_k_means_gives_its_nearest_sample():
-    from sklearn.cluster import KMeans
+def k_means(model, x, clusters, seed):
+    """By hand: the cluster of each sample, and how far it is from its centre."""
+    points: Any = features(model, x)
+    settings: Any = {"n_init": 1, "random_state": seed}
+    centres = torch.from_numpy(KMeans(clusters, **settings).fit(points.numpy()).cluster_centers_)
+    near = torch.cdist(points, centres).min(1)
+    return near.indices, near.values
 
+
+def test_without_classes_each_centre_of_k_means_gives_its_nearest_sample():
     given_, model = task(), network()
     x = given_.train.inputs
     plain = ll.Task.regression(train=(x, torch.zeros(300, CLASSES)), validation=(x, torch.zeros(300, CLASSES)))
     found = safety_set(plain, model, size=12, methods=["diversity"], seed=3)
-    points = features(model, x)
-    centres = torch.from_numpy(KMeans(12, n_init=1, random_state=3).fit(points.numpy()).cluster_centers_)
-    distances = torch.cdist(points, centres)
-    own = distances.argmin(1)
-    nearest = [int(torch.where(own == k, distances[:, k], torch.inf).argmin()) for k in range(12)]
-    assert chosen_by(found, "diversity") == sorted(nearest)
-    assert [r.value for r in found.reasons] == pytest.approx([float(distances[i].min()) for i in sorted(nearest)])
+    own, distances = k_means(model, x, 12, 3)
+    nearest = sorted(int(torch.where(own == k, distances, torch.inf).argmin()) for k in range(12))
+    assert chosen_by(found, "diversity") == nearest
+    assert [r.value for r in found.reasons] == pytest.approx(distances[nearest].tolist())
 
 
-def test_with_classes_each_chosen_sample_is_the_nearest_of_its_class_in_its_cluster():
+def test_with_classes_clusters_give_the_nearest_of_the_class_those_with_most_of_it_first():
     given_, model = task(), network()
-    view = view_of(given_, model)
-    ranking = diversity(view, 6)
-    points = features(model, given_.train.inputs)
-    y = given_.train.targets
-    distances = ranking.values
-    same = torch.cdist(points, points)
-    assert len(ranking.order.unique()) == 300
+    x, y = given_.train.inputs, given_.train.targets
+    order = ranking_of("diversity", view_of(given_, model), 6).order.tolist()
+    own, distances = k_means(model, x, 6, 0)
+    assert sorted(order) == list(range(300))
     for label in range(CLASSES):
-        mine = [n for n in ranking.order.tolist() if y[n] == label][:4]
-        assert len({float(distances[n]) for n in mine}) == 4
-        for n in mine:  # none of its class that lies beside it is nearer to the centre
-            beside = [i for i in range(300) if y[i] == label and i != n and same[i, n] < 1e-9]
-            assert all(distances[i] >= distances[n] for i in beside)
+        members = {k: [n for n in range(300) if y[n] == label and own[n] == k] for k in range(6)}
+        filled = [m for m in members.values() if m]
+        assert len(filled) > 1
+        nearest = [min(m, key=lambda n: float(distances[n])) for m in sorted(filled, key=len, reverse=True)]
+        mine = [n for n in order if y[n] == label][: len(filled)]
+        assert set(mine) == set(nearest)
+        sizes = [len(members[int(own[n])]) for n in mine]
+        assert sizes == sorted(sizes, reverse=True)
 
 
 def test_equal_embeddings_make_fewer_clusters_and_the_set_is_still_whole():
@@ -264,15 +278,19 @@ def test_every_kind_of_task_has_a_set_of_its_default_methods(kind):
     assert largest > 0
 
 
+def first(targets: Any):
+    return targets[0]
+
+
 def test_targets_of_several_tensors_stay_together():
     x, y = images(40, 1)
-    pairs = [(x[i], (y[i], torch.tensor([float(i)]))) for i in range(40)]
+    pairs: Any = [(x[i], (y[i], torch.tensor([float(i)]))) for i in range(40)]
     kind = ll.Task.classification(train=(x, y), validation=(x, y))
     given_ = ll.Task(
         train=pairs,
         validation=pairs,
         loss=lambda o, t: kind.loss(o, t[0]),
-        score=ll.Score(name="right", statistics=lambda o, t: (o.argmax(1) == t[0]).double()[:, None]),
+        score=ll.Score(name="right", statistics=lambda o, t: (o.argmax(1) == first(t)).double()[:, None]),
         ok=lambda o, t, _before: o.argmax(1) == t[0],
     )
     found = safety_set(given_, network(), size=10)
@@ -471,4 +489,4 @@ def test_data_that_are_no_set_are_refused(change, text):
 def test_margin_of_equal_values_takes_the_earlier_sample():
     x = torch.zeros(10, 1, SIDE, SIDE)
     view = view_of(ll.Task.classification(train=(x, torch.arange(10) % CLASSES), validation=images(8, 2)), network())
-    assert margin(view, 0).order.tolist() == list(range(10))
+    assert ranking_of("margin", view).order.tolist() == list(range(10))
