@@ -282,6 +282,18 @@ def first(targets: Any):
     return targets[0]
 
 
+def test_labelled_anomalies_are_left_out():
+    model, given_ = model_and_task("anomaly")
+    found = safety_set(given_, model, size=1000, source="validation")
+    normal = torch.nonzero(given_.validation.targets == 0).reshape(-1)
+    assert 0 < len(normal) < len(given_.validation)
+    assert torch.equal(found.numbers("validation"), normal)
+    assert found.seen == len(normal)
+    x = given_.validation.inputs
+    with pytest.raises(DataError, match="anomalies only"):
+        safety_set(ll.Task.anomaly(train=(x, torch.ones(len(x)))), model, size=5)
+
+
 def test_targets_of_several_tensors_stay_together():
     x, y = images(40, 1)
     pairs: Any = [(x[i], (y[i], torch.tensor([float(i)]))) for i in range(40)]
@@ -381,7 +393,7 @@ def test_what_is_tested_is_never_chosen_from(source):
         ({"size": 0}, "a size of 0"),
         ({"methods": []}, "name at least one"),
         ({"methods": ["margin", "margin"]}, "each once"),
-        ({"methods": ["margins"]}, "the method 'margins'; use grad_cam, margin, diversity, loss, random"),
+        ({"methods": ["margins"]}, "the method 'margins'; use grad_cam, margin, loss, diversity, random"),
         ({"seed": -1}, "the seed -1"),
         ({"seed": 2**32}, "the seed 4294967296"),
     ],
@@ -394,7 +406,7 @@ def test_wrong_arguments_are_named(more, text):
 @pytest.mark.parametrize("method", ["margin", "grad_cam"])
 def test_methods_for_classes_are_refused_where_there_are_none(method):
     model, given_ = model_and_task("regression")
-    with pytest.raises(UsageError, match="the task has no classes; use diversity, loss, random"):
+    with pytest.raises(UsageError, match="the task has no classes; use loss, diversity, random"):
         safety_set(given_, model, size=5, methods=[method])
 
 

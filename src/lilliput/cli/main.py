@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli import benching, changing, exporting, looking
+from lilliput.cli import benching, changing, exporting, guarding, looking
 from lilliput.cli.console import complain, out
 from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
 from lilliput.core.errors import BUG, LilliputError
@@ -50,6 +50,7 @@ for command in (
     changing.demo,
     looking.check,
     looking.analyse,
+    guarding.safety_set,
     changing.train,
     looking.evaluate,
     looking.predict,

@@ -54,21 +54,21 @@ def role_of(name: str) -> Role:
     return cast(Role, name)
 
 
-def evaluate_file(
+def network_and_task(
     file: str,
     into: str | None,
-    role: str,
     *,
     weights: Path | None,
     data: str | None,
     data_root: Path | None,
     download: bool,
     progress: Progress,
-) -> dict[str, Any]:
+) -> tuple[nn.Module, Task, str]:
+    """What runs, its task, and the runtime's name: of a `.lil` or `.onnx` with `--data` or `--into`, or of a model."""
     is_file = file.endswith((".lil", ".onnx"))
     if is_file and into is None and data is None:
         raise UsageError(
-            f"evaluate {file}",
+            f"use {file}",
             "no data",
             "name them, or the model with this task: --data digits or --into digits-cnn",
         )
@@ -78,20 +78,23 @@ def evaluate_file(
         name += ", .lil"
     elif file.endswith(".onnx"):
         module, name = OnnxModule(Path(file)), "ONNX Runtime"
-    if is_file and into is None and data is not None:
-        task = task_of(data, data_root, download=download, progress=progress)
-    else:
-        net, task = open_model(
-            into if is_file and into is not None else file,
-            weights=weights,
-            data=data,
-            data_root=data_root,
-            download=download,
-            trained=not is_file,
-            progress=progress,
-        )
-        module = net if module is None else module
-    assert module is not None  # noqa: S101 - a file, or what was opened
+    if module is not None and into is None and data is not None:
+        return module, task_of(data, data_root, download=download, progress=progress), name
+    net, task = open_model(
+        into if is_file and into is not None else file,
+        weights=weights,
+        data=data,
+        data_root=data_root,
+        download=download,
+        trained=not is_file,
+        progress=progress,
+    )
+    return net if module is None else module, task, name
+
+
+def evaluate_file(file: str, into: str | None, role: str, *, progress: Progress, **where: Any) -> dict[str, Any]:
+    """`where` says which weights and data, as `network_and_task` takes them."""
+    module, task, name = network_and_task(file, into, progress=progress, **where)
     evaluation = FullForward(task, module, progress=progress)(module, role_of(role))
     score = task.score
     value, interval = score.value(evaluation.rows), score.interval(evaluation.rows)

@@ -5,7 +5,7 @@ instead.
 """
 
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -41,13 +41,18 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """A network and the samples of some roles, one role after the other; `labels` int64 [n] are their classes."""
+    """A network and the samples of some roles, one role after the other; `labels` int64 [n] are their classes, if any.
+
+    `groups` int64 [n] are the classes counted from 0, or all 0; -1 is not to be taken: an anomaly, which a training
+    on normal samples must not learn.
+    """
 
     task: Task
     model: nn.Module
     parts: Mapping[Role, Data]
     outputs: Tensor
     labels: Tensor | None
+    groups: Tensor
     seed: int
     batch_size: int
     progress: Progress
@@ -59,12 +64,14 @@ class View:
         found = [evaluate(model, task, data, r, None, batch, place, progress) for r, data in parts.items()]
         outputs = torch.cat([f.outputs for f in found if f.outputs is not None])
         labels = [f.targets for f in found if f.targets is not None]
+        classes = _classes(task, outputs, torch.cat(labels) if len(labels) == len(found) else None)
         return View(
             task=task,
             model=model,
             parts=parts,
             outputs=outputs,
-            labels=_classes(task, outputs, torch.cat(labels) if len(labels) == len(found) else None),
+            labels=classes,
+            groups=_normal(task, parts.values(), batch) if classes is None else classes.unique(return_inverse=True)[1],
             seed=seed,
             batch_size=batch,
             progress=progress,
@@ -72,13 +79,6 @@ class View:
 
     def __len__(self) -> int:
         return len(self.outputs)
-
-    @cached_property
-    def groups(self) -> Tensor:
-        """int64 [n]: the classes from 0 on; all 0 where the task has none."""
-        if self.labels is None:
-            return torch.zeros(len(self), dtype=torch.int64)
-        return self.labels.unique(return_inverse=True)[1]
 
     @cached_property
     def inside(self) -> tuple[Graph, Mapping[str, Tensor]] | str:
@@ -169,7 +169,7 @@ def diversity(view: View, wanted: int) -> Ranking | str:
         return "the network has no layer"
     points = _embeddings(view, graph, state, *found)
     clusters, distances = _kmeans(points, wanted, view.seed)
-    both = clusters * (int(view.groups.max()) + 1) + view.groups
+    both = clusters * (int(view.groups.max()) + 2) + view.groups + 1
     _, group, count = both.unique(return_inverse=True, return_counts=True)
     nearest = torch.argsort(distances, stable=True)
     nearest = nearest[torch.argsort(group[nearest], stable=True)]  # by group, the nearest of each first
@@ -191,8 +191,8 @@ def random(view: View, _wanted: int) -> Ranking:
 RANKINGS: Mapping[str, Callable[[View, int], Ranking | str]] = {
     "grad_cam": grad_cam,
     "margin": margin,
-    "diversity": diversity,
     "loss": loss,
+    "diversity": diversity,
     "random": random,
 }
 
@@ -203,6 +203,14 @@ def _classes(task: Task, outputs: Tensor, targets: Tensor | None) -> Tensor | No
         return None
     one = targets.numel() == len(outputs) and outputs.dim() == 2 and outputs.shape[1] > 1
     return targets.reshape(-1).long() if one else None
+
+
+def _normal(task: Task, parts: Iterable[Data], batch: int) -> Tensor:
+    """int64 [n]: 0, but -1 for what a task of anomalies calls one."""
+    if task.kind != "anomaly":
+        return torch.zeros(sum(map(len, parts)), dtype=torch.int64)
+    labels = [task.target(b)[1].reshape(-1) for data in parts for b in data.batches(batch)]
+    return -(torch.cat(labels) > 0).long()
 
 
 def _embeddings(view: View, graph: Graph, state: Mapping[str, Tensor], name: str, axis: int) -> Tensor:

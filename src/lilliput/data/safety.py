@@ -119,9 +119,9 @@ def safety_set(
     """`size` samples of `source` (a key of `data.select.SOURCES`), or all there are.
 
     Main arguments: `methods` of `RANKINGS` share the set equally, and classes share it equally inside each, as far as
-    they have samples. None: Grad-CAM, margin and diversity; loss and diversity where there are no classes. What one
-    method has taken another replaces by its next of that class. A method that has nothing to say about this network
-    leaves its share to the others, with a note.
+    they have samples; labelled anomalies are left out. None: Grad-CAM, margin and diversity; loss and diversity where
+    there are no classes. What one method has taken another replaces by its next of that class. A method that has
+    nothing to say about this network leaves its share to the others, with a note.
     """
     _check(size, source, methods, seed)
     view = View.of(task, model, SOURCES[source], seed, batch_size, progress)
@@ -130,7 +130,10 @@ def safety_set(
     if wrong:
         known = ", ".join(name for name in RANKINGS if name not in NEED_CLASSES)
         raise UsageError(f"a safety set by {wrong[0]}", "the task has no classes", f"use {known}")
-    size = min(size, len(view))
+    seen = int((view.groups >= 0).sum())
+    if not seen:
+        raise DataError(f"a safety set from {source}", "anomalies only", "give normal samples")
+    size = min(size, seen)
     rankings, notes = _rankings(view, named, size)
     taken = _taken(view.groups, rankings, size)
     chosen = sorted(taken)
@@ -154,7 +157,7 @@ def safety_set(
         reasons=reasons,
         source=source,
         seed=seed,
-        seen=len(view),
+        seen=seen,
         fingerprints=prints,
         notes=notes,
     )
@@ -207,7 +210,7 @@ def _rankings(view: View, named: Sequence[str], size: int) -> tuple[dict[str, Ra
 
 def _taken(groups: Tensor, rankings: Mapping[str, Ranking], size: int) -> dict[int, str]:
     """{sample: the method that took it}: classes share the set, and methods each class; both equal to one sample."""
-    classes, counts = groups.unique(return_counts=True)
+    classes, counts = groups[groups >= 0].unique(return_counts=True)
     totals, taken = dict.fromkeys(rankings, 0), dict[int, str]()
     free = torch.ones(len(groups), dtype=torch.bool)
     for label, share in zip(classes, shares(size, counts.tolist()), strict=True):

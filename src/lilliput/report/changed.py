@@ -41,9 +41,9 @@ def changed_samples(before: Evaluation, now: Evaluation, task: Task, role: Role)
             {
                 "index": i,
                 "state": state,
-                "label": _label(task, targets, place, before, i),
-                "before": _answer(task, before, i),
-                "after": _answer(task, now, i),
+                "label": label_of(task, targets, place, before, i),
+                "before": answer_of(task, before, i),
+                "after": answer_of(task, now, i),
                 "picture": thumbnail(batch[0][place], task.spec),
             }
         )
@@ -74,33 +74,34 @@ def _differ(before: Evaluation, now: Evaluation, task: Task) -> Tensor:
     return a.argmax(1) != b.argmax(1)
 
 
-def _label(task: Task, targets: Any, place: int, before: Evaluation, index: int) -> str:
+def label_of(task: Task, targets: Any, place: int, before: Evaluation, index: int) -> str:
+    """Of the sample at `place` of the targets, which is `index` of the evaluation; "" where nothing short says it."""
     kind = usual_kind(task)
     if kind == "anomaly":
         return "anomaly" if float(before.rows[index, 1]) > 0.5 else "normal"
     if kind not in ("classification", "regression") or not isinstance(targets, Tensor):
         return ""
     row = targets[place].reshape(-1)
-    return _class(task, int(row[0])) if kind == "classification" else _numbers(row)
+    return class_name(task, int(row[0])) if kind == "classification" else numbers(row)
 
 
-def _answer(task: Task, evaluation: Evaluation, index: int) -> str:
+def answer_of(task: Task, evaluation: Evaluation, index: int) -> str:
     kind, rows, outputs = usual_kind(task), evaluation.rows, evaluation.outputs
     if kind == "classification" and outputs is not None and outputs.dim() == 2:
-        return _class(task, int(outputs[index].argmax()))
+        return class_name(task, int(outputs[index].argmax()))
     if kind == "anomaly":
         return f"{float(rows[index, 0]):.4g}"
     if kind == "segmentation":
         meets, either = float(rows[index, 0::2].sum()), float(rows[index, 1::2].sum())
         return f"{100 * meets / either:.1f}%" if either else ""
     if kind == "regression" and outputs is not None:
-        return _numbers(outputs[index].reshape(-1))
+        return numbers(outputs[index].reshape(-1))
     return "acceptable" if bool(evaluation.ok[index]) else "not acceptable"
 
 
-def _class(task: Task, number: int) -> str:
+def class_name(task: Task, number: int) -> str:
     return task.labels[number] if 0 <= number < len(task.labels) else str(number)
 
 
-def _numbers(row: Tensor) -> str:
-    return ", ".join(f"{float(v):.4g}" for v in row[:3]) + (", ..." if len(row) > 3 else "")
+def numbers(row: Tensor, most: int = 3) -> str:
+    return ", ".join(f"{float(v):.4g}" for v in row[:most]) + (", ..." if len(row) > most else "")

@@ -91,6 +91,17 @@ def picture(ident: str, title: str, body: str, width: float, height: float) -> s
     return f'<svg id="{ident}" class="chart" {box}><title id="{ident}-title">{escape(title)}</title>{body}</svg>'
 
 
+def sparkline(lines: Sequence[Sequence[float]], title: str) -> str:
+    """Up to three lines between 0 and 1, without axes."""
+    width, height, parts = 128, 48, list[str]()
+    for css, line in zip(("ours", "int8", "third"), lines, strict=False):
+        step = (width - 4) / max(len(line) - 1, 1)
+        path = " ".join(f"{2 + step * i:.1f},{2 + (height - 4) * (1 - v):.1f}" for i, v in enumerate(line))
+        parts.append(f'<polyline class="{css}" points="{path}"/>')
+    box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"'
+    return f'<svg class="spark" {box}>{"".join(parts)}</svg>'
+
+
 def shortened(text: str, room: float) -> str:
     """As much of a text as has room, in the units of the picture."""
     most = max(1, int(room / CHARACTER))

@@ -39,14 +39,17 @@ SHORT = ("verdict", "comparison")
 
 def page(source: Source) -> str:
     """The whole page. Raises `ArtifactError` where the data are not as a run writes them."""
-    style, script = (_text(name) for name in ("style.css", "script.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     panels = {name: _made(name, source) for name in PANELS}
     sections = [(name, PANELS[name][0]) for name, panel in panels.items() if panel is not None and PANELS[name][0]]
-    template = _environment().get_template("page.html")
-    return template.render(
-        title=source.title, panels=panels, sections=sections, style=style, script=script, digest=digest
-    )
+    return document("page.html", source.title, "A network compressed by Lilliput", panels=panels, sections=sections)
+
+
+def document(template: str, title: str, subtitle: str, **values: Any) -> str:
+    """A page from a template that extends the base: style and script are inside, and nothing else may run or load."""
+    style, script = (_text(name) for name in ("style.css", "script.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _environment().get_template(template)
+    return page.render(title=title, subtitle=subtitle, style=style, script=script, digest=digest, **values)
 
 
 def fragment(source: Source) -> str:
