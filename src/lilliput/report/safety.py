@@ -95,7 +95,7 @@ def _why(task: Task, reason: Reason, found: Evaluation, i: int) -> str:
     return {
         "grad_cam": f"map sums to {value}",
         "margin": f"margin {value}",
-        "diversity": f"{value} from the centre",
+        "diversity": f"distance {value}",
         "loss": f"loss {value}",
         "random": f"drawn as number {int(reason.value) + 1}",
     }[reason.method]
