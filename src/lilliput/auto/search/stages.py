@@ -69,8 +69,10 @@ def _climb(
 
 
 def looked_at_first(candidate: Candidate) -> bool:
-    """Whether an untrained one tells if training is worth its time: not where shorter trainings were, nor where it is
-    rounded after training, which is soon done again with another price."""
+    """Whether it is first weighed untrained: not after shorter trainings, nor where rounding follows the training.
+
+    That is soon done again, at another price.
+    """
     return candidate.effort != UNTRAINED and candidate.of is None and not named(candidate.template).priced
 
 
