@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 
 from lilliput.auto.search.pace import JUDGED, epochs_in, kind_of
-from lilliput.auto.search.record import UNTRAINED, Candidate
+from lilliput.auto.search.record import Candidate
 from lilliput.auto.search.setup import Setup, usual_values
+from lilliput.auto.search.stages import looked_at_first
 from lilliput.core.method import Pass
 from lilliput.methods.second_order.layers import SecondOrder
 from lilliput.training.trained import TrainingPass
@@ -50,7 +51,7 @@ def predicted(setup: Setup, candidate: Candidate) -> float:
     work = [(m, epochs_in(m)) for m in passes[done:]]
     looks = 1
     begun = next((i for i, m in enumerate(passes) if isinstance(m, TrainingPass)), len(passes))
-    if candidate.effort != UNTRAINED and candidate.of is None:  # first it is looked at untrained
+    if looked_at_first(candidate):
         looks = 2
         work += [(m, 1) for m in passes[begun:] if not isinstance(m, TrainingPass)]
     seconds = sum(times * _one(setup, candidate.template, method) for method, times in work)

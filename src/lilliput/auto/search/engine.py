@@ -24,11 +24,13 @@ from lilliput.graph.integer import IntegerNet, runnable
 from lilliput.graph.lower import lower
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.pipeline.recipe import Step, from_data
+from lilliput.pipeline.recipe import Recipe, Step, from_data
 from lilliput.pipeline.run import Outcome
 
 PLAIN, FLOAT = "plain int8", "float"
 GIVEN_UP = 5
+GRID_BYTES = 12
+"""Of the grid of an activation in a file, about."""
 NEEDED = 5
 """So many of the best keep what they begin with in the cache."""
 IDLE = 12
@@ -62,7 +64,7 @@ class Search:
                 measured = self.judge.measure(artifact)
                 setup.floats |= in_float(artifact, setup.target)
                 if name == PLAIN:
-                    setup.overhead = beside_weights(artifact)
+                    setup.overhead = beside_weights(artifact, setup.sized_recipe())
             except LilliputError as error:
                 refused = str(error)
                 if name == PLAIN:
@@ -261,11 +263,12 @@ def given_up(records: Sequence[Record]) -> set[str]:
     return {name for name, refused in tries.items() if len(refused) >= GIVEN_UP and all(refused)}
 
 
-def beside_weights(artifact: Artifact) -> float:
-    """Bytes of the file that are no weights: recipe, graph, grids of activations."""
-    bare = artifact.copy()
-    bare.activations.clear()
-    return float(len(stored.dumps(artifact)) - len(container.dumps(bare, strip=True)))
+def beside_weights(artifact: Artifact, recipe: Recipe) -> float:
+    """Bytes of the file that are no weights, if it was made by this recipe: the recipe, graph, grids of activations."""
+    whole = artifact.copy()
+    whole.recipe = [{"recipe": recipe.to_data()}]
+    told = len(stored.dumps(whole)) - len(container.dumps(whole, strip=True))
+    return float(told + GRID_BYTES * len(artifact.activations))
 
 
 def in_float(artifact: Artifact, target: Target) -> dict[str, str]:

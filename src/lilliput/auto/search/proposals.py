@@ -125,12 +125,12 @@ def _opening(setup: Setup, records: Sequence[Record], under_way: Sequence[Candid
     tries = {
         t.name: busy.count(t.name) + sum(r.name == t.name and r.of is None for r in records) for t in setup.templates
     }
-    first, trained = setup.templates[:1], any(r.effort != UNTRAINED for r in records)
+    first, trained = setup.templates[:1], {r.name for r in records if r.effort != UNTRAINED and not r.refused}
     for wanted, templates in ((OPENING, first), *((n, setup.templates) for n in range(1, OPENING + 1))):
         for template in templates:
             if tries[template.name] < wanted and template.name not in busy:
                 values = {k.name: k.usual for k in template.knobs}
-                share = AGAIN if tries[template.name] else NEXT if trained else FIRST
+                share = AGAIN if template.name in trained else NEXT if trained else FIRST
                 found = _towards_limit(setup, template, records, left, values, share)
                 if found is not None:
                     return found

@@ -12,7 +12,7 @@ from torch import nn
 from lilliput.auto.search.budget import Budget
 from lilliput.auto.search.deadline import Deadline, OutOfTimeError, Quiet
 from lilliput.auto.search.pace import Pace, epochs_in, kind_of
-from lilliput.auto.search.record import LONG, SHORT, UNTRAINED, Candidate, key_of
+from lilliput.auto.search.record import FULL, LONG, SHORT, UNTRAINED, Candidate, key_of
 from lilliput.auto.search.templates import STRENGTH, TEMPLATES, Setting, Template
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import ArtifactError, LilliputError
@@ -99,6 +99,12 @@ class Setup:
     def recipe(self, candidate: Candidate) -> Recipe:
         """Without guards: a candidate is judged as a whole."""
         return self.recipe_of(tuple(Step(passes=(p,)) for p in self.passes(candidate)))
+
+    def sized_recipe(self) -> Recipe:
+        """Of a candidate that holds a size, if there are any: the recipe is in the file, too."""
+        sized = [t.name for t in self.templates if t.sized]
+        candidates = [Candidate(template=name, values=usual_values(name), effort=FULL) for name in sized]
+        return self.recipe(candidates[0]) if candidates else self.recipe_of(())
 
     def recipe_of(self, steps: tuple[Step, ...]) -> Recipe:
         return Recipe(steps=steps, seed=self.seed, target=self.target, threads=self.threads)

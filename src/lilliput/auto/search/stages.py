@@ -51,7 +51,7 @@ def _climb(
 ) -> tuple[int, Measured, str]:
     name = candidate.template
     if candidate.effort != UNTRAINED:
-        if candidate.of is None:  # else its shorter trainings were worth it
+        if looked_at_first(candidate):
             first = setup.run(setup.recipe(replace(candidate, effort=UNTRAINED)), name).artifact
             measured = judge.measure(first, subset=True, timed=False)
             refused = hopeless(setup, measured, leader)
@@ -66,6 +66,14 @@ def _climb(
             measured = judge.measure(first, subset=True, timed=False)
             return 1, measured, f"on a part of validation it loses {least:.3g} at least, {limit:.3g} allowed"
     return 1, judge.measure(first), ""
+
+
+def looked_at_first(candidate: Candidate) -> bool:
+    """Whether it is first weighed untrained: not after shorter trainings, nor where rounding follows the training.
+
+    That is soon done again, at another price.
+    """
+    return candidate.effort != UNTRAINED and candidate.of is None and not named(candidate.template).priced
 
 
 def too_large(setup: Setup, recipe: Recipe) -> str:
