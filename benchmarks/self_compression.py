@@ -42,6 +42,14 @@ def rows():
     for seed in range(3):
         found[f"MNIST, 10 kB, seed {seed}"] = ("mnist", seed, 600, {**longer, "steps": 1200, "max_bytes": 10_000})
         found[f"MNIST, 6 kB, seed {seed}"] = ("mnist", seed, 600, {**longer, "steps": 1200, "max_bytes": 6_000})
+    for seed in range(3):
+        for name, more in (
+            ("no safety set", {}),
+            ("200 chosen samples", {"safety": 200}),
+            ("200 random samples", {"safety": 200, "safety_methods": ("random",)}),
+        ):
+            settings = {**short, "rounds": 12, "max_bytes": 5_000, **more}
+            found[f"MNIST, 600 steps, 5 kB, {name}, seed {seed}"] = ("mnist", seed, 200, settings)
     for size in (4, 6, 10, 20, 40):
         name = f"Fashion-MNIST, {size} kB"
         found[name] = ("fashion-mnist", 0, 600, {**longer, "steps": 1200, "max_bytes": 1000 * size})
@@ -68,14 +76,17 @@ def measure(data, seed, float_steps, settings):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.lil"
         size = stored.save(net, path)
-        accuracy = right(ll.load(path), task)
+        loaded = ll.load(path)
+        accuracy, recalls = right(loaded, task), recalls_of(loaded, task)
     return {
         "accuracy": accuracy,
+        "recalls": recalls,
         "lil_bytes": size,
         "float_accuracy": before,
         "cpu_s": round(cpu, 1),
         "channels": [len(net.parameter(n)) for n, p in net.module.named_parameters() if p.dim() > 1],
         "notes": list(result.notes),
+        "events": (result.statistics or {}).get("events"),
         "rounds": (result.statistics or {}).get("rounds"),
     }
 
@@ -88,6 +99,15 @@ def right(module, task):
     return 100 * found / len(data)
 
 
+def recalls_of(module, task):
+    """Percent of the test images of each class."""
+    data = task.data("test")
+    with torch.inference_mode():
+        found, wanted = zip(*((module(x).argmax(1) == y, y) for x, y in data.batches(500)), strict=True)
+    ok, labels = torch.cat(found), torch.cat(wanted)
+    return [round(100 * float(ok[labels == c].double().mean()), 2) for c in range(10)]
+
+
 def main():
     torch.set_num_threads(1)
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -95,7 +115,10 @@ def main():
         if wanted not in name:
             continue
         found = measure(*row)
-        print(f"{name:34}{found['accuracy']:7.2f}%{found['lil_bytes']:8,} B{found['cpu_s']:8.1f} s", flush=True)
+        print(
+            f"{name:52}{found['accuracy']:7.2f}%{found['lil_bytes']:8,} B{found['cpu_s']:8.1f} s, worst class {min(found['recalls']):.2f}%",
+            flush=True,
+        )
         kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
         kept["rows"][name] = found
         kept["environment"] = environment()
