@@ -115,10 +115,8 @@ def main():
         if wanted not in name:
             continue
         found = measure(*row)
-        print(
-            f"{name:52}{found['accuracy']:7.2f}%{found['lil_bytes']:8,} B{found['cpu_s']:8.1f} s, worst class {min(found['recalls']):.2f}%",
-            flush=True,
-        )
+        size = f"{found['accuracy']:7.2f}%{found['lil_bytes']:8,} B{found['cpu_s']:8.1f} s"
+        print(f"{name:52}{size}, worst class {min(found['recalls']):.2f}%", flush=True)
         kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
         kept["rows"][name] = found
         kept["environment"] = environment()
