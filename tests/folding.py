@@ -7,19 +7,6 @@ from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.graph.trace import trace
 
 
-class Code(nn.Module):
-    """Layers of given names, and functional code around them."""
-
-    def __init__(self, code, **layers):
-        super().__init__()
-        self.code = code
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.code(self, x)
-
-
 def fill_(model, seed, *, negative=True):
     """Statistics and scales of a norm that has seen data: large and nearly dead channels too, and negative ones."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from folding import Code, fill_, net_of
+from folding import fill_, net_of
 from lilliput.core.edits import Fold
 from lilliput.graph.fold import Pair, fold_, foldable
+from program_networks import Code
 
 IMAGE, SERIES, VECTOR = (4, 6, 5), (4, 9), (6,)
 LAYERS = {

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from folding import Code, fill_, net_of
+from folding import fill_, net_of
 from lilliput.core import container
 from lilliput.core.edits import Fold
 from lilliput.graph.fold import Pair, fold_, foldable
+from program_networks import Code
 
 IMAGE, SERIES, VECTOR = (4, 7, 6), (4, 9), (6,)
 NORM, CONV, LINEAR = nn.BatchNorm2d, nn.Conv2d, nn.Linear

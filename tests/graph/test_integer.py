@@ -21,6 +21,7 @@ from lilliput.graph.trace import trace
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import TINY, tiny_model, tiny_task
+from program_networks import Code
 
 HALF = Fraction(1, 2)
 
@@ -157,19 +158,6 @@ class Oracle:
             lambda q: max(q, code(low)) if high is None else min(max(q, code(low)), code(high)), otypes=[object]
         )
         return Values(end(x.q), x.grid)
-
-
-class Code(nn.Module):
-    """Layers by name, and functional code around them."""
-
-    def __init__(self, code, **layers):
-        super().__init__()
-        self.code = code
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.code(self, x)
 
 
 def moved(o, x):
