@@ -59,6 +59,8 @@ def test_wrong_use_is_one_line(call, arguments, text):
 
 
 def test_a_model_that_is_none_is_named(call, tmp_path):
-    for model in ("digit-cnn", "none.py:make", tmp_path / "net.lil"):
+    for model in ("digit-cnn", "none.py:make"):
         answer = call("safety-set", model, "-q")
         assert (answer.code, answer.err.count("\n")) == (2, 1)
+    path = tmp_path / "net.lil"
+    assert call("safety-set", path, "-q").err.startswith(f"error: safety-set {path}: no data; name them")

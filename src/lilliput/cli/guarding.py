@@ -49,7 +49,7 @@ def safety_set(
             raise UsageError(f"write {path}", f"there is no folder {path.parent}", "make it first")
     progress = ConsoleProgress(quiet=quiet)
     net, task, _ = network_and_task(
-        model, into, weights=weights, data=data, data_root=data_root, download=download, progress=progress
+        "safety-set", model, into, weights=weights, data=data, data_root=data_root, download=download, progress=progress
     )
     names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     chosen = choose(task, net, size=size, source=source, methods=names, seed=seed, progress=progress)

@@ -55,6 +55,7 @@ def role_of(name: str) -> Role:
 
 
 def network_and_task(
+    command: str,
     file: str,
     into: str | None,
     *,
@@ -68,7 +69,7 @@ def network_and_task(
     is_file = file.endswith((".lil", ".onnx"))
     if is_file and into is None and data is None:
         raise UsageError(
-            f"use {file}",
+            f"{command} {file}",
             "no data",
             "name them, or the model with this task: --data digits or --into digits-cnn",
         )
@@ -94,7 +95,7 @@ def network_and_task(
 
 def evaluate_file(file: str, into: str | None, role: str, *, progress: Progress, **where: Any) -> dict[str, Any]:
     """`where` says which weights and data, as `network_and_task` takes them."""
-    module, task, name = network_and_task(file, into, progress=progress, **where)
+    module, task, name = network_and_task("evaluate", file, into, progress=progress, **where)
     evaluation = FullForward(task, module, progress=progress)(module, role_of(role))
     score = task.score
     value, interval = score.value(evaluation.rows), score.interval(evaluation.rows)
