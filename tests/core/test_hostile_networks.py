@@ -69,7 +69,7 @@ HOSTILE: dict[str, tuple[list[list[Any]], str]] = {
     "fold of the root into itself": ([["fold", "", ""]], f"replay of fold into '': '' is Sequential; {GIVE}"),
     "fold of a norm into itself": (
         [["fold", "1", "1"]],
-        "load tensor '1.weight': float32 (4,) in the file, nothing in the module; " + GIVE,
+        f"replay of fold into '1': '1' is BatchNorm2d; {GIVE}",
     ),
     "fold twice": ([["fold", "0", "1"], ["fold", "0", "1"]], f"replay of fold into '0': '1' is Identity; {GIVE}"),
     "replace what was replaced": (

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from lilliput.auto.compress import epochs_for
+from lilliput.auto.search.budget import Limits
 from lilliput.auto.search.find import Finder, Wish
 from lilliput.core.errors import RecipeError
-from lilliput.core.score import parse_drop
 from lilliput.core.target import Target, parse_bytes, parse_seconds
 from lilliput.core.task import Task
 from lilliput.pipeline.run import Outcome
@@ -44,7 +44,12 @@ class Searched:
 def find(model: nn.Module, task: Task, data: dict[str, Any], epochs: int | None, batch_size: int) -> Outcome:
     """The best of a search by its plain data; `epochs` of a full training (None: as `compress` has them)."""
     asked = Searched(**data[KEY])
-    if asked.max_drop is not None:
-        parse_drop(asked.max_drop, task.score, 0.0)
-    wish = Wish(**asdict(asked), epochs=epochs or epochs_for(task), seed=data["seed"], threads=1)
+    wish = Wish(
+        limits=Limits.of(task.score, max_drop=asked.max_drop, max_bytes=asked.max_bytes, max_latency=None),
+        time=asked.time,
+        trials=asked.trials,
+        epochs=epochs or epochs_for(task),
+        seed=data["seed"],
+        threads=1,
+    )
     return Finder(model=model, task=task, target=Target("onnx-x86"), wish=wish, batch_size=batch_size).find().outcome

@@ -326,10 +326,10 @@ class _Loop:
         return loss
 
     def _outputs(self, network: nn.Module, batch: tuple[Tensor, Any]) -> Any:
-        lower = self.settings.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
-            outputs = self.task.forward(network, batch)
-        return in_float32(outputs) if lower else outputs
+        if self.settings.precision == "float32":
+            return self.task.forward(network, batch)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return in_float32(self.task.forward(network, batch))
 
     def _factor(self, step: int) -> float:
         part, parts = self.settings.part

@@ -48,6 +48,7 @@ class Widths:
 
         Else on `bits` bits that reach to the largest weight of each width.
         """
+        encoding = encoding.to(torch.device("cpu"))
         raw = encoding.decode().float()
         count = int(owner.max()) + 1
         rows = raw.movedim(axis, 0).flatten(1)
@@ -74,7 +75,18 @@ class Widths:
     def gathered(self, values: Tensor) -> Tensor:
         """[widths]: sums over the entries of each, of a tensor of the weight's shape."""
         rows = values.movedim(self.axis, 0).flatten(1).sum(1)
-        return torch.zeros(len(self.bits), dtype=rows.dtype).index_add(0, self.owner, rows)
+        return torch.zeros(len(self.bits), dtype=rows.dtype, device=rows.device).index_add(0, self.owner, rows)
+
+    def to(self, place: torch.device) -> "Widths":
+        """A copy there."""
+        return replace(
+            self,
+            raw=self.raw.detach().to(place, copy=True),
+            bits=self.bits.detach().to(place, copy=True),
+            exponent=self.exponent.detach().to(place, copy=True),
+            owner=self.owner.to(place),
+            mask=None if self.mask is None else self.mask.to(place),
+        )
 
     def select(self, dim: int, index: Tensor) -> "Widths":
         """Of the slices that stay; widths that nothing has any more go too."""
@@ -109,15 +121,10 @@ class LearnedBits(Attached):
         super().__init__(replace(net, encodings=others), dither=dither)
         self._whole = whole_exponents
         self._home = {n: p for n, p in net.module.named_parameters() if n in widths}
-        self.widths = {
-            name: replace(
-                w,
-                raw=w.raw.detach().clone().requires_grad_(),
-                bits=w.bits.detach().clone().requires_grad_(),
-                exponent=w.exponent.detach().clone().requires_grad_(),
-            )
-            for name, w in widths.items()
-        }
+        self.widths = {name: w.to(self._home[name].device) for name, w in widths.items()}
+        for w in self.widths.values():
+            for tensor in (w.raw, w.bits, w.exponent):
+                tensor.requires_grad_()
         self._rounded: dict[str, Rounded] = {}
         self._pulls: dict[str, Tensor] = {}
         self.project_()
@@ -193,7 +200,7 @@ class LearnedBits(Attached):
     def bake_(self, net: Artifact) -> None:
         super().bake_(net)
         for name, w in self.widths.items():
-            net.encode_(name, self.encoding(name, w))
+            net.encode_(name, self.encoding(name, w).to(net.parameter(name).device))
 
     def encoding(self, name: str, w: Widths) -> Encoding:
         """Integers on grids of one scale for each channel."""
@@ -201,32 +208,24 @@ class LearnedBits(Attached):
         rows = q.movedim(w.axis, 0).flatten(1)
         grid = Grid(
             scale=torch.exp2(self.exponent_of(w))[w.owner],
-            zero_point=torch.zeros(len(w.owner), dtype=torch.int64),
+            zero_point=torch.zeros(len(w.owner), dtype=torch.int64, device=w.owner.device),
             bit_width=bit_width.width(rows.amin(1), rows.amax(1)),
             signed=True,
             axis=w.axis,
         )
-        plain = Encoding.of(torch.zeros(q.shape)).with_grid(grid, q)
+        plain = Encoding.of(torch.zeros(q.shape, device=q.device)).with_grid(grid, q)
         return plain if w.mask is None else plain.with_mask(w.mask)
 
     def learned(self) -> dict[str, Widths]:
-        """Copies."""
-        return {
-            n: replace(
-                w,
-                raw=w.raw.detach().clone(),
-                bits=w.bits.detach().clone(),
-                exponent=w.exponent.detach().clone(),
-            )
-            for n, w in self.widths.items()
-        }
+        """Copies, on the CPU."""
+        return {n: w.to(torch.device("cpu")) for n, w in self.widths.items()}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         parts: dict[str, dict[str, Tensor]] = {"raws": {}, "bits": {}, "exponents": {}}
         for name, w in self.widths.items():
-            parts["raws"][name] = w.raw.detach().clone()
-            parts["bits"][name] = w.bits.detach().clone()
-            parts["exponents"][name] = w.exponent.detach().clone()
+            parts["raws"][name] = w.raw.detach().to("cpu", copy=True)
+            parts["bits"][name] = w.bits.detach().to("cpu", copy=True)
+            parts["exponents"][name] = w.exponent.detach().to("cpu", copy=True)
         found = super().state()
         found["parameters"] = {n: t for n, t in found["parameters"].items() if n not in self.widths}
         return {**found, **parts}

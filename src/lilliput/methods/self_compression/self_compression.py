@@ -22,7 +22,7 @@ from lilliput.data.safety import safety_set
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import StoredNetwork
 from lilliput.methods.self_compression.safety import Safety, forgotten
-from lilliput.methods.self_compression.size_term import Course, PriceOfBits, entries
+from lilliput.methods.self_compression.size_term import Course, PriceOfBits, counts_of, entries
 from lilliput.methods.self_compression.vanishing import coupling_of, remove_dead_
 from lilliput.training.coded_rate import CodedRate
 from lilliput.training.fit import FitResult, fit
@@ -304,11 +304,9 @@ class _Run:
         return len(container.dumps(trial, strip=True))
 
     def _other(self, widths: Mapping[str, Widths]) -> float:
-        from lilliput.training.coded_rate import counted
-
+        """What the file holds beside coded weights."""
         attached = LearnedBits(self.net.copy(), widths=widths)
-        coded = sum(counted(attached.encoding(n, w), attached.integers(n)).bits for n, w in attached.widths.items())
-        return self._bytes(widths) - coded / 8
+        return self._bytes(widths) - sum(c.bits for c in counts_of(attached).values()) / 8
 
     # integers
 

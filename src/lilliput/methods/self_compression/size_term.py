@@ -17,7 +17,7 @@ from torch import Tensor
 from lilliput.core.artifact import Artifact
 from lilliput.graph.coupling import Coupling
 from lilliput.training.attach import Attached
-from lilliput.training.coded_rate import counted
+from lilliput.training.coded_rate import Counted, counted
 from lilliput.training.hooks import SizeTerm
 from lilliput.training.learned_bits import LearnedBits
 
@@ -66,6 +66,13 @@ def entries(net: Artifact, coupling: Coupling, names: Mapping[str, int]) -> dict
                 index = next(i for (n, d), i in channel.items() if net.canonical(n) == name and d == dim)
                 found[name][list(index)] += read / len(made) / len(index)
     return found
+
+
+def counts_of(attached: LearnedBits) -> dict[str, Counted]:
+    """What the coder takes for the integers of each weight, with the slopes."""
+    return {
+        name: counted(attached.encoding(name, w), attached.integers(name).cpu()) for name, w in attached.widths.items()
+    }
 
 
 class PriceOfBits(SizeTerm):
@@ -119,12 +126,9 @@ class PriceOfBits(SizeTerm):
                 w.bits.grad += price * torch.zeros_like(w.bits.grad).index_add(0, w.owner, paid)
 
     def _count_(self, attached: LearnedBits) -> None:
-        total = 0.0
-        for name, w in attached.widths.items():
-            found = counted(attached.encoding(name, w), attached.integers(name).cpu())
-            total += found.bits
-            self._slopes[name] = found.slopes.to(w.raw.device)
-        self.bits = total
+        found = counts_of(attached)
+        self.bits = sum(c.bits for c in found.values())
+        self._slopes = {name: c.slopes.to(attached.widths[name].raw.device) for name, c in found.items()}
 
     def _follow_(self, step: int) -> None:
         if self.course is None:

@@ -41,7 +41,9 @@ def _nothing(net: Artifact, group: Group, channel: Mapping[tuple[str, int], tupl
         if (name, dim) not in group.made:
             continue
         parameter = net.parameter(name)
-        if parameter.dim() > 1 and bool(parameter.detach().index_select(dim, torch.tensor(index)).any()):
+        if parameter.dim() > 1 and bool(
+            parameter.detach().index_select(dim, torch.tensor(index, device=parameter.device)).any()
+        ):
             return False
     return True
 
