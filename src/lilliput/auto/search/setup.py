@@ -19,7 +19,7 @@ from lilliput.core.errors import ArtifactError, LilliputError
 from lilliput.core.guard import FullForward
 from lilliput.core.method import Context, Pass
 from lilliput.core.target import Target
-from lilliput.core.task import Data, Task
+from lilliput.core.task import Data, Role, Task
 from lilliput.graph.coupling import channel_groups, shapes_of
 from lilliput.graph.trace import graph_of
 from lilliput.methods.second_order.rate_distortion import usual_price
@@ -180,7 +180,7 @@ class Setup:
 
     def _training_step(self) -> float:
         """Seconds that a sample takes in training, from a few steps; the second time nothing is loaded any more."""
-        parts = {"train": STEPPED, "validation": FEW}
+        parts: dict[Role, int] = {"train": STEPPED, "validation": FEW}
         data = {role: spread(self.task.data(role), most) for role, most in parts.items()}
         task, count, seconds = replace(self.task, **data, test=None, groups=None), len(data["train"]), 0.0
         for _ in range(2):
