@@ -133,6 +133,10 @@ def keep(name, part, row):
     rows.sort(key=lambda r: -r["bytes"] if part == "search" else 0)
     found["environment"] = environment()
     path.write_text(json.dumps(found, indent=1) + "\n")
+    write_table(found)
+
+
+def write_table(found):
     text = []
     for known in (n for n in LIMITS if n in found):
         every = [row for p in PARTS for row in found[known].get(p, [])]
