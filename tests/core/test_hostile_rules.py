@@ -343,9 +343,14 @@ RULES: dict[str, tuple[str, Make, str]] = {
     ),
     "a number": (EIGHT, lambda: file_of(b"\x00"), "0 where 8 fields should be"),
     "origin of 7 bytes": (
-        "fingerprint of the module before any edit, 8 bytes",
+        "fingerprint of the module before any edit, 8 bytes; or none",
         lambda: lil(at={ORIGIN: bytes(7)}),
         "a fingerprint that is not 8 bytes",
+    ),
+    "a tensor that no node uses": (
+        "Each tensor and counter MUST be used.",
+        lambda: file_of(wire.dumps([[[2], "C", [], [], []], [[RELU]], [[[], [2]]]]), bytes(8)),
+        "0 tensors of a graph, 1 in the file",
     ),
     "input of four fields": (
         "`[shape, layout, mean, std, labels]` of one sample",

@@ -200,7 +200,7 @@ def inspect_file(file: Path) -> dict[str, Any]:
     rest = overhead(contents)
     lines = [
         f"{file}: {contents.size:,} bytes: {contents.size - rest:,} of tensors, {rest} of header, grids and checksum",
-        f"input {contents.input.shape} {contents.input.layout}, architecture {contents.origin}",
+        f"input {contents.input.shape} {contents.input.layout}, architecture {contents.origin or 'not named'}",
         render(rows),
     ]
     graph = None if contents.wiring is None else container.graph_bytes(contents)

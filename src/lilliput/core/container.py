@@ -55,6 +55,10 @@ class Contents:
         Raises `ArtifactError` if the module is of another architecture, `UsageError` if it can take no weights.
         """
         _check_fresh(fresh)
+        if not self.origin:
+            raise ArtifactError(
+                f"load into {type(fresh).__name__}", "the file holds no names", "load it as it is: ll.load(path)"
+            )
         found = fingerprint(fresh)
         if found != self.origin:
             raise ArtifactError(
@@ -111,10 +115,12 @@ def dumps(
     trail: list[dict[str, Any]] | None = None,
     strip: bool = False,
     wiring: Wiring | None = None,
+    names: bool = True,
 ) -> bytes:
     """The bytes of the file. `strip` leaves out recipe, labels, trail and graph.
 
-    With the `wiring` of the network (`graph.stored.wiring_of`) the file runs without the code of its model.
+    With the `wiring` of the network (`graph.stored.wiring_of`) the file runs without the code of its model. Without
+    `names` the network has those of `nameless.renamed`, and nothing else than its graph and tensors is written.
     """
     asked = "write a .lil file"
     if any(grid.axis is not None for grid in artifact.activations.values()):
@@ -133,17 +139,18 @@ def dumps(
     count = _count(entries)
     if count > _most_entries(payload):
         raise UsageError(asked, f"{count} entries in {len(payload)} bytes", "remove channels of zero bits")
-    spec = artifact.input
+    spec, bare = artifact.input, strip or not names
     header = Header(
         origin=artifact.origin,
-        input=replace(spec, labels=()) if strip else spec,
+        input=replace(spec, labels=()) if bare else spec,
         tensors=entries,
         counters=artifact.counters(),
         activations=[_activation_entry(name, grid) for name, grid in artifact.activations.items()],
         edits=artifact.edits,
-        recipe=[] if strip else artifact.recipe,
-        trail=[] if strip or trail is None else trail,
+        recipe=[] if bare else artifact.recipe,
+        trail=[] if bare or trail is None else trail,
         wiring=None if strip else wiring,
+        names=names,
     )
     try:
         packed = pack(header)
@@ -210,7 +217,7 @@ def sizes(contents: Contents) -> dict[str, dict[str, int]]:
 def graph_bytes(contents: Contents) -> int:
     """What the file would be shorter without its graph."""
     header = unpack(contents.header, 0)[0]
-    return len(pack(header)) - len(pack(replace(header, wiring=None)))
+    return len(pack(header)) - len(pack(replace(header, wiring=None, names=True)))
 
 
 def _parse(data: bytes) -> Contents:

@@ -11,6 +11,8 @@ One CBOR array (see `wire`), deflated with a preset dictionary, behind its two l
 - recipe and trail are arrays of maps;
 - the graph is described in `wiring`.
 
+That of a file without names is shorter: see `nameless`.
+
 What can be left out is: trailing codes of raw streams, and all that follows from something else.
 """
 
@@ -28,6 +30,7 @@ from lilliput.core.artifact import InputSpec
 from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, Slice
 from lilliput.core.fields import MAX_DIM, MAX_RANK, floats, items, mapping, number, numbers, shown, text, unique
 from lilliput.core.fields import shape as checked_shape
+from lilliput.core.nameless import FIELDS, named, unnamed
 from lilliput.core.wiring import Wiring, pack_wiring, unpack_wiring
 
 MAX_HEADER = 1 << 24
@@ -87,11 +90,18 @@ class Header:
     recipe: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     trail: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     wiring: Wiring | None = None
+    names: bool = True
+    """Without, all names must follow from the graph, and there is nothing else that `nameless` has no place for."""
 
 
 def pack(header: Header) -> bytes:
     """Raises ValueError or TypeError for what `unpack` would refuse."""
-    raw = wire.dumps(_data(header))
+    data = _data(header)
+    if not header.names:
+        if header.wiring is None:
+            raise ValueError("a file without names and without a graph")
+        data = unnamed(data, header.wiring)
+    raw = wire.dumps(data)
     packer = zlib.compressobj(9, wbits=-15, zdict=DICTIONARY)
     coded = packer.compress(raw) + packer.flush()
     packed = _varint(len(raw)) + _varint(len(coded)) + coded
@@ -139,12 +149,14 @@ def _data(header: Header) -> list[Any]:
 
 
 def _header(data: Any) -> Header:
-    *fields, wiring = data if type(data) is list and len(data) == 9 else (*items(data, 8), None)
+    names = type(data) is not list or len(data) not in FIELDS
+    data = data if names else named(data)
+    *fields, wiring = data if len(data) == 9 else (*items(data, 8), None)
     origin, spec, tensors, counters, activations, edits, recipe, trail = fields
     most = max(len(items(part)) for part in (tensors, counters, activations, edits))
     if most > MAX_TENSORS:
         raise ValueError(f"{most} tensors, activations or edits")
-    if type(origin) is not bytes or len(origin) != 8:
+    if type(origin) is not bytes or len(origin) not in (0, 8):
         raise ValueError("a fingerprint that is not 8 bytes")
     result = Header(
         origin=origin.hex(),
@@ -155,6 +167,7 @@ def _header(data: Any) -> Header:
         edits=[_edit(e) for e in items(edits)],
         recipe=[mapping(step) for step in items(recipe)],
         trail=[mapping(line) for line in items(trail)],
+        names=names,
     )
     unique([*((t.name, t) for t in result.tensors), *result.counters.items()])
     unique((a.name, a) for a in result.activations)

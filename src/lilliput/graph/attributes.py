@@ -49,7 +49,7 @@ def _conv(g: Given, x: Shape, w: Shape) -> dict[str, Any]:
         "dilation": dilation,
         "pads": _pads(g.get("pads", 0 if transposed else same), n),
         "kernel": kernel,
-        "groups": g.get("groups", 1),
+        "groups": g.get("groups", 1 if transposed else max(1, x[1] // w[1])),
         "transposed": transposed,
     }
     if transposed and any(a != b for a, b in found["pads"]):

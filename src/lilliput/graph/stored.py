@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core import container
-from lilliput.core.artifact import Artifact
+from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.container import Contents
-from lilliput.core.errors import ArtifactError, LilliputError, UnsupportedError
+from lilliput.core.encoding import Encoding
+from lilliput.core.errors import ArtifactError, LilliputError, UnsupportedError, UsageError
 from lilliput.core.fields import shown
 from lilliput.core.files import write_atomically
+from lilliput.core.nameless import renamed
 from lilliput.core.wiring import CODES, MAX_COUNT, OPERATIONS, Wire, Wiring, pack_wiring, unpack_wiring
 from lilliput.graph.attributes import Shape, completed, given
 from lilliput.graph.integer import fusions
@@ -210,26 +212,27 @@ def stored_artifact(contents: Contents, source: str = "the file") -> Artifact:
     asked = f"load {source}"
     if contents.wiring is None:
         raise ArtifactError(asked, "no graph in the file", "give the module: ll.load(path, into=...) or --into")
-    tensors = {name: torch.empty(e.shape, device="meta") for name, e in contents.tensors.items()}
-    counters = {name: torch.empty_like(t, device="meta") for name, t in contents.counters.items()}
-    encodings = {name: e for name, e in contents.tensors.items() if not e.is_plain}
     try:
-        network = network_from(contents.wiring, tensors, counters, contents.input.shape, encodings)
+        artifact = _assembled(contents.wiring, contents.tensors, contents.counters, contents.input)
     except ValueError as error:
         raise ArtifactError(asked, f"the contents are not well formed ({error})", "make the file again") from error
-    for name, e in contents.tensors.items():
+    artifact.activations = dict(contents.activations)
+    artifact.edits, artifact.recipe = list(contents.edits), list(contents.recipe)
+    artifact.origin = contents.origin
+    return artifact
+
+
+def _assembled(wiring: Wiring, stored: Mapping[str, Encoding], counters: Tensors, spec: InputSpec) -> Artifact:
+    """The network with these tensors. Raises ValueError where they do not fit together."""
+    tensors = {name: torch.empty(e.shape, device="meta") for name, e in stored.items()}
+    states = {name: torch.empty_like(t, device="meta") for name, t in counters.items()}
+    encodings = {name: e for name, e in stored.items() if not e.is_plain}
+    network = network_from(wiring, tensors, states, spec.shape, encodings)
+    for name, e in stored.items():
         put_(network, name, e.decode().clone())
-    for name, value in contents.counters.items():
+    for name, value in counters.items():
         put_(network, name, value.clone())
-    return Artifact(
-        module=network.eval(),
-        input=contents.input,
-        encodings=encodings,
-        activations=dict(contents.activations),
-        edits=list(contents.edits),
-        recipe=list(contents.recipe),
-        origin=contents.origin,
-    )
+    return Artifact(module=network.eval(), input=spec, encodings=encodings)
 
 
 def network_from(
@@ -289,14 +292,24 @@ def _check_names(names: Iterable[str]) -> None:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def dumps(artifact: Artifact, *, strip: bool = False) -> bytes:
-    """The bytes of a file that holds the graph, where it can; `strip` leaves out graph, recipe and labels."""
+def dumps(artifact: Artifact, *, strip: bool = False, names: bool = True) -> bytes:
+    """The bytes of a file that holds the graph, where it can; `strip` leaves out graph, recipe and labels.
+
+    Without `names` the file holds graph and tensors alone, and is the smallest: it runs everywhere, and cannot be put
+    into a module. Raises `UnsupportedError` where the graph cannot be stored. What was loaded from such a file becomes
+    one again.
+    """
+    if strip and not names:
+        raise UsageError("write a .lil file", "strip and no names", "give one: without names the graph has to be there")
+    if not names or (not artifact.origin and not strip):
+        bare, wiring = _nameless(artifact)
+        return container.dumps(bare, wiring=wiring, names=False)
     return container.dumps(artifact, strip=strip, wiring=None if strip else _graph_or_reason(artifact)[0])
 
 
-def save(artifact: Artifact, path: str | os.PathLike[str], *, strip: bool = False) -> int:
+def save(artifact: Artifact, path: str | os.PathLike[str], *, strip: bool = False, names: bool = True) -> int:
     """Write such a file (whole or not at all); returns its size in bytes."""
-    data = dumps(artifact, strip=strip)
+    data = dumps(artifact, strip=strip, names=names)
     write_atomically(path, data)
     return len(data)
 
@@ -311,3 +324,18 @@ def _graph_or_reason(artifact: Artifact) -> tuple[Wiring | None, str]:
         return wiring_of(artifact), ""
     except UnsupportedError as error:
         return None, error.found
+
+
+def _nameless(artifact: Artifact) -> tuple[Artifact, Wiring]:
+    """The network as it comes back from a file without names, and its graph."""
+    wiring, tensors, nodes = renamed(wiring_of(artifact))
+    stored, counters = artifact.stored(), artifact.counters()
+    grids = {nodes[name]: grid for name, grid in artifact.activations.items() if name in nodes}
+    network = _assembled(
+        wiring,
+        {new: stored[name] for name, new in tensors.items() if name in stored},
+        {new: counters[name] for name, new in tensors.items() if name in counters},
+        artifact.input,
+    )
+    network.activations = {name: grids[name] for name in nodes.values() if name in grids}
+    return network, wiring

@@ -146,9 +146,12 @@ class Result:
     def _source(self) -> Source:
         return of_data(self.to_data(), self.report_data(), recipe=self.recipe.to_yaml(), folder=self.folder)
 
-    def save(self, path: str | os.PathLike[str], *, strip: bool = False) -> int:
-        """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels."""
-        return stored.save(self.artifact, path, strip=strip)
+    def save(self, path: str | os.PathLike[str], *, strip: bool = False, names: bool = True) -> int:
+        """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels.
+
+        Without `names` it is the smallest file that runs: graph and tensors alone, for no module of another class.
+        """
+        return stored.save(self.artifact, path, strip=strip, names=names)
 
     def export(
         self,
