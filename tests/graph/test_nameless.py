@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from shared_traces import share_traces_
 from torch import nn
 
 from lil_files import file_of, opened
@@ -22,7 +23,6 @@ from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.testing import tiny_task
 from lowered import quantized, task_of
-from shared_traces import share_traces_
 from stored_cases import CASES, example
 
 
