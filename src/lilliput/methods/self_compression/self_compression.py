@@ -54,7 +54,8 @@ class SelfCompression(TrainingPass):
     With `safety`, so many samples of train (chosen as `lilliput safety-set` does, by `safety_methods`) are looked at
     after each round. Where more than the share `tolerance` of them, or of the worst class, is lost against the best so
     far, the share `restore` of the channels that have changed returns from the round before: those that gain most; the
-    price is halved and does not rise for a round. `safety_rule` "previous" is the rule of the reference instead.
+    next round repairs nothing. Without `max_bytes` the price is halved too, and does not rise for a round; with it, the
+    size is kept. `safety_rule` "previous" is the rule of the reference instead.
     """
 
     name: ClassVar[str] = "self_compression"
@@ -199,7 +200,7 @@ class _Run:
     def _rounds_(self, widths: dict[str, Widths]) -> dict[str, Widths]:
         method, net, context = self.method, self.net, self.context
         memory: Memory = {}
-        safety, snapshot = self._safety(), widths
+        safety, snapshot, mended = self._safety(), widths, False
         for k in range(method.rounds):
             whole = k >= method.rounds // 2
             _, coupling = coupling_of(net)
@@ -209,14 +210,17 @@ class _Run:
             widths, memory = attach.made[-1].learned(), result.memory
             row = self._row(k, widths, result)
             broken = "" if safety is None else self._watch(safety, row)
-            if safety is not None and broken:
+            if safety is not None and broken and not mended:
+                mended = True
                 widths, back = safety.repaired(net, widths, snapshot, context.generator)
                 memory = forgotten(memory, widths, back)
-                self.price.calm_(CALM, (k + 2) * self.each)
+                if method.max_bytes is None:
+                    self.price.calm_(CALM, (k + 2) * self.each)
                 returned = {name: len(numbers) for name, numbers in back.items()}
                 self.trail.events.append({"steps": row["steps"], "why": broken, "returned": returned})
                 context.progress.say(f"safety: {broken}; {sum(returned.values())} channels return")
             else:
+                mended = False
                 done = len(net.edits)
                 _, row["removed"] = remove_dead_(net, context.task.data("calibration"), method.selects)
                 edits = net.edits[done:]
