@@ -151,7 +151,7 @@ def _data(header: Header) -> list[Any]:
 def _header(data: Any) -> Header:
     names = type(data) is not list or len(data) not in FIELDS
     data = data if names else named(data)
-    *fields, wiring = data if len(data) == 9 else (*items(data, 8), None)
+    *fields, wiring = data if type(data) is list and len(data) == 9 else (*items(data, 8), None)
     origin, spec, tensors, counters, activations, edits, recipe, trail = fields
     most = max(len(items(part)) for part in (tensors, counters, activations, edits))
     if most > MAX_TENSORS:
