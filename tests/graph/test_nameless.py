@@ -56,7 +56,7 @@ def test_network_without_names_computes_the_same_bits_from_fewer_bytes(name):
     ]
 
 
-@pytest.mark.parametrize("name", ["tiny residual", "program prelu", "operations"])
+@pytest.mark.parametrize("name", ["tiny residual", "program called twice", "operations"])
 def test_integers_program_and_onnx_are_the_same(name):
     model, shape = example(name)
     task = tiny_task() if name.startswith("tiny") else task_of(shape)
