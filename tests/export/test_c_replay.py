@@ -142,12 +142,12 @@ def test_code_that_does_not_build_is_named_with_the_first_lines_of_the_compiler(
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [('  for (;;) __asm__ volatile("");', "not done after 2 s"), ("  *(volatile char *)8 = 1;", "exit code -11")],
+    [('  for (;;) __asm__ volatile("");', "not done after 6 s"), ("  *(volatile char *)8 = 1;", "exit code -11")],
 )
 def test_code_that_hangs_or_crashes_ends(folder, only, line, reason):
     only(cc=without_sanitizers())
     edit(folder, at_the_start(line))
-    results = replay(folder, deadline=2)[1]
+    results = replay(folder, deadline=6)[1]  # the compiler has it too, on a busy machine
     assert (results[0].status, results[0].reason) == ("failed", f"the test: {reason}")
 
 
