@@ -678,8 +678,8 @@ UNWRITABLE = {
         "an activation grid per channel; use per-tensor activation grids",
     ),
     "no entries": (lambda: of(Empty()), "shape [2, 0]; keep names, recipe and trail short and plain"),
-    "no fingerprint": (
-        lambda: Artifact(module=nn.Linear(1, 1), input=SPEC),
+    "short fingerprint": (
+        lambda: Artifact(module=nn.Linear(1, 1), input=SPEC, origin="ab"),
         "a fingerprint that is not 8 bytes; keep names, recipe and trail short and plain",
     ),
     "object in the recipe": (

@@ -125,7 +125,7 @@ def dumps(
     asked = "write a .lil file"
     if any(grid.axis is not None for grid in artifact.activations.values()):
         raise UsageError(asked, "an activation grid per channel", "use per-tensor activation grids")
-    writer = Writer()
+    writer = Writer(chained=not names)
     before: dict[str, Encoding] = {}
     entries: list[TensorEntry] = []
     for name, e in artifact.stored().items():
@@ -237,8 +237,8 @@ def _parse(data: bytes) -> Contents:
         if not bool(torch.isfinite(e.values).all()):
             raise ValueError(f"NaN or infinity in {entry.name!r}")
         streams[entry.name] = reader.end()
-    if reader.at != len(payload):
-        raise ValueError(f"{len(payload) - reader.at} bytes of payload left over")
+    if reader.left:
+        raise ValueError(f"{reader.left} bytes of payload left over")
     return Contents(
         origin=header.origin,
         input=header.input,
