@@ -52,6 +52,7 @@ def test_network_without_names_computes_the_same_bits_from_fewer_bytes(name):
     assert dumps(again) == dumps(again, names=False) == dumps(net, names=False)
     assert len(dumps(net, names=False)) < len(dumps(net))
     assert again.input == InputSpec(shape=net.input.shape)
+    assert container.graph_bytes(container.loads(dumps(again))) > 0
     assert [node.name for node in graph_of(again).nodes[1:]] == [
         str(k + 1) for k in range(len(graph_of(again).nodes) - 1)
     ]

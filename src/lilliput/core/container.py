@@ -215,9 +215,9 @@ def sizes(contents: Contents) -> dict[str, dict[str, int]]:
 
 
 def graph_bytes(contents: Contents) -> int:
-    """What the file would be shorter without its graph."""
-    header = unpack(contents.header, 0)[0]
-    return len(pack(header)) - len(pack(replace(header, wiring=None, names=True)))
+    """What the file would be shorter without its graph; for one without names, that with the names that follow."""
+    header = replace(unpack(contents.header, 0)[0], names=True)
+    return len(pack(header)) - len(pack(replace(header, wiring=None)))
 
 
 def _parse(data: bytes) -> Contents:

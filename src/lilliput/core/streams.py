@@ -268,7 +268,7 @@ def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) ->
 
     [] for plain floats, else [flags, ...]: flags 1 mask, 2 sharing, 4 grid; then the sharing's axis + 1 (0 = none);
     then for a grid: axis + 1, kind (1 signed, 2 narrow, 4 zero points, 8 scales are powers of two, 16 derived scales,
-    24 scales of 3 bits, 32 different widths), the bit width (0 for different ones), and `source`, what they derive from.
+    24 scales of 3 bits, 32 different widths), the bit width (0 for different ones), and `source` of derived ones.
     """
     description: list[int] = []
     if not e.is_plain:
