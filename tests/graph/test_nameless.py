@@ -144,7 +144,7 @@ def test_changed_payloads_end_in_one_error_or_in_a_network():
     net = artifact_of("tiny conv")
     for name in ("0.weight", "4.weight"):
         e = net.encoding(name)
-        net.encode_(name, e.with_grid(Grid.per_tensor(0.0625, 0, 4, signed=True)))
+        net.encode_(name, e.with_grid(Grid.per_tensor(0.25, 0, 4, signed=True)))
     data = dumps(net, names=False)
     assert {s.coding for streams in container.loads(data).streams.values() for s in streams} >= {6}
     header, payload = opened(data)
