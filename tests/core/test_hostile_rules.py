@@ -138,7 +138,7 @@ ENTRIES = (
 TENSOR = "`[name, slots, shape]`, or `[name, slots, shape, codes]`"
 FLAGS = "Otherwise it starts with flags: 1 mask, 2 sharing, 4 grid, at least one of them."
 AXIS = "`axis` is a dimension of the tensor."
-DERIVED_KIND = "the scale is derived (section 4); not together with 8"
+DERIVED_KIND = "scales have 3 bits; neither 8 nor 16 counts then"
 WIDTHS = "bit widths differ and are stored; `bit_width` in the header is then 0"
 WIDEST = "A bit width is at most 23; a narrow grid has no 1."
 ROWS = "rows of each table, from 1 to the entries of its slice"
@@ -518,7 +518,11 @@ RULES: dict[str, tuple[str, Make, str]] = {
     "axis of a grid": (AXIS, lambda: grid(1, 8, b"", axis=2), "axis 1 of a tensor of 1 dimensions"),
     "axis of tables": (AXIS, lambda: lil(["w", [2, 3], [2, 2]]), "axis 2 of a tensor of 2 dimensions"),
     "kind": ("`kind` is a sum:", lambda: grid(64, 8, b""), "grid kind 64, width 8"),
-    "derived powers of two": (DERIVED_KIND, lambda: grid(24, 8, b"", 0), "grid kind 24, width 8"),
+    "a source of scales of 3 bits": (
+        DERIVED_KIND,
+        lambda: grid(24, 8, bytes(64), 0),
+        "more numbers than the slots need",
+    ),
     "width beside stored widths": (WIDTHS, lambda: grid(33, 8, b""), "grid kind 33, width 8"),
     "width of 24": (WIDEST, lambda: grid(1, 24, b""), "grid kind 1, width 24"),
     "stored width of 24": (WIDEST, lambda: grid(32, 0, HALF + b"\x18" + b"\x00" * 6), "bit widths from 24 to 24"),
@@ -979,6 +983,9 @@ REPLAY = (
 ELSEWHERE = {
     "MUST, MUST NOT, SHOULD and MAY are meant as in": "what the words mean",
     "A reader MUST NOT unpack more than that length.": "test_bombs_are_refused_before_they_unfold",
+    "After the last symbol of the file x MUST be 2^24, and the words read MUST begin where the other streams end.": (
+        "test_a_chain_ends_with_its_symbols_at_the_other_streams"
+    ),
     REPLAY: "test_another_architecture_is_refused_and_stays_as_it_was",
     (
         "A reader that runs the graph MUST compute the shape of every value itself, and refuse operations that do not "

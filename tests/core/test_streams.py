@@ -261,7 +261,7 @@ TABLES = (3).to_bytes(2, "little")
         ([4, 0, 17, 8], [], b"", "fewer numbers than the slots need"),
         ([4, 3, 1, 8], [], b"", "axis 2 of a tensor of 2 dimensions"),
         ([4, 0, 64, 8], [], b"", "grid kind 64, width 8"),
-        ([4, 0, 24, 8, 0], [], b"", "grid kind 24, width 8"),
+        ([4, 0, 24, 8, 0], [], bytes(24), "more numbers than the slots need"),
         ([4, 0, 1, 24], [], b"", "grid kind 1, width 24"),
         ([4, 0, 33, 8], [], b"", "grid kind 33, width 8"),
         ([4, 0, 17, 8, 0], [], b"", "no source 0"),
@@ -281,7 +281,8 @@ TABLES = (3).to_bytes(2, "little")
             "an integer of a table beyond a slice that uses it",
         ),
         ([], [8], bytes(24), "unknown coding 0"),
-        ([], [6], bytes(24), "unknown coding 6"),
+        ([], [6], bytes(24), "coding 6 for floats"),
+        ([], [14], bytes(24), "unknown coding 6"),
         ([], [5 + 8 * 24], bytes(24), "the context stream has centre 0 and unit 0 for 8 bits"),
         ([], [5 + 8 * 17], bytes(24), "17 bytes for the fractions of 6 floats"),
         ([], [3 + 8 * 4], bytes(24), "coding 3 for floats"),
@@ -321,3 +322,92 @@ def test_gigantic_tables_are_refused_before_they_are_made():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
+
+
+CHAINS = st.lists(
+    st.tuples(
+        st.sampled_from([(7,), (4, 3), (5, 1, 3, 3), (30, 20), (1,)]),
+        st.sampled_from([2, 3, 4, 5, 8, 9]),
+        st.sampled_from(["one grid", "powers", "short", "widths", "mask"]),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def of_a_chain(shape, bits, kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    e = Encoding.of(torch.randn(shape, generator=generator) * 0.3)
+    n = shape[0]
+    if kind == "mask":
+        e = e.with_mask(torch.rand(shape, generator=generator) < 0.6)
+    if kind in ("one grid", "mask"):
+        return e.with_grid(Grid.per_tensor(0.3, 0, bits, signed=True))
+    scale = 2.0 ** torch.randint(-5, 0, (n,), generator=generator)
+    if kind == "short":
+        scale = scale * torch.randint(4, 8, (n,), generator=generator)
+    widths = torch.randint(0, 9, (n,), generator=generator) if kind == "widths" else torch.full((n,), bits)
+    return e.with_grid(Grid(scale=scale, zero_point=torch.zeros(n, dtype=torch.int64), bit_width=widths, axis=0))
+
+
+@given(CHAINS)
+@law(40)
+def test_chained_streams_come_back_and_take_little_more_than_others(cases):
+    encodings = [of_a_chain(*case) for case in cases]
+    writer, alone, entries = Writer(chained=True), Writer(), []
+    for e in encodings:
+        first = len(writer.streams)
+        slots = write_encoding(writer, e)
+        write_encoding(alone, e)
+        entries.append((e, slots, writer.codes(first)))
+    assert len(writer.data) <= len(alone.data) + 8
+    reader, streams = Reader(writer.data), []
+    for e, slots, codes in entries:
+        reader.begin(codes)
+        assert read_encoding(reader, e.shape, slots, no_source).same(e)
+        streams += reader.end()
+    assert reader.left == 0
+    assert sum(len(s.data) for s in streams) == len(writer.data)
+
+
+def test_a_chain_ends_with_its_symbols_at_the_other_streams():
+    e = of_a_chain((30, 20), 4, "powers", 0)
+    writer = Writer(chained=True)
+    slots = write_encoding(writer, e)
+    assert [s.coding for s in writer.streams] == [6, 6]
+    for data, found in (
+        (writer.data[1:], "cut off"),
+        (writer.data[:-1], "start|end where|cut off|not there|a grid"),
+        (b"\0" + writer.data, None),
+        (writer.data[:40] + b"\x11" + writer.data[41:], "end where|cut off|not there|beyond|finite|a grid"),
+    ):
+        reader = Reader(data)
+        reader.begin(writer.codes())
+        if found is None:
+            read_encoding(reader, e.shape, slots, no_source)
+            assert reader.left == 1
+        else:
+            with pytest.raises((ValueError, UsageError), match=found):
+                _ = read_encoding(reader, e.shape, slots, no_source), reader.left
+
+
+@given(st.lists(st.tuples(st.integers(4, 7), st.integers(-50, 13)), min_size=1, max_size=20))
+@law(60)
+def test_scales_of_three_bits_take_eight(numbers):
+    scale = torch.tensor([m * 2.0**e for m, e in numbers])
+    n = len(scale)
+    grid = Grid(scale=scale, zero_point=torch.zeros(n, dtype=torch.int64), bit_width=torch.full((n,), 4), axis=0)
+    e = Encoding.of(torch.zeros(n, 2)).with_grid(grid)
+    description, codes, data = written(e)
+    assert read(description, codes, data, e.shape).same(e)
+    assert description[2] & 24 == (8 if all(m == 4 for m, _ in numbers) else 24)
+    assert streams_of(e)[0].raw_bits == 8 * n
+
+
+@pytest.mark.parametrize("scale", [0.3, 4.5 * 2.0**-3, 4 * 2.0**-51 * 1.25, 5 * 2.0**14])
+def test_other_scales_stay_floats(scale):
+    e = Encoding.of(torch.zeros(1, 2)).with_grid(Grid.per_tensor(scale, 0, 4, signed=True))
+    description, codes, data = written(e)
+    assert description[2] & 24 == 0
+    assert read(description, codes, data, e.shape).same(e)

@@ -125,7 +125,7 @@ def dumps(
     asked = "write a .lil file"
     if any(grid.axis is not None for grid in artifact.activations.values()):
         raise UsageError(asked, "an activation grid per channel", "use per-tensor activation grids")
-    writer = Writer()
+    writer = Writer(chained=not names)
     before: dict[str, Encoding] = {}
     entries: list[TensorEntry] = []
     for name, e in artifact.stored().items():
@@ -215,9 +215,9 @@ def sizes(contents: Contents) -> dict[str, dict[str, int]]:
 
 
 def graph_bytes(contents: Contents) -> int:
-    """What the file would be shorter without its graph."""
-    header = unpack(contents.header, 0)[0]
-    return len(pack(header)) - len(pack(replace(header, wiring=None, names=True)))
+    """What the file would be shorter without its graph; for one without names, that with the names that follow."""
+    header = replace(unpack(contents.header, 0)[0], names=True)
+    return len(pack(header)) - len(pack(replace(header, wiring=None)))
 
 
 def _parse(data: bytes) -> Contents:
@@ -237,8 +237,8 @@ def _parse(data: bytes) -> Contents:
         if not bool(torch.isfinite(e.values).all()):
             raise ValueError(f"NaN or infinity in {entry.name!r}")
         streams[entry.name] = reader.end()
-    if reader.at != len(payload):
-        raise ValueError(f"{len(payload) - reader.at} bytes of payload left over")
+    if reader.left:
+        raise ValueError(f"{reader.left} bytes of payload left over")
     return Contents(
         origin=header.origin,
         input=header.input,

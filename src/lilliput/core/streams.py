@@ -29,12 +29,18 @@ CODINGS: tuple[tuple[str, entropy.Method], ...] = (
 """(layout, codec) of coding 0..4: packed bits, or one byte a symbol (up to 8 bits)."""
 CONTEXT = 5
 """The coding of `ops.context_coding`, for symbols of up to 8 bits."""
+CHAINED = 6
+"""The same in one chain with all streams of this coding in the file; its bytes end the payload, last byte first."""
+CHAIN_CODE_BYTES, MOST_CHAINED = 1, 1 << 14
+"""What the code of a chained stream takes, and how many entries are tried: more do not gain what the trial takes."""
 CODE_BYTES = 4
 """A coded stream must be shorter by this much: about what its code takes in the header."""
 LEAST_BYTES = 16
 """Shorter streams stay as they are."""
 LEAST_EXPONENT = -127
 """Scales that are powers of two are stored as the 8 bits of e - LEAST_EXPONENT, for 2^(e - 1)."""
+SHORT_EXPONENT = -50
+"""Scales of 3 bits, (4 + m) x 2^e with m below 4, are stored as the 8 bits of m + 4 x (e - SHORT_EXPONENT)."""
 
 
 Coded = tuple[int, bytes]
@@ -77,8 +83,11 @@ class Stream:
 
 
 class Writer:
-    def __init__(self) -> None:
+    """With `chained` short streams may go into one chain: they have no bytes of their own then."""
+
+    def __init__(self, *, chained: bool = False) -> None:
         self.streams: list[Stream] = []
+        self.chain = context_coding.Chain() if chained else None
 
     def codes(self, first: int = 0) -> list[int]:
         """For the header, from stream `first` on: 0 for a raw stream, else coding + 8 * bytes; no zeros at the end."""
@@ -89,7 +98,8 @@ class Writer:
 
     @property
     def data(self) -> bytes:
-        return b"".join(s.data for s in self.streams)
+        end = b"" if self.chain is None else self.chain.chained()
+        return b"".join(s.data for s in self.streams) + end[::-1]
 
     def symbols(self, slot: str, values: Ints, widths: Ints | int, places: "Places | None" = None) -> None:
         """Symbols of one width, or each of its own (packed by ascending width); `places` if they are not a row."""
@@ -105,6 +115,16 @@ class Writer:
             all_widths = places.widths(widths)
             coded.append((CONTEXT, context_coding.encode(places.spread(values), all_widths, places.shape)))
         self._put(slot, packed, layouts, coded, sum(len(symbols) * width for symbols, width in parts))
+        if self.chain is not None and max((width for _, width in parts), default=9) <= 8:
+            self._try_chain(slot, places.spread(values), places.widths(widths), places.shape)
+
+    def _try_chain(self, slot: str, values: Ints, widths: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+        if self.chain is None or len(values) > MOST_CHAINED:
+            return
+        tried, last = self.chain.tried(values, widths, shape, _kind(slot, shape)), self.streams[-1]
+        if tried.steps.bits / 8 + CHAIN_CODE_BYTES < len(last.data) + CODE_BYTES * (last.coding > 0):
+            self.chain.take(tried)
+            self.streams[-1] = Stream(slot, b"", last.raw_bits, CHAINED)
 
     def floats(self, slot: str, values: npt.NDArray[np.float32], places: "Places | None" = None) -> None:
         raw = values.astype("<f4").tobytes()
@@ -136,6 +156,7 @@ class Reader:
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
+        self.chain: context_coding.Chain | None = None
         self.begin([])
 
     def begin(self, codes: Sequence[int]) -> None:
@@ -148,6 +169,15 @@ class Reader:
             raise ValueError(f"{len(self.codes)} codes for {len(self.taken)} streams")
         return self.taken
 
+    @property
+    def left(self) -> int:
+        """Bytes that no stream has taken. Raises ValueError unless the chain is at its end."""
+        if self.chain is None:
+            return len(self.data) - self.at
+        if not self.chain.complete:
+            raise ValueError("the chained streams do not end where their symbols do")
+        return len(self.data) - self.at - self.chain.bytes_read
+
     def symbols(self, slot: str, count: int, widths: Ints | int, places: Places | None = None) -> Ints:
         """`count` symbols, in the order of the entries, of one width or each of its own."""
         if isinstance(widths, int):
@@ -159,8 +189,10 @@ class Reader:
         coding, data = self._take(slot, sum(lengths), sum(n * width for n, width in counts))
         if coding >= 3 and any(width > 8 for _, width in counts):
             raise ValueError(f"coding {coding} for symbols of more than 8 bits")
+        places = places or Places.row(count)
+        if coding == CHAINED:
+            return places.gather(self._chained(slot, places.widths(widths), places.shape))
         if coding == CONTEXT:
-            places = places or Places.row(count)
             return places.gather(context_coding.decode(data, places.widths(widths), places.shape))
         if coding >= 3:
             plain = entropy.decode(data, CODINGS[coding][1], sum(n for n, width in counts if width))
@@ -194,10 +226,19 @@ class Reader:
             raise ValueError(f"coding {coding} for floats")
         return packing.from_float_planes(entropy.decode(data, CODINGS[coding][1], 4 * count), count, np.float32)
 
+    def _chained(self, slot: str, widths: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Ints:
+        before = 0 if self.chain is None else self.chain.bytes_read
+        if self.chain is None:
+            self.chain = context_coding.Chain(self.data[::-1])
+        symbols = self.chain.read(widths, shape, _kind(slot, shape))
+        own = self.data[::-1][before : self.chain.bytes_read][::-1]
+        self.taken[-1] = Stream(slot, own, self.taken[-1].raw_bits, CHAINED)
+        return symbols
+
     def _take(self, slot: str, raw_length: int, raw_bits: int) -> tuple[int, bytes]:
         code = self.codes[len(self.taken)] if len(self.taken) < len(self.codes) else 0
         coding, length = (0, raw_length) if code == 0 else (code % 8, code // 8)
-        if (code and coding == 0) or coding > CONTEXT:
+        if (code and coding == 0) or coding > CHAINED or (coding == CHAINED and length):
             raise ValueError(f"unknown coding {coding}")
         if length > len(self.data) - self.at:
             raise ValueError(f"a stream of {length} bytes, {len(self.data) - self.at} left")
@@ -227,7 +268,7 @@ def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) ->
 
     [] for plain floats, else [flags, ...]: flags 1 mask, 2 sharing, 4 grid; then the sharing's axis + 1 (0 = none);
     then for a grid: axis + 1, kind (1 signed, 2 narrow, 4 zero points, 8 scales are powers of two, 16 derived scales,
-    32 different widths), the bit width (0 for different ones), and `source`, what the scales derive from.
+    24 scales of 3 bits, 32 different widths), the bit width (0 for different ones), and `source` of derived ones.
     """
     description: list[int] = []
     if not e.is_plain:
@@ -301,9 +342,13 @@ def _write_grid(writer: Writer, grid: Grid, source: int | None) -> list[int]:
     zero, bits = grid.zero_point.cpu().numpy(), grid.bit_width.cpu().numpy()
     uniform = bool((bits == bits[0]).all())
     kind = grid.signed + 2 * grid.narrow + 4 * bool(zero.any()) + 16 * (source is not None) + 32 * (not uniform)
+    short = _short(scale)
     if source is None and powers:
         kind += 8
         writer.symbols("scale", exponent.astype(np.int64) - LEAST_EXPONENT, 8)
+    elif source is None and np.array_equal(_from_short(short), scale):
+        kind += 24
+        writer.symbols("scale", short, 8)
     elif source is None:
         writer.floats("scale", scale)
     if not uniform:
@@ -314,12 +359,24 @@ def _write_grid(writer: Writer, grid: Grid, source: int | None) -> list[int]:
     return description if source is None else [*description, source]
 
 
+def _short(scale: npt.NDArray[np.float32]) -> Ints:
+    """The numbers of scales of 3 bits; of others any."""
+    mantissa, exponent = np.frexp(scale)
+    return np.clip((8 * mantissa).astype(np.int64) % 4 + 4 * (exponent.astype(np.int64) - 3 - SHORT_EXPONENT), 0, 255)
+
+
+def _from_short(numbers: Ints) -> npt.NDArray[np.float32]:
+    return np.ldexp(4.0 + numbers % 4, numbers // 4 + SHORT_EXPONENT).astype(np.float32)
+
+
 def _read_grid(reader: Reader, shape: tuple[int, ...], numbers: Iterator[int], derive: Callable[[int], Tensor]) -> Grid:
     axis_code, kind, width = _next(numbers), _next(numbers), _next(numbers)
     axis, count = _axis(axis_code, shape)
-    if kind >= 64 or kind & 24 == 24 or width > MAX_BITS or (width and kind & 32):
+    if kind >= 64 or width > MAX_BITS or (width and kind & 32):
         raise ValueError(f"grid kind {kind}, width {width}")
-    if kind & 16:
+    if kind & 24 == 24:
+        scale = torch.from_numpy(_from_short(reader.symbols("scale", count, 8)))
+    elif kind & 16:
         scale = derive(_next(numbers))
         if scale.numel() != count:
             raise ValueError(f"{scale.numel()} derived scales for {count}")
@@ -413,6 +470,11 @@ def _spread(stored: Any, kept: npt.NDArray[np.bool_]) -> Any:
     full = np.zeros(len(kept), stored.dtype)
     full[kept] = stored
     return full
+
+
+def _kind(slot: str, shape: tuple[int, ...]) -> tuple[str, bool]:
+    """Chained streams of one kind are taken to be alike: those of a slot; rows, as biases are, apart."""
+    return slot, len(shape) > 1
 
 
 def _kinds(widths: Ints) -> list[int]:

@@ -28,6 +28,8 @@ MOST_BITS = 8
 TOKENS = 16
 STATE = 1 << 24
 STATE_BYTES = 5
+TOKEN_BITS = 5
+"""Symbols of so many bits are split."""
 LEAST_SYMBOLS = 24
 """Fewer symbols never repay the coder's own bytes."""
 
@@ -58,7 +60,7 @@ class Layout(NamedTuple):
 
 
 class _Setup(NamedTuple):
-    """What is sent before the symbols, by width."""
+    """What the symbols of each width are like."""
 
     centre: npt.NDArray[np.int32]
     unit: npt.NDArray[np.int32]
@@ -68,14 +70,71 @@ class _Setup(NamedTuple):
     def empty() -> "_Setup":
         return _Setup(np.zeros(9, np.int32), np.ones(9, np.int32), np.zeros((9, TOKENS + 1), np.int32))
 
+    @staticmethod
+    def usual() -> "_Setup":
+        """That of streams in a `Chain`, which send none."""
+        powers = 1 << np.arange(9, dtype=np.int32)
+        tokens = np.outer(powers, np.arange(TOKENS + 1)) // TOKENS
+        tokens[:TOKEN_BITS] = 0
+        return _Setup(powers, 4 * powers, tokens.astype(np.int32))
+
     def gain(self) -> npt.NDArray[np.int32]:
         return np.minimum((1 << 20) // self.unit, 1 << 18).astype(np.int32)
 
 
+class _Tables(NamedTuple):
+    """What is known of the symbols so far: see `context_kernels.code`."""
+
+    table: npt.NDArray[np.int32]
+    seen: Ints
+    rest: npt.NDArray[np.int32]
+    rest_seen: Ints
+    learned: Ints
+
+    @staticmethod
+    def fresh(setup: _Setup) -> "_Tables":
+        from lilliput.ops.context_kernels import CONTEXTS, LANES, ONE, RESTS, ROWS
+
+        def even(symbols: int) -> Ints:
+            return np.minimum((np.arange(LANES) << 20) // symbols, ONE)
+
+        table, seen = np.zeros((ROWS, LANES), np.int32), np.full(ROWS, -1)
+        rest = np.zeros((RESTS, LANES), np.int32)
+        for width in range(1, MOST_BITS + 1):
+            common = width * (CONTEXTS + 1) + CONTEXTS
+            table[common], seen[common] = even(min(LANES, 1 << width)), 0
+            for token, span in enumerate(np.diff(setup.tokens[width]).tolist()):
+                if span > 1:
+                    piece = (span + LANES - 1) // LANES
+                    rest[width * LANES + token] = even((span + piece - 1) // piece)
+        return _Tables(table, seen, rest, np.zeros(RESTS, np.int64), np.zeros(1, np.int64))
+
+    def copy(self) -> "_Tables":
+        numbers = self.seen.copy(), self.rest.copy(), self.rest_seen.copy(), self.learned.copy()
+        return _Tables(self.table.copy(), *numbers)
+
+
+class Steps(NamedTuple):
+    """Coded symbols before they are chained: the first slot and the number of slots of each step."""
+
+    lows: npt.NDArray[np.uint16]
+    shares: npt.NDArray[np.uint16]
+
+    @property
+    def bits(self) -> float:
+        return 15.0 * len(self.shares) - float(np.log2(self.shares, dtype=np.float64).sum())
+
+    def chained(self) -> bytes:
+        """State and words."""
+        from lilliput.ops.context_kernels import chain
+
+        words = np.empty(len(self.lows), np.uint16)
+        count, state = chain(self.lows, self.shares, len(self.lows), words)
+        return int(state).to_bytes(STATE_BYTES, "little") + words[len(words) - count :].astype("<u2").tobytes()
+
+
 def encode(symbols: Ints, widths: Bytes, shape: Sequence[int]) -> bytes:
     """`symbols` [n] of `widths` [n] bits (0 to 8, 0 = no symbol there), the entries of a tensor of `shape`."""
-    from lilliput.ops.context_kernels import chain, code
-
     setup, head = _Setup.empty(), bytearray()
     for width in _present(widths):
         own = symbols[widths == width]
@@ -87,32 +146,12 @@ def encode(symbols: Ints, widths: Bytes, shape: Sequence[int]) -> bytes:
         if width > 4:
             setup.tokens[width] = tokens = _tokens(own, 1 << width)
             head += bytes(tokens[1:TOKENS])
-    layout = Layout.of(shape)
-    lows, shares = np.empty(3 * len(symbols), np.uint16), np.empty(3 * len(symbols), np.uint16)
-    nothing = np.empty(0, np.uint16)
-    steps, _ = code(
-        False,
-        symbols.astype(np.int32),
-        widths,
-        *layout,
-        centre=setup.centre,
-        gain=setup.gain(),
-        tokens=setup.tokens,
-        words=nothing,
-        state=0,
-        lows=lows,
-        shares=shares,
-    )
-    words = np.empty(steps, np.uint16)
-    count, state = chain(lows, shares, steps, words)
-    tail = words[len(words) - count :].astype("<u2").tobytes()
-    return bytes(head) + int(state).to_bytes(STATE_BYTES, "little") + tail
+    progress = np.zeros(2, np.int64)
+    return bytes(head) + _steps(symbols, widths, shape, setup, _Tables.fresh(setup), progress).chained()
 
 
 def decode(data: bytes, widths: Bytes, shape: Sequence[int]) -> Ints:
     """Inverse of `encode`; 0 where the width is 0. Raises ValueError unless `data` is exactly one stream."""
-    from lilliput.ops.context_kernels import TRUNCATED, UNFINISHED, code
-
     setup, at = _Setup.empty(), 0
     for width in _present(widths):
         if len(data) < at + 4:
@@ -128,15 +167,111 @@ def decode(data: bytes, widths: Bytes, shape: Sequence[int]) -> Ints:
             if len(tokens) != TOKENS + 1 or any(a >= b for a, b in pairwise(tokens)):
                 raise ValueError("the context stream has tokens that do not ascend")
             setup.tokens[width] = tokens
-    if len(data) < at + STATE_BYTES or (len(data) - at - STATE_BYTES) % 2:
+    if (len(data) - at - STATE_BYTES) % 2:
         raise ValueError("the context stream is cut off")
-    state = int.from_bytes(data[at : at + STATE_BYTES], "little")
+    words, progress = _start(data[at:])
+    symbols = _symbols(widths, shape, setup, _Tables.fresh(setup), words, progress)
+    if progress[0] != STATE or progress[1] != len(words):
+        raise ValueError("the context stream does not end where its symbols do")
+    return symbols
+
+
+class Chain:
+    """Symbols of several streams in one: what one kind of stream shows is known to the next of its kind.
+
+    For reading make it with `data`, whose first bytes are those of `chained`.
+    """
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self.setup = _Setup.usual()
+        self.tables: dict[object, _Tables] = {}
+        self.steps: list[Steps] = []
+        self.words, self.progress = np.empty(0, np.uint16), np.zeros(2, np.int64)
+        if data is not None:
+            self.words, self.progress = _start(data)
+
+    def tried(self, symbols: Ints, widths: Bytes, shape: Sequence[int], kind: object) -> "Tried":
+        """What coding these symbols next would take; nothing is changed."""
+        tables = self.tables[kind].copy() if kind in self.tables else _Tables.fresh(self.setup)
+        progress = self.progress.copy()
+        return Tried(kind, tables, progress, _steps(symbols, widths, shape, self.setup, tables, progress))
+
+    def take(self, tried: "Tried") -> None:
+        """Code what was tried last."""
+        self.tables[tried.kind], self.progress = tried.tables, tried.progress
+        self.steps.append(tried.steps)
+
+    def chained(self) -> bytes:
+        """All symbols, or no bytes where there is none."""
+        parts = [np.concatenate(part) for part in zip(*self.steps, strict=True)]
+        return Steps(*parts).chained() if parts else b""
+
+    def read(self, widths: Bytes, shape: Sequence[int], kind: object) -> Ints:
+        """The next symbols. Raises ValueError where the words run out, or name what is not there."""
+        if kind not in self.tables:
+            self.tables[kind] = _Tables.fresh(self.setup)
+        return _symbols(widths, shape, self.setup, self.tables[kind], self.words, self.progress)
+
+    @property
+    def bytes_read(self) -> int:
+        return STATE_BYTES + 2 * int(self.progress[1])
+
+    @property
+    def complete(self) -> bool:
+        return int(self.progress[0]) == STATE
+
+
+class Tried(NamedTuple):
+    kind: object
+    tables: _Tables
+    progress: Ints
+    steps: Steps
+
+
+def _steps(symbols: Ints, widths: Bytes, shape: Sequence[int], setup: _Setup, tables: _Tables, progress: Ints) -> Steps:
+    from lilliput.ops.context_kernels import code
+
+    lows, shares = np.empty(3 * len(symbols), np.uint16), np.empty(3 * len(symbols), np.uint16)
+    steps = code(
+        False,
+        symbols.astype(np.int32),
+        widths,
+        *Layout.of(shape),
+        centre=setup.centre,
+        gain=setup.gain(),
+        tokens=setup.tokens,
+        words=np.empty(0, np.uint16),
+        progress=progress,
+        lows=lows,
+        shares=shares,
+        **tables._asdict(),
+    )
+    return Steps(lows[:steps], shares[:steps])
+
+
+def _start(data: bytes) -> tuple[npt.NDArray[np.uint16], Ints]:
+    if len(data) < STATE_BYTES:
+        raise ValueError("the context stream is cut off")
+    state = int.from_bytes(data[:STATE_BYTES], "little")
     if state < STATE:
         raise ValueError(f"the context stream starts in state {state}")
-    words = np.frombuffer(data, "<u2", offset=at + STATE_BYTES).astype(np.uint16)
+    words = np.frombuffer(data, "<u2", (len(data) - STATE_BYTES) // 2, STATE_BYTES).astype(np.uint16)
+    return words, np.array([state, 0], np.int64)
+
+
+def _symbols(
+    widths: Bytes,
+    shape: Sequence[int],
+    setup: _Setup,
+    tables: _Tables,
+    words: npt.NDArray[np.uint16],
+    progress: Ints,
+) -> Ints:
+    from lilliput.ops.context_kernels import TRUNCATED, code
+
     symbols = np.zeros(len(widths), np.int32)
     none = np.empty(0, np.uint16)
-    fault, used = code(
+    fault = code(
         True,
         symbols,
         widths,
@@ -145,18 +280,15 @@ def decode(data: bytes, widths: Bytes, shape: Sequence[int]) -> Ints:
         gain=setup.gain(),
         tokens=setup.tokens,
         words=words,
-        state=state,
+        progress=progress,
         lows=none,
         shares=none,
+        **tables._asdict(),
     )
     if fault == TRUNCATED:
         raise ValueError("the context stream is cut off")
-    if fault < 0 or used != len(words):
-        raise ValueError(
-            "the context stream does not end where its symbols do"
-            if fault in (0, UNFINISHED)
-            else "the context stream names a symbol that is not there"
-        )
+    if fault:
+        raise ValueError("the context stream names a symbol that is not there")
     return symbols.astype(np.int64)
 
 

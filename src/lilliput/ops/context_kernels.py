@@ -14,6 +14,7 @@ from lilliput.ops.jit import kernel, part
 VALUE_LEVELS, SIZE_LEVELS = 7, 6
 CONTEXTS = VALUE_LEVELS * SIZE_LEVELS
 WIDTHS = 9
+ROWS, RESTS = WIDTHS * (CONTEXTS + 1), WIDTHS * LANES
 TYPICAL = 64
 """Values are scaled so that the mean of their sizes is 64."""
 LARGEST = 1024
@@ -21,8 +22,8 @@ ONE = 1 << 20
 STATE = 1 << 24
 SLOTS = 1 << 15
 INHERITED, MOST_SEEN, COMMON = 8, 440, 4096
-TRUNCATED, IMPOSSIBLE, UNFINISHED = -1, -2, -3
-"""What `code` returns for a stream that ends too early, names a symbol that is not there, or ends in a wrong state."""
+TRUNCATED, IMPOSSIBLE = -1, -2
+"""What `code` returns for a stream that ends too early, or names a symbol that is not there."""
 
 
 @part
@@ -47,12 +48,6 @@ def _bound(x: Any, limit: Any) -> Any:
     return min(max(x, -limit), limit)
 
 
-@part
-def _fill(table: Any, row: Any, symbols: Any) -> None:
-    for k in range(LANES):
-        table[row, k] = min((k << 20) // symbols, ONE)
-
-
 @kernel
 def code(
     decoding: Any,
@@ -66,11 +61,16 @@ def code(
     gain: Any,  # int32 [9]
     tokens: Any,  # int32 [9, 17]: first symbol of each token, for widths above 4
     words: Any,  # uint16: the stream after its state
-    state: Any,  # int64, the state of the stream
+    progress: Any,  # int64 [2], changed: the state, and how many words were read
     lows: Any,  # uint16 [3 n]: written when encoding, with `shares`: the slots of each step
     shares: Any,
+    table: Any,  # int32 [ROWS, 16], changed: probabilities by width and context, the common one last
+    seen: Any,  # int64 [ROWS], changed: how many symbols each has seen, -1 for none yet
+    rest: Any,  # int32 [RESTS, 16] and int64 [RESTS], changed: the same for the rests of tokens
+    rest_seen: Any,
+    learned: Any,  # int64 [1], changed: how many symbols changed common tables
 ) -> Any:
-    """The number of steps when encoding; 0 or a fault when decoding; and how many words were read."""
+    """The number of steps when encoding; 0 or a fault when decoding."""
     slices, planes, rows, columns = grid
     pad_planes, pad_rows, pad_before, pad_after = pads
     row_cells = columns + pad_before + pad_after
@@ -89,21 +89,9 @@ def code(
     old_slice, old_line, old_spot = np.int64(0), np.int64(0), np.int64(0)
     value_miss, size_miss = np.int64(0), np.int64(0)
 
-    table = np.zeros((WIDTHS * (CONTEXTS + 1), LANES), np.int32)
-    seen = np.full(len(table), -1, np.int64)
-    rest = np.zeros((WIDTHS * LANES, LANES), np.int32)
-    rest_seen = np.zeros(len(rest), np.int64)
     slow = np.zeros(WIDTHS, np.int64)
     for b in range(1, WIDTHS):
-        alphabet = min(LANES, 1 << b)
-        slow[b] = 6 * alphabet // 10 + 1
-        _fill(table, b * (CONTEXTS + 1) + CONTEXTS, alphabet)
-        seen[b * (CONTEXTS + 1) + CONTEXTS] = 0
-        for j in range(LANES):
-            span = tokens[b, j + 1] - tokens[b, j]
-            if span > 1:
-                piece = (span + LANES - 1) // LANES
-                _fill(rest, b * LANES + j, (span + piece - 1) // piece)
+        slow[b] = 6 * min(LANES, 1 << b) // 10 + 1
     rate = np.zeros(MOST_SEEN + LANES, np.int32)
     for k in range(1, len(rate)):
         rate[k] = 2048 // k
@@ -116,10 +104,10 @@ def code(
     at_inputs, at_table, at_rest = inputs.ctypes.data, table.ctypes.data, rest.ctypes.data
     half, rounding = 4 * TAPS, 1 << (SIZE_SHIFT - 1)
     at_old = at_inputs + 2 * half
-    x, at, steps = np.int64(state), np.int64(0), np.uint64(0)
+    x, at, steps = np.int64(progress[0]), np.int64(progress[1]), np.uint64(0)
     one = np.uint64(1)
     t = np.uint64(0)
-    common = 0
+    common = np.int64(learned[0])
     for o in range(slices):
         of_slice = (of_slice + (TYPICAL << 8)) >> 1
         here = (o % ring) * slice_cells
@@ -178,7 +166,7 @@ def code(
                     if decoding:
                         x, at = _consume(x, low, high - low, words, at)
                         if at < 0:
-                            return np.int64(TRUNCATED), np.int64(0)
+                            return np.int64(TRUNCATED)
                     else:
                         lows[steps], shares[steps] = low, high - low
                         steps += one
@@ -218,18 +206,18 @@ def code(
                             if decoding:
                                 x, at = _consume(x, low, high - low, words, at)
                                 if at < 0:
-                                    return np.int64(TRUNCATED), np.int64(0)
+                                    return np.int64(TRUNCATED)
                                 offset = part * piece
                                 if piece > 1:
                                     within = (x & (SLOTS - 1)) // even
                                     if within >= piece:
-                                        return np.int64(IMPOSSIBLE), np.int64(0)
+                                        return np.int64(IMPOSSIBLE)
                                     x, at = _consume(x, within * even, even, words, at)
                                     if at < 0:
-                                        return np.int64(TRUNCATED), np.int64(0)
+                                        return np.int64(TRUNCATED)
                                     offset += within
                                 if offset >= span:
-                                    return np.int64(IMPOSSIBLE), np.int64(0)
+                                    return np.int64(IMPOSSIBLE)
                                 symbol = base + offset
                             else:
                                 lows[steps], shares[steps] = low, high - low
@@ -254,10 +242,8 @@ def code(
                     t += one
     # The addresses do not keep the arrays alive: these uses at the end do.
     alive = history[0] + starts[0] + weights[0] + inputs[0] + table[0, 0] + rest[0, 0]
-    if decoding:
-        fault = UNFINISHED if x != STATE else 0
-        return np.int64(fault), at + 0 * alive
-    return np.int64(steps), 0 * alive
+    progress[0], progress[1], learned[0] = x, at, common
+    return np.int64(0 if decoding else steps) + 0 * alive
 
 
 @kernel
