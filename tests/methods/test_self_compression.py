@@ -150,6 +150,13 @@ def test_channels_vanish_while_it_trains_and_the_file_gets_smaller():
     check_artifact(net, tiny_model("conv"), retrace=False)
 
 
+@pytest.mark.parametrize("name", ["conv", "residual", "linear"])
+def test_a_size_that_cannot_be_is_refused_before_any_training(monkeypatch, name):
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(RecipeError, match=r"self_compression max_bytes 60: .*allow more bytes"):
+        applied(tiny_model(name), FOLD, replace(SHORT, max_bytes=60))
+
+
 def test_a_mask_stays():
     net, _ = applied(tiny_model("linear"), MagnitudePruning(sparsity=0.5, scope="layer"), SHORT)
     for name in ("1.weight", "3.weight"):
@@ -226,6 +233,8 @@ def test_what_bit_widths_would_undo_is_refused(first):
         ({"settle": 1.0}, "settle"),
         ({"step_rate": 0.0}, "step_rate"),
         ({"max_bytes": 0}, "max_bytes"),
+        ({"max_bytes": 900, "settle": 0.0}, "settle"),
+        ({"learning_rate": 0.0}, "learning_rate"),
         ({"safety": -1}, "safety"),
         ({"safety_rule": "worst"}, "safety_rule"),
         ({"tolerance": 2.0}, "tolerance"),

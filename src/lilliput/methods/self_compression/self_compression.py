@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lilliput.core import container
 from lilliput.core.artifact import Artifact
-from lilliput.core.encoding import Encoding
+from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import WEIGHTED, Context, PassResult, check_choice, check_range, layers
 from lilliput.data.safety import safety_set
@@ -33,6 +33,7 @@ from lilliput.training.trained import TrainingPass, names_in, values_of
 
 SIZES, RULES = ("coded", "bits"), ("best", "previous")
 BIAS_BITS = 8
+ZERO = Grid.per_tensor(1.0, 0, 1, signed=True)
 CALM = 0.5
 """What the price is multiplied with where the safety set is lost."""
 
@@ -94,6 +95,10 @@ class SelfCompression(TrainingPass):
             check_range(f"{self.name} steps", self.steps, 2, 1_000_000_000)
         check_range(f"{self.name} rounds", self.rounds, 1, 10_000)
         check_range(f"{self.name} settle", self.settle, 0.0, 1.0, below=True)
+        if self.max_bytes is not None and self.settle == 0:
+            do = "give it a share of the steps: what is still too large goes there"
+            raise RecipeError(f"{self.name} settle", "0 with max_bytes", do)
+        check_range(f"{self.name} learning_rate", self.learning_rate, 1e-12, 1e6)
         check_range(f"{self.name} step_rate", self.step_rate, 1e-9, 1e3)
         check_range(f"{self.name} safety", self.safety, 0, 1_000_000)
         if self.safety_methods is not None:
@@ -187,6 +192,11 @@ class _Run:
         first = self._bytes(widths)
         course = None
         if method.max_bytes is not None:
+            least = self._least()
+            if least > method.max_bytes:
+                asked = f"{method.name} max_bytes {method.max_bytes:,}"
+                found = f"with a channel of each group left, and its integers 0, the file has {least:,} bytes"
+                raise RecipeError(asked, found, "allow more bytes")
             arrive = int(0.8 * self.each * method.rounds)
             course = Course(start=float(first), goal=float(method.max_bytes), arrive=arrive)
         self.price = PriceOfBits(gamma=method.gamma, weights=self.weights, coded=method.size == "coded", course=course)
@@ -210,9 +220,11 @@ class _Run:
             widths, memory = attach.made[-1].learned(), result.memory
             row = self._row(k, widths, result)
             broken = "" if safety is None else self._watch(safety, row)
+            back: dict[str, list[int]] = {}
             if safety is not None and broken and not mended:
-                mended = True
                 widths, back = safety.repaired(net, widths, snapshot, context.generator)
+            if back:
+                mended = True
                 memory = forgotten(memory, widths, back)
                 if method.max_bytes is None:
                     self.price.calm_(CALM, (k + 2) * self.each)
@@ -299,6 +311,17 @@ class _Run:
             "removed": {},
             "seconds_per_step": result.history[-1]["seconds"] / self.each,
         }
+
+    def _least(self) -> int:
+        """Bytes of the file if every channel that can go went, and all integers were 0."""
+        trial = self.net.copy()
+        for name in self.axes:
+            trial.encode_(name, Encoding.of(torch.zeros_like(trial.parameter(name))))
+        remove_dead_(trial, self.context.task.data("calibration"), self.method.selects)
+        for name in self.axes:
+            trial.encode_(name, Encoding.of(torch.zeros_like(trial.parameter(name))).with_grid(ZERO))
+        store_biases_(trial, self.axes)
+        return len(container.dumps(trial, strip=True))
 
     def _bytes(self, widths: Mapping[str, Widths]) -> int:
         """Of the file, with biases as they will be."""
