@@ -90,7 +90,7 @@ def _absorb_(net: Artifact, graph: Graph, coupling: Coupling, numbers: set[int],
             means[name] = value.movedim(dim, 0).flatten(1).double().mean(1)
         for name, channels in coupling.readers.items():
             node = graph[name]
-            gone = torch.tensor([int(n) in numbers for n in channels], dtype=torch.bool)
+            gone = torch.tensor([int(n) in numbers for n in channels], dtype=torch.bool, device=net.device)
             bias = node.state.get("bias")
             grouped = node.attributes.get("groups", 1) > 1 or node.attributes.get("transposed")
             if not bool(gone.any()) or bias is None or net.canonical(bias) in net.encodings or grouped:
