@@ -18,9 +18,10 @@ from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.self_compression import self_compression as module
+from lilliput.methods.self_compression.price import Course
 from lilliput.methods.self_compression.safety import Check, Safety, forgotten
 from lilliput.methods.self_compression.self_compression import SelfCompression
-from lilliput.methods.self_compression.size_term import Course, entries
+from lilliput.methods.self_compression.size_term import entries
 from lilliput.methods.self_compression.vanishing import dead_channels, remove_dead_
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import check_artifact, tiny_model, tiny_task

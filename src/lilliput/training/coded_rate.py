@@ -53,22 +53,14 @@ class Counted:
     bits: float
 
 
-class CodedRate(SizeTerm):
-    """Holds a network that trains at `max_bytes` of its file (without recipe and graph).
+class CodedTerm(SizeTerm):
+    """Adds what the integers take once coded, at a price that stands.
 
     `price`: what a bit adds to the loss at first; by default little, next to the slopes of the loss.
-
-    Raises `RecipeError` if the file would be larger with nothing but zeros in what is counted.
     """
 
-    def __init__(self, net: Artifact, max_bytes: int, *, price: float | None = None) -> None:
-        least = smallest(net)
-        if least > max_bytes:
-            raise RecipeError(
-                f"max_bytes {max_bytes:,}", f"with all its integers 0 the file has {least:,} bytes", "allow more bytes"
-            )
-        self.net, self.max_bytes = net, max_bytes
-        self.price = price
+    def __init__(self, net: Artifact, *, price: float | None = None) -> None:
+        self.net, self.price = net, price
         self.other = 0.0
         self.slopes: dict[str, Tensor] = {}
 
@@ -96,11 +88,45 @@ class CodedRate(SizeTerm):
             if name in self.slopes and raw.grad is not None:
                 raw.grad += self.price * self.slopes[name].to(raw.device)
 
-    def over(self, attached: Attached) -> float:
-        return float(max(0, self.bytes_of(attached) - self.max_bytes))
-
     def describe(self) -> str:
-        return f"{self.max_bytes} {self.price}"
+        return f"{self.price}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"price": self.price or 0.0, "other": self.other}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.price, self.other = state["price"] or None, state["other"]
+
+    def _follow(self, size: float) -> None:
+        """Move the price; the file has `size` bytes, as far as is known."""
+
+    def _first(self, attached: Attached) -> float:
+        pairs = [(raw.grad, self.slopes[n]) for n, raw, _ in attached.latents() if n in self.slopes]
+        loss = sum(float(g.abs().sum()) for g, _ in pairs if g is not None)
+        bits = sum(float(s.abs().sum()) for _, s in pairs)
+        return FIRST * loss / bits if bits > 0 and loss > 0 else 1e-9
+
+    def _count(self, attached: Attached) -> dict[str, Counted]:
+        return {n: counted(e, raw.detach().cpu()) for n, raw, e in attached.latents() if countable(e)}
+
+
+class CodedRate(CodedTerm):
+    """Holds a network that trains at `max_bytes` of its file (without recipe and graph).
+
+    Raises `RecipeError` if the file would be larger with nothing but zeros in what is counted.
+    """
+
+    def __init__(self, net: Artifact, max_bytes: int, *, price: float | None = None) -> None:
+        least = smallest(net)
+        if least > max_bytes:
+            raise RecipeError(
+                f"max_bytes {max_bytes:,}", f"with all its integers 0 the file has {least:,} bytes", "allow more bytes"
+            )
+        super().__init__(net, price=price)
+        self.max_bytes = max_bytes
+
+    def over(self, attached: Attached, score: float) -> float:
+        return float(max(0, self.bytes_of(attached) - self.max_bytes))
 
     def shave_(self, attached: Attached) -> None:
         """Make the file small enough: integers go one down, those first that are nearest to it for the bits saved."""
@@ -130,25 +156,13 @@ class CodedRate(SizeTerm):
             found.append((raw, torch.where(_sizes(raw) > 0, (above.square() + 1e-6) / saved, math.inf), saved))
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"price": self.price or 0.0, "other": self.other}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.price, self.other = state["price"] or None, state["other"]
+    def describe(self) -> str:
+        return f"{self.max_bytes} {super().describe()}"
 
     def _follow(self, size: float) -> None:
         if self.price is not None:
             excess = size / (self.max_bytes * (1 - MARGIN)) - 1
             self.price *= math.exp(min(max(PACE * excess, -FALL), RISE))
-
-    def _first(self, attached: Attached) -> float:
-        pairs = [(raw.grad, self.slopes[n]) for n, raw, _ in attached.latents() if n in self.slopes]
-        loss = sum(float(g.abs().sum()) for g, _ in pairs if g is not None)
-        bits = sum(float(s.abs().sum()) for _, s in pairs)
-        return FIRST * loss / bits if bits > 0 and loss > 0 else 1e-9
-
-    def _count(self, attached: Attached) -> dict[str, Counted]:
-        return {n: counted(e, raw.detach().cpu()) for n, raw, e in attached.latents() if countable(e)}
 
 
 def smallest(net: Artifact) -> int:

@@ -168,9 +168,11 @@ class _Loop:
             advance(state.epoch * self.steps)
             while state.epoch < self.settings.epochs and not self._stale(state):
                 state = self._epoch(state, advance)
-        if self.settings.keep == "best":
+        kept = self.settings.keep == "best"
+        score = state.best_score if kept or not state.history else state.history[-1]["validation_score"]
+        if kept:
             self.attached.load_(state.best)
-        if self.rate is not None and self._over() > 0:
+        if self.rate is not None and self._over(score) > 0:
             self.rate.shave_(self.attached)
             state = replace(state, best_score=self._score())
         self.attached.bake_(self.net)
@@ -200,12 +202,12 @@ class _Loop:
             best_score=score,
             best_epoch=0,
             best=self.attached.state(),
-            over=self._over(),
+            over=self._over(score),
             settled=self.attached.settled,
         )
 
-    def _over(self) -> float:
-        return 0.0 if self.rate is None else self.rate.over(self.attached)
+    def _over(self, score: float) -> float:
+        return 0.0 if self.rate is None else self.rate.over(self.attached, score)
 
     def _epoch(self, state: _State, advance: Callable[[int], None]) -> _State:
         started, epoch = time.perf_counter(), state.epoch + 1
@@ -222,7 +224,7 @@ class _Loop:
         self.progress.say(f"epoch {epoch}/{self.settings.epochs}: loss {loss:.4g}, {scored}")
         state = replace(state, epoch=epoch, history=[*state.history, row])
         gain = score - state.best_score if self.task.score.higher_is_better else state.best_score - score
-        over = self._over()
+        over = self._over(score)
         if (
             not state.settled
             or over < state.over

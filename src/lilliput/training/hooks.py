@@ -42,8 +42,8 @@ class SizeTerm(ABC):
     @abstractmethod
     def add_(self, attached: Attached, step: int) -> None: ...
 
-    def over(self, attached: Attached) -> float:
-        """Bytes that the file has too many: of two epochs the one with less is better, whatever they score."""
+    def over(self, attached: Attached, score: float) -> float:
+        """What is too much: of two epochs the one with less is better. `score` is that on validation, now."""
         return 0.0
 
     def shave_(self, attached: Attached) -> None:  # noqa: B027
