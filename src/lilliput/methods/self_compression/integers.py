@@ -26,7 +26,7 @@ LOST = float(1 << 50)
 class CheapestKept(CodedTerm, Hook):
     """Of the epochs that keep the score, the one with the smallest file; without any, the one that loses least.
 
-    The price goes on as in the rounds: it rises while the score is kept.
+    The price of the rounds stands, or rises while the score is kept.
     """
 
     def __init__(self, net: Artifact, law: PriceForScore, weights: int) -> None:
@@ -39,7 +39,9 @@ class CheapestKept(CodedTerm, Hook):
         return LOST * (1 + self.law.bound.drop(score))
 
     def on_epoch(self, moment: Moment) -> None:
-        self.law.judge_(float("inf"), moment.row["validation_score"])
+        score = moment.row["validation_score"]
+        if self.law.bound.keeps(score):  # one that is lost may come back by itself, as the learning rate falls
+            self.law.judge_(float("inf"), score)
         self.price = self.law.now / self.weights
 
     def describe(self) -> str:

@@ -15,7 +15,7 @@ HORIZON = 40
 reached, and is far too high by then."""
 MEMORY = 0.5
 """Of the trend that was known, when a new one is seen."""
-UP, DOWN = math.log(2), math.log(4)
+UP, DOWN = math.log(3), math.log(3)
 """The most that the log of the price moves after a look at the score."""
 LEAST, MOST = 1e-9, 1e9
 """What the price may be multiplied with in all."""

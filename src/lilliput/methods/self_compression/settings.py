@@ -114,7 +114,10 @@ class Settings(TrainingPass, ABC):
         pace = self.bit_rate / self.learning_rate
         own = Factors(learning_rate=pace, weight_decay=0.0, epsilon=1e-3)
         groups = {f"*{BITS}": own, f"*{EXPONENT}": own, **self.frozen(net)}
-        return replace(self.fit_settings(groups), epochs=1, epoch_steps=steps, keep="last", part=(part, self.rounds))
+        settings = replace(self.fit_settings(groups), epochs=1, epoch_steps=steps, keep="last")
+        if self.max_drop is not None:  # each round comes to rest, so that its score tells what a training can keep
+            return replace(settings, schedule="cosine")
+        return replace(settings, part=(part, self.rounds))
 
     def tuning(self, net: Artifact, epochs: int, steps: int) -> FitSettings:
         """Of the training of the integers, with so many steps in each epoch."""
