@@ -4,11 +4,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from coupled_networks import SHAPE, network
 from lilliput.core.artifact import Artifact
+from lilliput.core.edits import Slice
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.self_compression.self_compression import SelfCompression
 from lilliput.testing import tiny_model, tiny_task
 
 
@@ -37,6 +40,19 @@ def calibrated_on(x):
     """A task with these samples and no others: for tests of integers, which any ranges serve."""
     data = x, torch.arange(len(x)) % 2
     return Task.classification(train=data, validation=data)
+
+
+def self_compressed(name):
+    """(the original, its task, the network): one of `coupled_networks` whose channels have vanished by themselves."""
+    model, task = network(name), task_of(SHAPE, classes=5)
+    net = Artifact.of(model, task.spec)
+    method = SelfCompression(
+        steps=60, batch_size=16, rounds=6, settle=0.2, learning_rate=1e-2, bit_rate=0.3, gamma=100.0
+    )
+    for each in (FoldBatchNorm(), method):
+        apply_checked_(each, net, Context.of(task, model))
+    assert any(isinstance(edit, Slice) for edit in net.edits)
+    return model, task, net
 
 
 class Operations(nn.Module):

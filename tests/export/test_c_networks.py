@@ -9,13 +9,15 @@ import torch
 
 from coupled_networks import SHAPE, network
 from lilliput.core.edits import Slice
+from lilliput.core.method import Context, apply_checked_
 from lilliput.export.c.writer import Writer, c_type
-from lilliput.graph.interpreter import quantize_input, run
+from lilliput.graph.integer import runnable
+from lilliput.graph.interpreter import decode, quantize_input, run
 from lilliput.graph.lower import lower
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.zoo.registry import ZOO, open_model
-from lowered import calibrated_on, quantized
+from lowered import calibrated_on, quantized, self_compressed
 
 GCC = shutil.which("gcc")
 pytestmark = pytest.mark.skipif(GCC is None, reason="gcc is not installed")
@@ -99,3 +101,16 @@ def test_a_network_without_half_of_its_channels_computes_the_same_in_c(name, tmp
     net = quantized(network(name), calibrated_on(x), ChannelPruning(amount=0.5))
     assert any(isinstance(edit, Slice) for edit in net.edits)
     check(lower(net), x.numpy(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["residual", "option A", "grouped"])
+def test_a_network_that_compressed_itself_computes_the_same_in_c(name, tmp_path):
+    """Widths of 0 to 12 bits, biases on grids of their own, channels that have vanished through sums too."""
+    model, task, net = self_compressed(name)
+    apply_checked_(Quantization(), net, Context.of(task, model))
+    program = lower(net)
+    x = task.data("train").batch(torch.arange(48))[0]
+    check(program, x.numpy(), tmp_path)
+    codes = run(program, quantize_input(program, x.numpy()))[0]
+    with torch.no_grad():
+        assert np.array_equal(runnable(net)(x).numpy(), decode(program.values[program.outputs[0]], codes))

@@ -13,10 +13,13 @@ from torch import nn
 
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import ExportError
+from lilliput.core.method import Context, apply_checked_
 from lilliput.export.onnx import build, layers_in_float
 from lilliput.export.onnx_check import check_layers, check_with_runtime
 from lilliput.graph.integer import LAYERS, integer_bias, integer_values
+from lilliput.methods.quantization.post_training import Quantization
 from lilliput.nn.models.resnet import CifarResNet
+from lowered import self_compressed
 from onnx_cases import CASES, IMAGE, Fn, artifact_of, case, folded, quantize_, quantized, value_grid
 
 MOVING = ("slice", "pad", "identity", "flatten", "reshape", "select", "permute")
@@ -261,3 +264,17 @@ def test_concatenation_on_one_grid_needs_no_rounding():
     joined = next(n for n in model.graph.node if n.op_type == "Concat")
     assert [made[name] for name in joined.input] == ["Slice", "Slice"]
     assert check_layers(model, artifact, samples, graph=graph)["concat"] == 0
+
+
+@pytest.mark.parametrize("name", ["residual", "option A", "grouped"])
+def test_a_network_that_compressed_itself(name):
+    """As float network to the last bits of sums, and in integers to one unit for each value."""
+    model, task, net = self_compressed(name)
+    samples = task.data("train").batch(torch.arange(48))[0]
+    check_with_runtime(build(net, target="onnx-x86"), net, samples)
+    apply_checked_(Quantization(), net, Context.of(task, model))
+    for target in ("onnx-x86", "onnx-arm"):
+        exported = build(net, target=target)
+        onnx.checker.check_model(exported, full_check=True)
+        check_layers(exported, net, samples)
+        check_with_runtime(exported, net, samples, classes=False)

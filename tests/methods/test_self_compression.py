@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+import lilliput as ll
 from lilliput.core.artifact import Artifact
 from lilliput.core.container import dumps
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, apply_checked_
+from lilliput.graph import stored
 from lilliput.graph.coupling import channel_groups, shapes_of
 from lilliput.graph.trace import graph_of
 from lilliput.methods.clustering.weight_clustering import WeightClustering
@@ -27,6 +29,7 @@ from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import check_artifact, tiny_model, tiny_task
 from lilliput.training.fit import fit
 from lilliput.training.learned_bits import LearnedBits, Widths
+from lowered import self_compressed
 
 TASK = tiny_task(48)
 SHORT = SelfCompression(steps=24, batch_size=16, rounds=3, learning_rate=1e-2, bit_rate=0.3)
@@ -376,3 +379,47 @@ def test_a_guarded_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             applied(model, method, checkpoint=tmp_path / "c")
     assert dumps(applied(model, method, checkpoint=tmp_path / "c")[0]) == straight
+
+
+def test_the_file_decodes_to_the_network_that_was_trained(tmp_path):
+    model, task, net = self_compressed("residual")
+    x = task.data("train").batch(torch.arange(16))[0]
+    net.module.eval()
+    with torch.no_grad():
+        expected = net.module(x)
+    stored.save(net, tmp_path / "net.lil")
+    loaded: Any = ll.load(tmp_path / "net.lil")
+    again = ll.load(tmp_path / "net.lil", into=model)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), expected)
+        assert torch.equal(again(x), expected)
+    for name, parameter in net.module.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter), name
+        assert torch.equal(net.encoding(name).decode(), parameter.detach()), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "dies_at"),
+    [({}, 13), ({"max_bytes": 500}, 28), ({"max_bytes": 500}, 35), ({"max_drop": 20.0}, 35), ({"ramp": 0.8}, 13)],
+)
+def test_a_run_that_dies_in_the_middle_of_a_round_resumes_to_the_same_bytes(tmp_path, settings, dies_at):
+    """In the third round (step 13), in the last one (28), and while integers are tuned (35)."""
+    method = replace(SHORT, gamma=2.0, steps=48, rounds=6, **settings)
+    model = tiny_model("residual")
+    straight = dumps(applied(model, FOLD, method)[0])
+    seen = []
+
+    def dying_loss(outputs, targets):
+        seen.append(1)
+        if len(seen) == dies_at:
+            raise KeyboardInterrupt
+        return TASK.loss(outputs, targets)
+
+    net = Artifact.of(model, TASK.spec)
+    context = replace(Context.of(replace(TASK, loss=dying_loss), model), checkpoint=tmp_path / "c")
+    apply_checked_(FOLD, net, context)
+    with pytest.raises(KeyboardInterrupt):
+        apply_checked_(method, net, context)
+    assert len(seen) == dies_at
+    assert any(tmp_path.iterdir())
+    assert dumps(applied(model, FOLD, method, checkpoint=tmp_path / "c")[0]) == straight
