@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 RISE, FALL = 0.1, 0.3
-"""The log of the price moves by that of the excess at a count, and by this at most: what is lost because the price was
+"""The log of the price moves by the relative excess of the size at a count, and by this at most: what is lost because the price was
 too high does not come back as easily as it went."""
-HORIZON = 40
-"""Steps: the size that counts is what it will be then, if it goes on as it goes. Else the price rises until the size is
-reached, and is far too high by then."""
-MEMORY = 0.5
-"""Of the trend that was known, when a new one is seen."""
 UP, DOWN = math.log(3), math.log(3)
 """The most that the log of the price moves after a look at the score."""
 LEAST, MOST = 1e-9, 1e9
@@ -29,7 +24,7 @@ class Course:
     goal: float
     arrive: int
 
-    def at(self, step: float) -> float:
+    def at(self, step: int) -> float:
         return self.start * (self.goal / self.start) ** min(1.0, step / max(1, self.arrive))
 
 
@@ -62,9 +57,6 @@ class Price:
         """A lower price, which does not rise before the step `until`."""
         self.factor *= factor
         self.calm_until = until
-
-    def begin_(self) -> None:
-        """Between two rounds: the network may have changed."""
 
     def count_(self, step: int, size: float) -> None:
         """At this step of the rounds the file has so many bytes."""
@@ -110,30 +102,15 @@ class RampedPrice(Price):
 
 
 class PriceForSize(Price):
-    """Rises where the size will be above its course, and falls where it will be below."""
+    """Rises where the size is above its course, and falls where it is below."""
 
     def __init__(self, gamma: float, course: Course) -> None:
         super().__init__(gamma)
         self.course = course
-        self.trend, self.seen = 0.0, (-1, 0.0)
-
-    def begin_(self) -> None:
-        self.seen = (-1, 0.0)
 
     def count_(self, step: int, size: float) -> None:
-        (before, then), now = self.seen, math.log(size)
-        if 0 <= before < step:
-            self.trend = MEMORY * self.trend + (1 - MEMORY) * (now - then) / (step - before)
-        self.seen = (step, now)
-        excess = now + HORIZON * self.trend - math.log(self.course.at(step + HORIZON))
+        excess = size / self.course.at(step) - 1
         self.multiply_(step, min(max(excess, -FALL), RISE))
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"trend": self.trend, "seen": list(self.seen)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.trend, self.seen = state["trend"], (state["seen"][0], state["seen"][1])
 
 
 class PriceForScore(Price):
