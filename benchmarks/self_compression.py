@@ -50,7 +50,7 @@ def rows():
         ):
             settings = {**short, "rounds": 12, "max_bytes": 5_000, **more}
             found[f"MNIST, 600 steps, 5 kB, {name}, seed {seed}"] = ("mnist", seed, 200, settings)
-    for size in (4, 6, 10, 20, 40):
+    for size in (4, 5, 6, 10, 20, 40):
         name = f"Fashion-MNIST, {size} kB"
         found[name] = ("fashion-mnist", 0, 600, {**longer, "steps": 1200, "max_bytes": 1000 * size})
     return found

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 RISE, FALL = 0.1, 0.3
-"""The log of the price moves by the relative excess of the size at a count, and by this at most: what is lost because the price was
-too high does not come back as easily as it went."""
-UP, DOWN = math.log(3), math.log(3)
+"""The log of the price moves by the relative excess of the size at a count, and by this at most: what is lost because
+the price was too high does not come back as easily as it went."""
+STRIDE = math.log(3)
 """The most that the log of the price moves after a look at the score."""
 LEAST, MOST = 1e-9, 1e9
 """What the price may be multiplied with in all."""
@@ -123,4 +123,4 @@ class PriceForScore(Price):
     def judge_(self, step: float, score: float) -> None:
         room = self.bound.limit - self.bound.drop(score)
         share = room / self.bound.limit if self.bound.limit > 0 else math.copysign(1.0, room + 1e-9)
-        self.multiply_(step, UP * min(share, 1.0) if share > 0 else DOWN * max(share, -1.0))
+        self.multiply_(step, STRIDE * min(max(share, -1.0), 1.0))
