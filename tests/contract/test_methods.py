@@ -71,8 +71,9 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
     FineTune: [FineTune(epochs=2, batch_size=16)],
     SelfCompression: [
         SelfCompression(epochs=2, batch_size=16, rounds=2),
-        SelfCompression(steps=6, batch_size=16, rounds=2, size="bits", gamma=1.0, per=2, settle=0.0),
+        SelfCompression(steps=6, batch_size=16, rounds=2, size="bits", gamma=1.0, ramp=0.5, per=2, settle=0.0),
         SelfCompression(steps=6, batch_size=16, rounds=1, per="tensor", max_bytes=4000, start_bits=3.5),
+        SelfCompression(steps=6, batch_size=16, rounds=2, max_drop=50.0),
     ],
     Quantization: [
         Quantization(),

@@ -28,7 +28,8 @@ class Rounds:
     """Rounds of `steps` steps each, of the weights in `axes` (with the dimension of their channels).
 
     `train` is `fit` of the network. `rows` and `events` tell what happened: a row for each round, an event for each
-    return of channels.
+    return of channels. `kept`, where a score is held: the last network that has kept it, or the first of all, its
+    widths, and what the price was multiplied with.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Rounds:
     steps: int
     cost: PriceOfBits
     train: Callable[..., FitResult]
+    kept: tuple[Artifact, dict[str, Widths], float] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
@@ -45,6 +47,7 @@ class Rounds:
         """What the widths are in the end."""
         widths, good, memory = dict(widths), dict(widths), {}
         safety, mended = self._safety(), False
+        self._keep_(widths)
         for k in range(self.settings.rounds):
             widths, result = self._learn_(k, widths, memory)
             row, memory = self._row(k, widths, result), result.memory
@@ -56,13 +59,19 @@ class Rounds:
             if mended:
                 memory = forgotten(memory, widths, back)
                 self._returned_(k, broken, back)
-            self.cost.price.judge_(row["steps"], row["score"])
-            if not mended and not self._lost(row["score"]):
+            lost = isinstance(self.cost.price, PriceForScore) and not self.cost.price.bound.keeps(row["score"])
+            if not mended and not lost:
                 row["removed"], widths, memory = self._removed_(widths, memory)
                 good = widths
+                self._keep_(widths)
+            self.cost.price.judge_(row["steps"], row["score"])
             self.rows.append(row)
             self._say(row)
         return widths
+
+    def _keep_(self, widths: dict[str, Widths]) -> None:
+        if isinstance(self.cost.price, PriceForScore):
+            self.kept = (self.net.copy(), widths, self.cost.price.factor)
 
     def _learn_(self, k: int, widths: Mapping[str, Widths], memory: Memory) -> tuple[dict[str, Widths], FitResult]:
         """Train for a round; exponents are whole in the second half of the rounds."""
@@ -88,11 +97,6 @@ class Rounds:
         _, removed = remove_dead_(self.net, self.context.task.data("calibration"), self.settings.selects)
         edits = self.net.edits[done:]
         return removed, after(widths, edits), memory_after(sliced(memory, edits), widths, edits)
-
-    def _lost(self, score: float) -> bool:
-        """A score that is to be kept: what goes would not come back."""
-        price = self.cost.price
-        return isinstance(price, PriceForScore) and not price.bound.keeps(score)
 
     # the safety set
 

@@ -39,8 +39,10 @@ class SelfCompression(Settings):
     """Train so that each output channel learns its bits, at a price for each; then tune the integers that are left.
 
     Of the `epochs` (or `steps`), the share `settle` tunes integers; before, in `rounds`, bits are learned, and after
-    each round channels without bits leave the network. `gamma` is the price of a bit for each weight of the network;
-    with `max_bytes` of the file (without recipe and graph) it is only the first, and is controlled from there on.
+    each round channels without bits leave the network. `gamma` is the price of a bit for each weight of the network:
+    fixed; reached in a line from 0, after the share `ramp` of the rounds; or only the first one, where the run shall
+    end at `max_bytes` of the file (without recipe and graph), or at the smallest file whose validation score is at
+    most `max_drop` ("0.5pt", "1%", or a number) worse than the original's.
     `size` "coded" charges what the coder makes of the integers, "bits" the widths themselves with all that a channel
     takes along (the paper's equation 5). `per` "channel", "tensor", or a number of channels that share a width.
 
@@ -94,7 +96,12 @@ class SelfCompression(Settings):
         store_(net, rounds.run(widths), whole_exponents=True)
         statistics: dict[str, Any] = {"rounds": rounds.rows, "events": rounds.events}
         if tuning:
-            tuned = self._tune_(net, price, weights, tuning, train)
+            tuned = self._tune_(net, price, weights, tuning, partial(train, word="integers"))
+            if isinstance(price, PriceForScore) and not price.bound.keeps(tuned.best_score) and rounds.kept is not None:
+                last, kept, price.factor = rounds.kept
+                net.restore_(last)
+                store_(net, kept, whole_exponents=True)
+                tuned = self._tune_(net, price, weights, tuning, partial(train, word="integers-again"))
             statistics["tuning"] = tuned.history
             if isinstance(price, PriceForScore) and not price.bound.keeps(tuned.best_score):
                 score = context.task.score
@@ -163,9 +170,9 @@ class SelfCompression(Settings):
         settings = self.tuning(net, parts, max(1, steps // parts))
         if isinstance(price, PriceForScore):
             cheapest = CheapestKept(net, price, weights)
-            return train(settings, "integers", rate=cheapest, hooks=[cheapest])
+            return train(settings, rate=cheapest, hooks=[cheapest])
         rate = None if self.max_bytes is None else CodedRate(net, self.max_bytes, price=price.now / weights)
-        return train(settings, "integers", rate=rate)
+        return train(settings, rate=rate)
 
     def _layers(
         self, net: Artifact, before: Mapping[str, tuple[int, ...]], axes: Mapping[str, int], skipped: Mapping[str, str]
