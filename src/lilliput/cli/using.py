@@ -313,14 +313,14 @@ def report_statistics(folder: Path, excel: Path | None) -> str:
 
     run = RunFolder.begun(folder)
     names = [p["statistics"] for entry in run.trail() for p in entry.get("passes", []) if "statistics" in p]
-    if not names:
-        raise UsageError(f"statistics of {folder}", "none of its methods keeps any", "use a recipe with sic")
+    kept = {name: data for name in names if "global" in (data := run.read_json(name))}
+    if not kept:
+        raise UsageError(f"statistics of {folder}", "none of its methods keeps any by neuron", "use a recipe with sic")
     lines: list[str] = []
-    for name in names:
-        data = run.read_json(name)
+    for name, data in kept.items():
         lines += ["", f"{folder / name}", *text(data)]
         if excel is not None:
-            path = excel if len(names) == 1 else excel.with_stem(f"{excel.stem}-{Path(name).stem}")
+            path = excel if len(kept) == 1 else excel.with_stem(f"{excel.stem}-{Path(name).stem}")
             write_excel(data, path)
             lines.append(f"{path}: {path.stat().st_size:,} bytes")
     return "\n".join(one_line(line) for line in lines)

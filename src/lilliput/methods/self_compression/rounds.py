@@ -125,7 +125,12 @@ class Rounds:
     def _look(self, safety: Safety, row: dict[str, Any]) -> str:
         """Why the set is lost, or ""."""
         check = safety.look(self.net)
-        row |= {"safety_accuracy": check.accuracy, "safety_worst": check.worst, "safety_worst_class": check.worst_class}
+        row |= {
+            "safety_accuracy": check.accuracy,
+            "safety_worst": check.worst,
+            "safety_worst_class": check.worst_class,
+            "safety_loss": check.loss,
+        }
         return safety.broken(check)
 
     def _returned_(self, k: int, why: str, back: Mapping[str, list[int]]) -> None:

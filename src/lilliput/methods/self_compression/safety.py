@@ -27,11 +27,12 @@ REVIVED_BITS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Shares of the samples that are right: of all, and of the worst class (of all, without classes)."""
+    """Shares of the samples that are right: of all, and of the worst class (of all, without classes); the mean loss."""
 
     accuracy: float
     worst: float
     worst_class: int | None
+    loss: float = 0.0
 
 
 class Safety:
@@ -51,12 +52,16 @@ class Safety:
 
     def look(self, net: Artifact) -> Check:
         found = evaluate(net.module, self.task, self.data, "train", self.reference, BATCH, self.place)
-        accuracy = float(found.ok.double().mean())
+        accuracy, loss = float(found.ok.double().mean()), self._loss(net)
         if self.labels is None:
-            return Check(accuracy=accuracy, worst=accuracy, worst_class=None)
+            return Check(accuracy=accuracy, worst=accuracy, worst_class=None, loss=loss)
         recalls = {int(c): float(found.ok[self.labels == c].double().mean()) for c in self.labels.unique()}
         worst = min(recalls, key=lambda c: recalls[c])
-        return Check(accuracy=accuracy, worst=recalls[worst], worst_class=worst)
+        return Check(accuracy=accuracy, worst=recalls[worst], worst_class=worst, loss=loss)
+
+    def _loss(self, net: Artifact) -> float:
+        outputs = outputs_of(net.module, self.task, self.data, BATCH, self.place)
+        return float(self.task.loss(outputs, self.task.target(self.data.batch(torch.arange(len(self.data))))))
 
     def broken(self, check: Check) -> str:
         """Why the network has forgotten too much; "" if it has not. Remembers what it has seen."""

@@ -13,6 +13,7 @@ from lilliput.report.html.panels.answers import answers
 from lilliput.report.html.panels.comparison import comparison
 from lilliput.report.html.panels.front import front
 from lilliput.report.html.panels.layers import layers
+from lilliput.report.html.panels.learning import learning
 from lilliput.report.html.panels.memory import memory
 from lilliput.report.html.panels.passes import passes
 from lilliput.report.html.panels.repeat import repeat
@@ -26,6 +27,7 @@ PANELS: Mapping[str, tuple[str, Callable[[Source], Any]]] = {
     "comparison": ("Comparison", comparison),
     "front": ("Size and score", front),
     "passes": ("What each step bought", passes),
+    "learning": ("Bits that were learned", learning),
     "layers": ("Layers", layers),
     "samples": ("Answers that changed", samples),
     "answers": ("Answers before and after", answers),

@@ -1,7 +1,7 @@
 """What a page is made of, as plain data: from a run folder (without model or data), or from a result in memory."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ from lilliput.core.cost import Measurement
 from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.pipeline.folder import RunFolder, json_text
 from lilliput.report.text import ROWS
+
+ROUNDS = "self_compression"
+"""The method that notes its rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Source:
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """`run.json`: what the run was about."""
     analysis: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    statistics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """Of the methods that train in rounds: {file: what it holds}."""
     recipe: str = ""
     command: Mapping[str, Any] = field(default_factory=dict[str, Any])
     finished: bool = True
@@ -62,6 +67,7 @@ def of_folder(folder: Path) -> Source:
         details=_read(folder / "report.json"),
         identity=_read(folder / "run.json"),
         analysis=_read(folder / "analysis.json"),
+        statistics=_statistics(run.trail(), folder),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         command=_read(folder / "command.json"),
         finished=bool(result),
@@ -78,9 +84,16 @@ def of_data(data: Mapping[str, Any], details: Mapping[str, Any], *, recipe: str,
         details=details,
         identity=beside["run"],
         analysis=beside["analysis"],
+        statistics={} if folder is None else _statistics(data.get("trail", []), folder),
         recipe=recipe,
         command=beside["command"],
     )
+
+
+def _statistics(trail: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Mapping[str, Any]]:
+    passes = [part for entry in trail for part in entry.get("passes", [])]
+    names = [part["statistics"] for part in passes if part.get("name") == ROUNDS and "statistics" in part]
+    return {name: _read(folder / name) for name in names}
 
 
 def _read(path: Path) -> dict[str, Any]:
