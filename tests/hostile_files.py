@@ -26,9 +26,10 @@ import lil_files
 from lil_files import deflated, file_of, opened, sealed, varint
 from lilliput.core import container, wire
 from lilliput.core.artifact import Artifact, InputSpec
+from lilliput.core.coding import Writer
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import ArtifactError, LilliputError
-from lilliput.core.streams import Writer, write_encoding
+from lilliput.core.streams import write_encoding
 from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import graph_of, run

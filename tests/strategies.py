@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from lilliput.core.encoding import MAX_BITS, Encoding, Grid, Sharing
+from lilliput.core.encoding import Encoding, Grid, Sharing
+from lilliput.core.grid import MAX_BITS
 
 seeds = st.integers(0, 2**31)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)

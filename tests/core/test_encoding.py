@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lilliput.core.encoding import MAX_BITS, Encoding, Grid, Sharing, cluster_means
+from lilliput.core.encoding import Encoding, Grid, Sharing, cluster_means
 from lilliput.core.errors import UsageError
+from lilliput.core.grid import MAX_BITS
 from strategies import axes, encodings, generator_of, grids, law, masks, seeds, shapes, sharings
 
 SLOTS = list(itertools.product([False, True], repeat=3))

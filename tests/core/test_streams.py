@@ -11,18 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lilliput.core.coding import CODE_BYTES, Reader, Stream, Writer
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import UsageError
-from lilliput.core.streams import (
-    CODE_BYTES,
-    Reader,
-    Stream,
-    Writer,
-    read_encoding,
-    size_bits,
-    streams_of,
-    write_encoding,
-)
+from lilliput.core.streams import read_encoding, size_bits, streams_of, write_encoding
 from lilliput.ops import entropy
 from strategies import encodings, generator_of, grids, law, seeds
 

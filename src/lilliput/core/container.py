@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lilliput.core.artifact import Artifact, InputSpec
+from lilliput.core.coding import Reader, Stream, Writer
 from lilliput.core.edits import Edit, Fold, fingerprint
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import ArtifactError, LilliputError, UsageError
 from lilliput.core.files import write_atomically
 from lilliput.core.header import ActivationEntry, Header, TensorEntry, pack, unpack
-from lilliput.core.streams import Reader, Stream, Writer, read_encoding, write_encoding
+from lilliput.core.streams import read_encoding, write_encoding
 from lilliput.core.wiring import Wiring
 
 MAGIC = b"LIL"

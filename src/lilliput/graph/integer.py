@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.encoding import MAX_BITS, Encoding, Grid
+from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import ArtifactError, UsageError
+from lilliput.core.grid import MAX_BITS
 from lilliput.core.program import LARGEST_SUM, sum_bounds
 from lilliput.graph.bounds import code_bounds, output_rows
 from lilliput.graph.functions import CLIPS, TABLES, clip_codes, function, is_wide
