@@ -106,7 +106,8 @@ class SelfCompression(Settings):
             if isinstance(price, PriceForScore) and not price.bound.keeps(tuned.best_score):
                 score = context.task.score
                 found = f"{score.name} {score.format(tuned.best_score)} on validation"
-                missed.append(f"{found}; {score.format(price.bound.reference)} less {self.max_drop} was wanted")
+                wanted = f"at most {self.max_drop} worse than {score.format(price.bound.reference)}"
+                missed.append(f"{found}; {wanted} was wanted")
         changed, skipped = self._layers(net, before, axes, skipped)
         size = len(container.dumps(net, strip=True))
         lost = sum(sum(row["removed"].values()) for row in rounds.rows)
