@@ -12,6 +12,7 @@ from lilliput.core.edits import Slice
 from lilliput.core.errors import DataError
 from lilliput.ops.bit_width import bounds
 from lilliput.testing import tiny_model, tiny_task
+from lilliput.training.attach import CELL
 from lilliput.training.learned_bits import BITS, EXPONENT, LearnedBits, Widths, after, memory_after
 
 TASK = tiny_task()
@@ -45,7 +46,7 @@ def test_weights_start_on_so_many_bits_that_reach_to_the_largest():
 
 def test_what_computes_is_what_is_stored_and_read_again():
     net = net_of()
-    attached = LearnedBits(net, widths=widths_of(net, bits=3.3), whole_exponents=True)
+    attached = LearnedBits(net, widths=widths_of(net, bits=3.3), exponents="whole")
     computed = {n: net.parameter(n).detach().clone() for n in attached.widths}
     attached.bake_(net)
     net.check()
@@ -65,6 +66,52 @@ def test_a_weight_on_grids_starts_from_them():
     attached = LearnedBits(net, widths=widths_of(net, bits=8.0))
     for name, values in stored.items():
         assert torch.equal(attached.integers(name).long(), values)
+
+
+def test_with_dither_raw_numbers_count_in_steps_and_integers_stay():
+    net = net_of()
+    LearnedBits(net, widths=widths_of(net, bits=3.0), exponents="short").bake_(net)
+    dither = torch.Generator().manual_seed(0)
+    found = {
+        n: Widths.of(net.encoding(n), axis=0, bits=8.0, owner=owners(len(net.parameter(n))), dither=dither)
+        for n in widths_of(net)
+    }
+    before = {n: net.parameter(n).detach().clone() for n in found}
+    attached = LearnedBits(net, widths=found)
+    for name, w in attached.widths.items():
+        assert torch.equal(attached.integers(name).long(), net.encoding(name).values)
+        torch.testing.assert_close(net.parameter(name).detach(), before[name])
+        apart = (w.raw.detach() - net.encoding(name).values).abs()
+        assert 0.2 < float(apart.max()) <= CELL
+        assert len(apart.unique()) > 3
+        net.parameter(name).grad = torch.ones_like(before[name])
+    attached.pull_()
+    for name, w in attached.widths.items():
+        grid = net.encoding(name).grid
+        assert grid is not None
+        assert w.raw.grad is not None
+        inside = w.raw.grad != 0
+        assert torch.equal(w.raw.grad[inside], grid.spread(grid.scale, w.raw.dim()).expand_as(w.raw)[inside])
+
+
+def test_short_exponents_are_those_of_scales_with_three_bits():
+    net = net_of()
+    LearnedBits(net, widths=widths_of(net, bits=3.0), exponents="short").bake_(net)
+    scales = torch.cat([e.grid.scale for e in net.encodings.values() if e.grid is not None])
+    mantissa = torch.frexp(scales).mantissa * 8
+    assert torch.equal(mantissa, mantissa.round())
+    assert len(mantissa.unique()) > 1
+
+
+def test_units_leave_with_their_channels():
+    net = net_of()
+    LearnedBits(net, widths=widths_of(net, bits=3.0)).bake_(net)
+    name = next(iter(widths_of(net)))
+    dither = torch.Generator().manual_seed(0)
+    whole = Widths.of(net.encoding(name), axis=0, bits=8.0, owner=owners(len(net.parameter(name))), dither=dither)
+    left = whole.select(0, torch.tensor([1, 2]))
+    assert torch.equal(left.real(), whole.real()[1:3])
+    assert torch.equal(whole.select(1, torch.tensor([0])).real(), whole.real()[:, :1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])

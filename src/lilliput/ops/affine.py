@@ -19,6 +19,10 @@ AT_ONCE = 1 << 16
 """Values that `mse` rounds in one go: for short rows, of many shares; for long ones, of one share at a time."""
 
 
+SCALE_BITS = 2
+"""Of the mantissa of short scales, after the first."""
+
+
 class Range(NamedTuple):
     """Lowest and highest value to represent, float64 [rows] each."""
 
@@ -152,3 +156,10 @@ def _checked(rows: Tensor) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("rows must be finite: found NaN or infinity")
     return rows.to(torch.float64)
+
+
+def short_scales(scales: Tensor) -> Tensor:
+    """The nearest with `SCALE_BITS` bits of mantissa after the first: a file holds them in fewer bytes."""
+    mantissa, exponent = torch.frexp(scales)
+    unit = 2.0 ** (SCALE_BITS + 1)
+    return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)

@@ -16,8 +16,9 @@ from lilliput.core.edits import Edit, Slice
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import DataError
 from lilliput.ops import bit_width
+from lilliput.ops.affine import short_scales
 from lilliput.ops.bit_width import Rounded
-from lilliput.training.attach import DIVERGED, Attached
+from lilliput.training.attach import CELL, DIVERGED, Attached
 from lilliput.training.optimizer import Memory
 from lilliput.training.restore import put_
 
@@ -25,6 +26,8 @@ BITS, EXPONENT = ":bits", ":exponent"
 """What the name of a weight ends with to name its widths and its exponents, in groups of parameters."""
 LOWEST, HIGHEST = -60.0, 60.0
 """Exponents stay between these."""
+EXPONENTS = ("real", "whole", "short")
+"""Real numbers; whole numbers; or those of scales with a mantissa of 3 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +35,7 @@ class Widths:
     """What a weight has learned: `raw` real numbers of its shape, `bits` and `exponent` [widths].
 
     `owner` int64 [channels] says which width is whose; channels are dimension `axis` of the weight. Where `mask` is
-    False the weight is 0.
+    False the weight is 0. With `unit` [channels], raw numbers count in that.
     """
 
     raw: Tensor
@@ -41,15 +44,19 @@ class Widths:
     owner: Tensor
     axis: int
     mask: Tensor | None = None
+    unit: Tensor | None = None
 
     @staticmethod
-    def of(encoding: Encoding, *, axis: int, bits: float, owner: Tensor) -> "Widths":
+    def of(
+        encoding: Encoding, *, axis: int, bits: float, owner: Tensor, dither: torch.Generator | None = None
+    ) -> "Widths":
         """From a weight as it is stored: on its grid where it has one for each channel.
 
-        Else on `bits` bits that reach to the largest weight of each width.
+        Else on `bits` bits that reach to the largest weight of each width. With `dither`, raw numbers of a weight on a
+        grid count in its steps and start anywhere in their cells.
         """
         encoding = encoding.to(torch.device("cpu"))
-        raw = encoding.decode().float()
+        raw, unit = encoding.decode().float(), None
         count = int(owner.max()) + 1
         rows = raw.movedim(axis, 0).flatten(1)
         reach = torch.zeros(count).scatter_reduce(0, owner, rows.abs().amax(1), "amax").clamp(min=1e-12)
@@ -58,19 +65,38 @@ class Widths:
             exponent = torch.log2(grid.scale.float())
             most = encoding.values.abs().movedim(axis, 0).flatten(1).amax(1).float()
             width = torch.where(most > 0, torch.log2(2 * most + 1), 0.0)
+            if dither is not None:
+                unit = grid.scale.float().clone()
+                moved = CELL * (2 * torch.rand(raw.shape, generator=dither) - 1)
+                raw = raw / grid.spread(unit, raw.dim()) + moved
         else:
             width = torch.full((count,), float(bits))
             exponent = torch.log2(reach) - (bits - 1) + 1e-4  # so that the largest is the last level
-        return Widths(raw=raw.clone(), bits=width, exponent=exponent, owner=owner, axis=axis, mask=encoding.mask)
+        return Widths(
+            raw=raw.clone(), bits=width, exponent=exponent, owner=owner, axis=axis, mask=encoding.mask, unit=unit
+        )
 
     def rounded(self, exponent: Tensor) -> Rounded:
         """The integers at these exponents [widths]."""
-        found = bit_width.rounded(self.raw.detach(), self.spread(self.bits.detach()), self.spread(exponent))
+        found = bit_width.rounded(self.real(), self.spread(self.bits.detach()), self.spread(exponent))
         return found if self.mask is None else replace(found, integers=found.integers * self.mask)
+
+    def real(self) -> Tensor:
+        """The raw numbers as weights, without gradient."""
+        return self.raw.detach() * self.units()
+
+    def units(self) -> Tensor | float:
+        """What raw numbers count in, shaped to broadcast."""
+        if self.unit is None:
+            return 1.0
+        return self._shaped(self.unit)
 
     def spread(self, values: Tensor) -> Tensor:
         """One number for each width, shaped to broadcast over the weight."""
-        return values[self.owner].reshape([-1 if d == self.axis else 1 for d in range(self.raw.dim())])
+        return self._shaped(values[self.owner])
+
+    def _shaped(self, channels: Tensor) -> Tensor:
+        return channels.reshape([-1 if d == self.axis else 1 for d in range(self.raw.dim())])
 
     def gathered(self, values: Tensor) -> Tensor:
         """[widths]: sums over the entries of each, of a tensor of the weight's shape."""
@@ -86,6 +112,7 @@ class Widths:
             exponent=self.exponent.detach().to(place, copy=True),
             owner=self.owner.to(place),
             mask=None if self.mask is None else self.mask.to(place),
+            unit=None if self.unit is None else self.unit.to(place),
         )
 
     def select(self, dim: int, index: Tensor) -> "Widths":
@@ -95,7 +122,9 @@ class Widths:
         if dim != self.axis:
             return replace(self, raw=raw, mask=mask)
         kept, owner = torch.unique(self.owner[index], return_inverse=True)
-        return replace(self, raw=raw, bits=self.bits.detach()[kept], exponent=self.exponent.detach()[kept], owner=owner)
+        bits, exponent = self.bits.detach()[kept], self.exponent.detach()[kept]
+        unit = None if self.unit is None else self.unit[index]
+        return replace(self, raw=raw, mask=mask, bits=bits, exponent=exponent, owner=owner, unit=unit)
 
 
 def widths_kept(owner: Tensor, index: Tensor) -> Tensor:
@@ -104,7 +133,7 @@ def widths_kept(owner: Tensor, index: Tensor) -> Tensor:
 
 
 class LearnedBits(Attached):
-    """`Attached`, with `widths` for some weights; exponents count as whole numbers if `whole_exponents`.
+    """`Attached`, with `widths` for some weights; exponents count as `exponents` says, one of `EXPONENTS`.
 
     Everything else that is encoded trains in its encoding.
     """
@@ -114,12 +143,12 @@ class LearnedBits(Attached):
         net: Artifact,
         *,
         widths: Mapping[str, Widths],
-        whole_exponents: bool = False,
+        exponents: str = "real",
         dither: torch.Generator | None = None,
     ) -> None:
         others = {name: e for name, e in net.encodings.items() if name not in widths}
         super().__init__(replace(net, encodings=others), dither=dither)
-        self._whole = whole_exponents
+        self._exponents = exponents
         self._home = {n: p for n, p in net.module.named_parameters() if n in widths}
         self.widths = {name: w.to(self._home[name].device) for name, w in widths.items()}
         for w in self.widths.values():
@@ -132,11 +161,13 @@ class LearnedBits(Attached):
     def exponent_of(self, widths: Widths) -> Tensor:
         """As it counts in the forward."""
         exponent = widths.exponent.detach()
-        return torch.floor(exponent + 0.5) if self._whole else exponent
+        if self._exponents == "whole":
+            return torch.floor(exponent + 0.5)
+        return torch.log2(short_scales(torch.exp2(exponent))) if self._exponents == "short" else exponent
 
     def describe(self) -> str:
         parts = [f"{n} {w.raw.sum()} {w.bits.sum()} {w.exponent.sum()}" for n, w in self.widths.items()]
-        return f"{super().describe()} {self._whole} {parts}"
+        return f"{super().describe()} {self._exponents} {parts}"
 
     def trainable(self) -> dict[str, Tensor]:
         own = super().trainable()
@@ -159,8 +190,8 @@ class LearnedBits(Attached):
 
     def _give_(self, name: str, w: Widths, gradient: Tensor) -> None:
         bits, exponent = w.spread(w.bits.detach()), w.spread(self.exponent_of(w))
-        slopes = bit_width.slopes(w.raw.detach(), bits, exponent, self._rounded[name])
-        w.raw.grad = gradient * slopes.x
+        slopes = bit_width.slopes(w.real(), bits, exponent, self._rounded[name])
+        w.raw.grad = gradient * slopes.x * w.units()
         w.bits.grad = w.gathered(gradient * slopes.bits)
         w.exponent.grad = w.gathered(gradient * slopes.exponent)
 
@@ -173,9 +204,9 @@ class LearnedBits(Attached):
             at = self._rounded[name]
             bits, exponent = w.spread(w.bits.detach()), w.spread(self.exponent_of(w))
             step = torch.exp2(exponent)
-            of = bit_width.slopes(w.raw.detach(), bits, exponent, at)
+            of = bit_width.slopes(w.real(), bits, exponent, at)
             each = slopes / step if w.mask is None else slopes / step * w.mask
-            w.raw.grad += each * of.x
+            w.raw.grad += each * of.x * w.units()
             w.bits.grad += w.gathered(each * of.bits)
             # at fixed raw numbers: less the part of the exponent's slope that moves the value, not the integer
             w.exponent.grad += w.gathered(each * (of.exponent - bit_width.LN2 * at.integers * step))
@@ -207,7 +238,7 @@ class LearnedBits(Attached):
         q = self._rounded[name].integers.long()
         rows = q.movedim(w.axis, 0).flatten(1)
         grid = Grid(
-            scale=torch.exp2(self.exponent_of(w))[w.owner],
+            scale=self._scale(w)[w.owner],
             zero_point=torch.zeros(len(w.owner), dtype=torch.int64, device=w.owner.device),
             bit_width=bit_width.width(rows.amin(1), rows.amax(1)),
             signed=True,
@@ -215,6 +246,10 @@ class LearnedBits(Attached):
         )
         plain = Encoding.of(torch.zeros(q.shape, device=q.device)).with_grid(grid, q)
         return plain if w.mask is None else plain.with_mask(w.mask)
+
+    def _scale(self, w: Widths) -> Tensor:
+        scale = torch.exp2(self.exponent_of(w))
+        return short_scales(scale) if self._exponents == "short" else scale
 
     def learned(self) -> dict[str, Widths]:
         """Copies, on the CPU."""

@@ -1,4 +1,4 @@
-"""The end of self-compression: integers on grids whose scales are powers of two, and their training."""
+"""The end of self-compression: integers on grids whose scales take few bytes, and their training."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -55,9 +55,9 @@ class CheapestKept(CodedTerm, Hook):
         self.law.load_state_dict(state["law"])
 
 
-def store_(net: Artifact, widths: Mapping[str, Widths], *, whole_exponents: bool) -> None:
+def store_(net: Artifact, widths: Mapping[str, Widths], exponents: str) -> None:
     """The integers that the widths make, and the biases of these layers on grids of their own."""
-    LearnedBits(net, widths=widths, whole_exponents=whole_exponents).bake_(net)
+    LearnedBits(net, widths=widths, exponents=exponents).bake_(net)
     store_biases_(net, widths)
 
 
@@ -70,10 +70,10 @@ def store_biases_(net: Artifact, weights: Iterable[str]) -> None:
             net.encode_(name, Encoding.on_one_grid(parameters[name].detach(), BIAS_BITS))
 
 
-def file_bytes(net: Artifact, widths: Mapping[str, Widths]) -> int:
+def file_bytes(net: Artifact, widths: Mapping[str, Widths], exponents: str) -> int:
     """Of the file (without recipe and graph), with biases as they will be."""
     trial = net.copy()
-    store_(trial, widths, whole_exponents=False)
+    store_(trial, widths, exponents)
     return len(container.dumps(trial, strip=True))
 
 

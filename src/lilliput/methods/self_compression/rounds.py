@@ -74,18 +74,22 @@ class Rounds:
             self.kept = (self.net.copy(), widths, self.cost.price.factor)
 
     def _learn_(self, k: int, widths: Mapping[str, Widths], memory: Memory) -> tuple[dict[str, Widths], FitResult]:
-        """Train for a round; exponents are whole in the second half of the rounds."""
+        """Train for a round; exponents are as they will be stored in the second half of the rounds."""
+        kind = self.settings.exponents
         net, made = self.net, list[LearnedBits]()
 
         def attach(net: Artifact, **more: Any) -> LearnedBits:
-            made.append(LearnedBits(net, widths=widths, whole_exponents=k >= self.settings.rounds // 2, **more))
+            made.append(
+                LearnedBits(net, widths=widths, exponents=kind if k >= self.settings.rounds // 2 else "real", **more)
+            )
             return made[0]
 
         _, coupling = coupling_of(net)
-        counted = counts_of(LearnedBits(net.copy(), widths=widths))
-        other = file_bytes(net, widths) - sum(c.bits for c in counted.values()) / 8
+        counted = counts_of(LearnedBits(net.copy(), widths=widths, exponents=kind))
+        other = file_bytes(net, widths, kind) - sum(c.bits for c in counted.values()) / 8
         self.cost.begin_(k * self.steps, entries(net, coupling, self.axes), other)
-        settings = self.settings.learning(net, k, self.steps)
+        in_steps = [name for name, w in widths.items() if w.unit is not None]
+        settings = self.settings.learning(net, k, self.steps, in_steps)
         result = self.train(settings, f"round{k + 1}", rate=self.cost, attach=attach, memory=memory)
         return made[0].learned(), result
 
@@ -150,7 +154,7 @@ class Rounds:
         last = result.history[-1]
         return {
             "steps": (k + 1) * self.steps,
-            "bytes": file_bytes(self.net, widths),
+            "bytes": file_bytes(self.net, widths, self.settings.exponents),
             "score": last["validation_score"],
             "loss": last["train_loss"],
             "gamma": self.cost.price.now,

@@ -48,7 +48,9 @@ class SelfCompression(Settings):
 
     A weight that is on a grid for each channel starts there, another one on `start_bits`. Bits and exponents have a
     learning rate of their own, `bit_rate`; weights have `learning_rate`, and `step_rate` (in steps of their grids) when
-    integers are tuned. Fold BatchNorm before. Others as in `fine_tune`.
+    integers are tuned, and where they were on a grid before. `exponents` "whole" ends with scales that are powers of
+    two, "short" with scales of 3 bits of mantissa, which are nearer to a grid that was found with care. Fold BatchNorm
+    before. Others as in `fine_tune`.
 
     With `safety`, so many samples of train (chosen as `lilliput safety-set` does, by `safety_methods`) are looked at
     after each round. Where more than the share `tolerance` of them, or of the worst class, is lost against the best so
@@ -85,15 +87,16 @@ class SelfCompression(Settings):
                 axis=axis,
                 bits=self.start_bits,
                 owner=self.owner(net.parameter(name).shape[axis]),
+                dither=context.generator,
             )
             for name, axis in axes.items()
         }
-        first, missed = file_bytes(net, widths), list[str]()
+        first, missed = file_bytes(net, widths, self.exponents), list[str]()
         price = self._price(net, context, list(axes), first, each * self.rounds)
         cost = PriceOfBits(price, weights=weights, coded=self.size == "coded")
         train = partial(self._train_, net, context)
         rounds = Rounds(settings=self, net=net, context=context, axes=axes, steps=each, cost=cost, train=train)
-        store_(net, rounds.run(widths), whole_exponents=True)
+        store_(net, rounds.run(widths), self.exponents)
         statistics: dict[str, Any] = {"rounds": rounds.rows, "events": rounds.events}
         if tuning:
             tuned = self._tune_(net, price, weights, tuning, partial(train, word="integers"))

@@ -1,6 +1,7 @@
 """What may be set of self-compression, and the errors of what may not."""
 
 from abc import ABC
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from lilliput.core.errors import RecipeError, UsageError
 from lilliput.core.method import check_choice, check_range
 from lilliput.core.score import accuracy, parse_drop
 from lilliput.graph.trace import StoredNetwork
-from lilliput.training.learned_bits import BITS, EXPONENT
+from lilliput.training.learned_bits import BITS, EXPONENT, EXPONENTS
 from lilliput.training.settings import Factors, FitSettings
 from lilliput.training.trained import TrainingPass
 
@@ -34,6 +35,7 @@ class Settings(TrainingPass, ABC):
     rounds: int = 8
     settle: float = 0.3
     step_rate: float = 0.02
+    exponents: str = "whole"
     schedule: str = "constant"
     safety: int = 0
     safety_methods: tuple[str, ...] | None = None
@@ -44,6 +46,7 @@ class Settings(TrainingPass, ABC):
     def __post_init__(self) -> None:
         self._check_price()
         check_choice(f"{self.name} size", self.size, SIZES)
+        check_choice(f"{self.name} exponents", self.exponents, EXPONENTS[1:])
         if isinstance(self.per, str):
             check_choice(f"{self.name} per", self.per, ("channel", "tensor"))
         else:
@@ -109,11 +112,12 @@ class Settings(TrainingPass, ABC):
         size = channels if self.per == "tensor" else 1 if self.per == "channel" else int(self.per)
         return torch.arange(channels) // size
 
-    def learning(self, net: Artifact, part: int, steps: int) -> FitSettings:
-        """Of one round, in which bits are learned."""
+    def learning(self, net: Artifact, part: int, steps: int, in_steps: Iterable[str]) -> FitSettings:
+        """Of one round, in which bits are learned; weights `in_steps` count in steps of the grids that they had."""
         pace = self.bit_rate / self.learning_rate
         own = Factors(learning_rate=pace, weight_decay=0.0, epsilon=1e-3)
-        groups = {f"*{BITS}": own, f"*{EXPONENT}": own, **self.frozen(net)}
+        paced = Factors(learning_rate=self.step_rate / self.learning_rate, weight_decay=0.0)
+        groups = {**dict.fromkeys(in_steps, paced), f"*{BITS}": own, f"*{EXPONENT}": own, **self.frozen(net)}
         settings = replace(self.fit_settings(groups), epochs=1, epoch_steps=steps, keep="last")
         if self.max_drop is not None:  # each round comes to rest, so that its score tells what a training can keep
             return replace(settings, schedule="cosine")
