@@ -79,9 +79,8 @@ class Rounds:
         net, made = self.net, list[LearnedBits]()
 
         def attach(net: Artifact, **more: Any) -> LearnedBits:
-            made.append(
-                LearnedBits(net, widths=widths, exponents=kind if k >= self.settings.rounds // 2 else "real", **more)
-            )
+            now = kind if k >= self.settings.rounds // 2 else "real"
+            made.append(LearnedBits(net, widths=widths, exponents=now, **more))
             return made[0]
 
         _, coupling = coupling_of(net)
