@@ -14,6 +14,8 @@ from torch import Tensor
 from lilliput.ops.fixed_point import dequantize, integer_range, quantize
 
 FEWEST_BITS, MOST_BITS = 2, 16
+SCALE_BITS = 2
+"""Of the mantissa of a short step: the least error is flat around it, and short mantissas take fewer bytes."""
 SHRINK_STEPS = 100
 AT_ONCE = 1 << 16
 """Values that `mse` rounds in one go: for short rows, of many shares; for long ones, of one share at a time."""
@@ -128,6 +130,13 @@ def quantize_rows(rows: Tensor, scale: Tensor, zero_point: Tensor, low: int, hig
 def dequantize_rows(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """The float32 values [rows, n] that the codes stand for."""
     return dequantize(codes, scale[:, None], zero_point[:, None])
+
+
+def short(steps: Tensor) -> Tensor:
+    """With `SCALE_BITS` bits of mantissa after the first, rounded: a file takes a byte for each."""
+    mantissa, exponent = torch.frexp(steps)
+    unit = 2.0 ** (SCALE_BITS + 1)
+    return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)
 
 
 def _scale(exact: Tensor, *, power_of_two: bool) -> Tensor:

@@ -16,15 +16,13 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.graph.trace import Node
 from lilliput.methods.second_order.layers import Layers, damped, refitted, wanted_cross
-from lilliput.ops.affine import mse
+from lilliput.ops.affine import mse, short
 from lilliput.ops.rate_rounding import Shape, inverse_factor, rounded
 from lilliput.training.layer_targets import Products, Wanted
 
 MOST_PLACES = 2**17
 OUTPUT_DAMPING = 0.01
 LARGEST = 127
-SCALE_BITS = 2
-"""Of the mantissa of a step: the least error is flat around it, and short mantissas take fewer bytes."""
 
 
 class LayerSettings(Protocol):
@@ -175,10 +173,3 @@ def steps_of_bits(rows: Tensor, bits: int | None) -> Tensor:
     found = mse(rows.float(), bit_width=width, signed=True, symmetric=True, narrow=True)
     reach = torch.maximum(found.high, -found.low).double() / (2 ** (width - 1) - 1)
     return reach.clamp(min=1e-30).float().double()
-
-
-def short(steps: Tensor) -> Tensor:
-    """With `SCALE_BITS` bits of mantissa after the first, rounded."""
-    mantissa, exponent = torch.frexp(steps)
-    unit = 2.0 ** (SCALE_BITS + 1)
-    return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)
