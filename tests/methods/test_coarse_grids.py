@@ -70,9 +70,9 @@ def test_shared_values_and_grids_stay():
 
 
 def test_a_tensor_of_zeros_and_a_layer_without_bias_are_stored_as_they_are():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(2 * 6 * 6, 3))
-    with torch.no_grad():
-        model[0].weight.zero_()
+    first = nn.Conv2d(1, 2, 3, bias=False)
+    nn.init.zeros_(first.weight)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(2 * 6 * 6, 3))
     net = Artifact.of(model, TASK.spec)
     apply_checked_(CoarseGrids(), net, Context.of(TASK, model))
     assert not bool(net.parameter("0.weight").any())

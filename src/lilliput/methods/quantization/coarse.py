@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.encoding import Grid
 from lilliput.core.method import Context, Pass, PassResult, check_range
 from lilliput.ops.affine import short
 
