@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
     from lilliput.methods.quantization.aware_training import QuantizationAwareTraining as QuantizationAwareTraining
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
+    from lilliput.methods.quantization.coarse import CoarseGrids as CoarseGrids
     from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
     from lilliput.methods.quantization.mixed_precision import MixedPrecision as MixedPrecision
     from lilliput.methods.quantization.post_training import Quantization as Quantization
@@ -104,6 +105,7 @@ _HOMES = {
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
     "lilliput.methods.quantization.aware_training": ("QuantizationAwareTraining",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
+    "lilliput.methods.quantization.coarse": ("CoarseGrids",),
     "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),
     "lilliput.methods.quantization.mixed_precision": ("MixedPrecision",),
     "lilliput.methods.quantization.post_training": ("Quantization",),

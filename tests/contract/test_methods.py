@@ -20,6 +20,7 @@ from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
+from lilliput.methods.quantization.coarse import CoarseGrids
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
@@ -86,6 +87,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         Quantization(weight_bits=3, weight_range="output", rounding="output", size_weight=0.01),
         Quantization(weight_bits=6, weight_range="output", weight_per="tensor", symmetric=False, activation_bits=0),
     ],
+    CoarseGrids: [CoarseGrids(), CoarseGrids(step=1.0, weight_bits=2, bias_bits=0)],
     QuantizationAwareTraining: [
         QuantizationAwareTraining(epochs=2, batch_size=16),
         QuantizationAwareTraining(epochs=1, batch_size=16, weight_bits=2, activation_bits=0, weight_per="tensor"),

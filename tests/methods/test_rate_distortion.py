@@ -19,7 +19,6 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.layers import damped, refitted
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.second_order.search import best_price
-from lilliput.ops.affine import short_scales
 from lilliput.testing import TINY, tiny_model, tiny_task
 from lilliput.training.layer_targets import importance, products_of, sum_after
 
@@ -206,13 +205,6 @@ def test_the_price_at_a_limit_is_found(rising, start):
     price = best_price(value, 50.0, start, rising=rising)
     assert price is not None
     assert 49 < value(price) <= 50
-
-
-def test_short_steps_have_few_bits_of_mantissa():
-    steps = torch.rand(100, dtype=torch.float64) + 1e-3
-    mantissa = torch.frexp(short_scales(steps))[0] * 8
-    assert torch.equal(mantissa, mantissa.round())
-    assert float((short_scales(steps) / steps).log2().abs().max()) < 0.18
 
 
 def test_a_bias_of_zeros_stays_as_it_is():

@@ -17,6 +17,7 @@ from lilliput.ops.affine import (
     percentile,
     quantize_rows,
     rows_of,
+    short,
 )
 from lilliput.ops.fixed_point import integer_range
 
@@ -169,3 +170,10 @@ def test_impossible_grids_are_refused(low: float, high: float, bit_width: int, m
     limits = (torch.tensor([low]).double(), torch.tensor([high], dtype=torch.float64))
     with pytest.raises(ValueError, match=message):
         affine_parameters(*limits, bit_width=bit_width, signed=True, symmetric=False)
+
+
+def test_short_steps_have_few_bits_of_mantissa():
+    steps = torch.rand(100, dtype=torch.float64) + 1e-3
+    mantissa = torch.frexp(short(steps))[0] * 8
+    assert torch.equal(mantissa, mantissa.round())
+    assert float((short(steps) / steps).log2().abs().max()) < 0.18

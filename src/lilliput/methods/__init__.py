@@ -11,6 +11,7 @@ from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
+from lilliput.methods.quantization.coarse import CoarseGrids
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
 from lilliput.methods.quantization.mixed_precision import MixedPrecision
 from lilliput.methods.quantization.post_training import Quantization
@@ -35,6 +36,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     SecondOrderPruning,
     RateDistortion,
     MixedPrecision,
+    CoarseGrids,
     Quantization,
     QuantizationAwareTraining,
     SelfCompression,

@@ -14,13 +14,11 @@ from torch import Tensor
 from lilliput.ops.fixed_point import dequantize, integer_range, quantize
 
 FEWEST_BITS, MOST_BITS = 2, 16
+SCALE_BITS = 2
+"""Of the mantissa of a short step: the least error is flat around it, and short mantissas take fewer bytes."""
 SHRINK_STEPS = 100
 AT_ONCE = 1 << 16
 """Values that `mse` rounds in one go: for short rows, of many shares; for long ones, of one share at a time."""
-
-
-SCALE_BITS = 2
-"""Of the mantissa of short scales, after the first."""
 
 
 class Range(NamedTuple):
@@ -134,6 +132,13 @@ def dequantize_rows(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return dequantize(codes, scale[:, None], zero_point[:, None])
 
 
+def short(steps: Tensor) -> Tensor:
+    """With `SCALE_BITS` bits of mantissa after the first, rounded: a file takes a byte for each."""
+    mantissa, exponent = torch.frexp(steps)
+    unit = 2.0 ** (SCALE_BITS + 1)
+    return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)
+
+
 def _scale(exact: Tensor, *, power_of_two: bool) -> Tensor:
     """The smallest normal float32, or power of two, that is at least `exact`; 1 for 0."""
     exact = torch.where(exact == 0, 1.0, exact)
@@ -156,10 +161,3 @@ def _checked(rows: Tensor) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("rows must be finite: found NaN or infinity")
     return rows.to(torch.float64)
-
-
-def short_scales(scales: Tensor) -> Tensor:
-    """The nearest with `SCALE_BITS` bits of mantissa after the first: a file holds them in fewer bytes."""
-    mantissa, exponent = torch.frexp(scales)
-    unit = 2.0 ** (SCALE_BITS + 1)
-    return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)

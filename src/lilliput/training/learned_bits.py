@@ -16,7 +16,7 @@ from lilliput.core.edits import Edit, Slice
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import DataError
 from lilliput.ops import bit_width
-from lilliput.ops.affine import short_scales
+from lilliput.ops.affine import short
 from lilliput.ops.bit_width import Rounded
 from lilliput.training.attach import CELL, DIVERGED, Attached
 from lilliput.training.optimizer import Memory
@@ -163,7 +163,7 @@ class LearnedBits(Attached):
         exponent = widths.exponent.detach()
         if self._exponents == "whole":
             return torch.floor(exponent + 0.5)
-        return torch.log2(short_scales(torch.exp2(exponent))) if self._exponents == "short" else exponent
+        return torch.log2(short(torch.exp2(exponent))) if self._exponents == "short" else exponent
 
     def describe(self) -> str:
         parts = [f"{n} {w.raw.sum()} {w.bits.sum()} {w.exponent.sum()}" for n, w in self.widths.items()]
@@ -249,7 +249,7 @@ class LearnedBits(Attached):
 
     def _scale(self, w: Widths) -> Tensor:
         scale = torch.exp2(self.exponent_of(w))
-        return short_scales(scale) if self._exponents == "short" else scale
+        return short(scale) if self._exponents == "short" else scale
 
     def learned(self) -> dict[str, Widths]:
         """Copies, on the CPU."""

@@ -16,14 +16,13 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.graph.trace import Node
 from lilliput.methods.second_order.layers import Layers, damped, refitted, wanted_cross
-from lilliput.ops.affine import mse, short_scales
+from lilliput.ops.affine import mse, short
 from lilliput.ops.rate_rounding import Shape, inverse_factor, rounded
 from lilliput.training.layer_targets import Products, Wanted
 
 MOST_PLACES = 2**17
 OUTPUT_DAMPING = 0.01
 LARGEST = 127
-"""Of the mantissa of a step: the least error is flat around it, and short mantissas take fewer bytes."""
 
 
 class LayerSettings(Protocol):
@@ -165,7 +164,7 @@ def steps_at(rows: Tensor, inner: Tensor, outputs: Tensor, price: float, factor:
     steps = factor * torch.sqrt(12 * price / (math.log(2) * weight * variance))
     largest = rows.abs().amax(1)
     floor = (largest / LARGEST).clamp(min=1e-30)
-    return short_scales(torch.minimum(torch.maximum(steps, floor), (4 * largest).clamp(min=1e-30)))
+    return short(torch.minimum(torch.maximum(steps, floor), (4 * largest).clamp(min=1e-30)))
 
 
 def steps_of_bits(rows: Tensor, bits: int | None) -> Tensor:
