@@ -102,6 +102,8 @@ def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str
         raise ValueError(f"{word} without a weight")
     if word == "batch_norm" and not {"mean", "variance"} <= set(state):
         raise ValueError("batch_norm without mean and variance")
+    if word == "learned_function" and state.keys() != {"weight", "limit"}:
+        raise ValueError("learned_function without weight and limit")
     wanted: dict[str, Shape] = {}
     if word == "conv":
         w, groups = state["weight"], a["groups"]
@@ -119,6 +121,8 @@ def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str
         wanted = dict.fromkeys(state, (x[1],))
     elif word == "layer_norm":
         wanted = dict.fromkeys(state, x[-a["dims"] :])
+    elif word == "learned_function" and state["limit"] != (1,):
+        wanted = {"limit": state["weight"][:1]}
     elif word == "prelu" and state["weight"] not in ((1,), x[1:2]):
         raise ValueError(f"a weight of shape {state['weight']} on a value of shape {x}")
     for role, shape in wanted.items():
@@ -244,7 +248,8 @@ def network_from(
     """
     _check_names([*tensors, *counters])
     network = StoredNetwork(graph_from(wiring, {**tensors, **counters}, shape))
-    statistics = {name for wire in wiring.nodes for role, name in wire.tensors.items() if role in ("mean", "variance")}
+    measured = ("mean", "variance", "limit")
+    statistics = {name for wire in wiring.nodes for role, name in wire.tensors.items() if role in measured}
     for name, tensor in (*tensors.items(), *counters.items()):
         learned = name in tensors and name not in statistics
         put_(network, name, nn.Parameter(tensor) if learned else tensor)

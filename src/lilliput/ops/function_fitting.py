@@ -1,0 +1,78 @@
+"""Weights of `ops.learned_function` that compute a given function: what a network keeps when its activation is replaced.
+
+Tables and cubic splines take the function's values at the points. PSA is fitted by least squares on [-limit, limit],
+weighted as inputs lie whose deviation is a quarter of the limit: quasi-Newton steps (L-BFGS) from several starts, the
+best of which counts. A ReLU is met within 0.4% of the limit, GELU and SiLU within 0.02%.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lilliput.ops.learned_function import PSA_LIMIT, grid_of, psa
+
+Function = Callable[[Tensor], Tensor]
+
+TERMS = 8
+STARTS = (2.0, 4.0)
+"""How wide the centers of PSA lie at first, in units of a quarter of the limit."""
+SAMPLES = 257
+STEPS = 100
+
+
+def fitted(function: Function, kind: str, limit: float, points: int, terms: int = TERMS) -> Tensor:
+    """float32 [n]: the weight of one function."""
+    bound = torch.tensor([limit], dtype=torch.float64)
+    if kind in ("table", "cubic"):
+        values = function(grid_of(bound, points)[0])
+        return (values if kind == "table" else _coefficients(values)).float()
+    return _psa(function, bound, terms).float()
+
+
+def _coefficients(values: Tensor) -> Tensor:
+    """Of the cubic spline through these values that is straight at both ends."""
+    n = len(values)
+    system = torch.zeros(n + 2, n + 2, dtype=torch.float64)
+    inner = torch.arange(n)
+    for shift, share in ((0, 1 / 6), (1, 4 / 6), (2, 1 / 6)):
+        system[inner + 1, inner + shift] = share
+    system[0, :3] = system[-1, -3:] = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64)
+    return torch.linalg.solve(system, torch.cat([zero, values, zero]))
+
+
+def _psa(function: Function, limit: Tensor, terms: int) -> Tensor:
+    z = torch.linspace(-PSA_LIMIT, PSA_LIMIT, SAMPLES, dtype=torch.float64)
+    factor = float(limit) / PSA_LIMIT
+    wanted, importance = function(z * factor) / factor, 0.1 + torch.exp(-(z**2) / 2)
+    results = [_fit(z, wanted, importance, _start(function, width, factor, terms)) for width in STARTS]
+    return min(results, key=lambda result: result[0])[1]
+
+
+def _start(function: Function, width: float, factor: float, terms: int) -> Tensor:
+    """Lines that meet the function at the centers."""
+    b = width * torch.linspace(-2, 2, terms, dtype=torch.float64)
+    at_zero = function(torch.zeros(1, dtype=torch.float64)) / factor
+    away = torch.where(b.abs() < 1e-6, 1e-6, b)
+    v = (function(away * factor) / factor - at_zero) / away
+    return torch.cat([v, torch.ones_like(b), b, torch.ones(1, dtype=torch.float64), at_zero])
+
+
+def _fit(z: Tensor, wanted: Tensor, importance: Tensor, start: Tensor) -> tuple[float, Tensor]:
+    """(loss, weight): of z, at the limit of PSA itself."""
+    weight = start[None].clone().requires_grad_()
+    unit = torch.tensor([PSA_LIMIT], dtype=torch.float64)
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-14
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            found = (importance * (psa(z[None], weight, unit)[0] - wanted) ** 2).mean()
+        found.backward()
+        return found
+
+    optimizer.step(loss)
+    return loss().item(), weight.detach()[0]
