@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lilliput.core.errors import VerificationError as VerificationError
     from lilliput.core.guard import MaxDrop as MaxDrop
     from lilliput.core.guard import MinAgreement as MinAgreement
+    from lilliput.core.learned_activation import LearnedActivation as LearnedActivation
     from lilliput.core.method import Context as Context
     from lilliput.core.method import Pass as Pass
     from lilliput.core.method import PassResult as PassResult
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
     from lilliput.methods.consolidation.pruning import AcceptancePruning as AcceptancePruning
     from lilliput.methods.consolidation.sic import Sic as Sic
+    from lilliput.methods.learned_functions.replace_activations import ReplaceActivations as ReplaceActivations
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
@@ -87,6 +89,7 @@ _HOMES = {
         "VerificationError",
     ),
     "lilliput.core.guard": ("MaxDrop", "MinAgreement"),
+    "lilliput.core.learned_activation": ("LearnedActivation",),
     "lilliput.core.method": ("Context", "Pass", "PassResult"),
     "lilliput.core.progress": ("Progress",),
     "lilliput.core.score": ("Score",),
@@ -97,6 +100,7 @@ _HOMES = {
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
+    "lilliput.methods.learned_functions.replace_activations": ("ReplaceActivations",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.channel": ("ChannelPruning",),
     "lilliput.methods.pruning.gradual": ("GradualPruning",),

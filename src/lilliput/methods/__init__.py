@@ -4,6 +4,7 @@ from lilliput.core.method import Pass
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
+from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
@@ -22,6 +23,7 @@ from lilliput.methods.tuning.fine_tune import FineTune
 BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     ReestimateBatchNorm,
+    ReplaceActivations,
     MagnitudePruning,
     GradualPruning,
     ChannelPruning,
