@@ -13,6 +13,7 @@ from lilliput.methods import BUILT_IN
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
+from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
@@ -32,6 +33,13 @@ from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tin
 SETTINGS: dict[type[Pass], list[Pass]] = {
     FoldBatchNorm: [FoldBatchNorm()],
     ReestimateBatchNorm: [ReestimateBatchNorm(samples=64, batch_size=16)],
+    ReplaceActivations: [
+        ReplaceActivations(),
+        ReplaceActivations(kind="table", points=9, share="layer", limit=3.0),
+        ReplaceActivations(kind="psa", limit="batch_norm"),
+        ReplaceActivations(kind="cubic", share="group", groups=2),
+        ReplaceActivations(kind="bspline", init="paper"),
+    ],
     MagnitudePruning: [
         MagnitudePruning(),
         MagnitudePruning(sparsity=0.7, scope="layer"),
