@@ -21,6 +21,7 @@ from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, Tin
 from lilliput.nn.models.lenet import MNISTCNN, LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
 from lilliput.nn.models.mlperf_tiny import DSCNN, DenseAutoencoder, MobileNetV1, TinyResNet8
 from lilliput.nn.models.plain import VGG, MojoCIFARCNN
+from lilliput.nn.models.resmlp import ResMLP
 from lilliput.nn.models.resnet import CifarResNet
 from lilliput.training.settings import FitSettings
 from lilliput.zoo import tasks
@@ -73,6 +74,7 @@ _CIFAR = FitSettings(
 _SVHN = replace(_CIFAR, epochs=40)  # as many steps as 60 epochs of CIFAR-10
 _TINY = FitSettings(epochs=36, batch_size=100, optimizer="adamw", learning_rate=2e-3, schedule="one_cycle", keep="last")
 _MOJO = replace(_CIFAR, epochs=60, optimizer="adamw", learning_rate=1e-3)  # no BatchNorm: 0.1 is too much
+_RESMLP = replace(_CIFAR, epochs=60, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0)
 
 
 def _mnist(data: str) -> Callable[..., Task]:
@@ -204,6 +206,17 @@ ZOO: dict[str, Entry] = {
         training=_SVHN,
         summary="SIC's ResNet-16 for house numbers (175k)",
     ),
+    **{
+        f"resmlp-{hidden}": Entry(
+            model=lambda hidden=hidden: ResMLP(hidden=hidden),
+            shape=(3, 32, 32),
+            task=CIFAR,
+            data="cifar10",
+            training=_RESMLP,
+            summary=f"ResMLP, four blocks with {hidden} hidden channels ({count})",
+        )
+        for hidden, count in ((384, "322k"), (192, "173k"), (96, "99k"), (48, "62k"), (24, "44k"))
+    },
     "vgg": Entry(
         shape=(3, 32, 32),
         model=VGG,
