@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from lilliput.methods.second_order.pruning import SecondOrderPruning as SecondOrderPruning
     from lilliput.methods.second_order.rate_distortion import RateDistortion as RateDistortion
     from lilliput.methods.self_compression.self_compression import SelfCompression as SelfCompression
+    from lilliput.methods.tuning.distill import Distill as Distill
     from lilliput.methods.tuning.fine_tune import FineTune as FineTune
     from lilliput.pipeline.recipe import Recipe as Recipe
     from lilliput.pipeline.recipe import Step as Step
@@ -114,6 +115,7 @@ _HOMES = {
     "lilliput.methods.second_order.pruning": ("SecondOrderPruning",),
     "lilliput.methods.second_order.rate_distortion": ("RateDistortion",),
     "lilliput.methods.self_compression.self_compression": ("SelfCompression",),
+    "lilliput.methods.tuning.distill": ("Distill",),
     "lilliput.methods.tuning.fine_tune": ("FineTune",),
     "lilliput.pipeline.recipe": ("Recipe", "Step"),
     "lilliput.report.result": ("Result",),

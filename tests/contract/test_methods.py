@@ -27,6 +27,7 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
+from lilliput.methods.tuning.distill import Distill
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
 
@@ -77,6 +78,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         AcceptancePruning(strategy="per_neuron_binary_values", max_passes=2),
     ],
     FineTune: [FineTune(epochs=2, batch_size=16)],
+    Distill: [Distill(epochs=2, batch_size=16)],
     SelfCompression: [
         SelfCompression(epochs=2, batch_size=16, rounds=2),
         SelfCompression(steps=6, batch_size=16, rounds=2, size="bits", gamma=1.0, per=2, settle=0.0),

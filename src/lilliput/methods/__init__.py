@@ -18,6 +18,7 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
+from lilliput.methods.tuning.distill import Distill
 from lilliput.methods.tuning.fine_tune import FineTune
 
 BUILT_IN: tuple[type[Pass], ...] = (
@@ -32,6 +33,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     Sic,
     AcceptancePruning,
     FineTune,
+    Distill,
     CrossLayerEqualization,
     BiasCorrection,
     SecondOrderPruning,
