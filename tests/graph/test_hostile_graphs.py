@@ -45,6 +45,11 @@ def loaded(*nodes: Any, **more: Any) -> Any:
     return stored_artifact(contents_of(*nodes, **more), "net.lil")
 
 
+def functions(weight: tuple[int, ...], limit: tuple[int, ...] = (1,)) -> dict[str, Any]:
+    """The tensors of a file with one learned function, and four values for it to read."""
+    return {"tensors": {"f.weight": weight, "f.limit": limit}, "shape": (4,)}
+
+
 RELU, CONV = node("relu"), node("conv", 0)
 
 
@@ -113,6 +118,34 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "norm of all": ([node("layer_norm", 0, 1, [], 4)], {}, r"4 dimensions of a value of shape"),
     "norm of nothing": ([node("layer_norm", 0, 1, [], 0)], {}, r"0 dimensions of a value of shape"),
     "norm by another weight": ([node("layer_norm", 0, 1, [3, 4])], {}, r"a weight of shape \(4,\) on a value of shape"),
+    "functions of other channels": (
+        [node("learned_function", "f")],
+        functions((3, 9)),
+        r"functions of shape \(3, 9\) on a value of shape \(1, 4\)",
+    ),
+    "functions in no table": ([node("learned_function", "f")], functions((4,)), r"functions of shape \(4,\) on"),
+    "functions along the batch": ([node("learned_function", "f", 1, None, 0, 0)], functions((4, 9)), r"dimension 0 of"),
+    "a point alone": ([node("learned_function", "f")], functions((4, 1)), r"1 numbers for a function of kind 'table'"),
+    "functions of other numbers": (
+        [node("learned_function", "f", 1, None, 2)],
+        functions((4, 9)),
+        r"9 numbers for a function of kind 'psa'",
+    ),
+    "points that are not those": (
+        [node("learned_function", "f", 1, None, 0, 1, 8)],
+        functions((4, 9)),
+        r"8 points of 9 numbers",
+    ),
+    "functions without a limit": (
+        [node("learned_function", "f", 1, [1])],
+        functions((4, 9)),
+        r"learned_function without weight and limit",
+    ),
+    "limits of other functions": (
+        [node("learned_function", "f")],
+        functions((4, 9), limit=(3,)),
+        r"a limit of shape \(3,\) on a value of shape",
+    ),
     "slope of other channels": (
         [node("prelu", 0, 1, AT["slope.weight"])],
         {},

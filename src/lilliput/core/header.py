@@ -258,7 +258,7 @@ def _edit(data: Any) -> Edit:
         if type(cls) is not str or cls not in REPLACEMENTS:
             raise ValueError(f"unknown class {shown(cls)}; known are {', '.join(REPLACEMENTS)}")
         if any(type(v) not in (bool, int, float, str) for v in mapping(settings).values()):
-            raise ValueError(f"settings {shown(settings)} that are not numbers")
+            raise ValueError(f"settings {shown(settings)} that are not numbers or words")
         if calls:
             return ReplaceCall(path=text(path), cls=cls, settings=settings, number=number(calls[0]))
         return Replace(path=text(path), cls=cls, settings=settings)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.errors import RecipeError
 from lilliput.core.learned_activation import INITS, KINDS, SHARES, LearnedActivation
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_names, check_range, layers
 from lilliput.graph.layers import channel_dim
@@ -64,8 +63,6 @@ class ReplaceActivations(Pass):
         else:
             check_range("replace_activations limit", self.limit, 1e-6, 1e6)
         super().__post_init__()
-        if any({"include", "skip"} & set(s) for s in self.overrides.values()):
-            raise RecipeError("replace_activations overrides", "include or skip", "set them for the whole pass")
 
     def requires(self, net: Artifact) -> list[str]:
         if isinstance(net.module, StoredNetwork):
