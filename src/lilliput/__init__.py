@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from lilliput.methods.pruning.gradual import GradualPruning as GradualPruning
     from lilliput.methods.pruning.gradual_channels import GradualChannelPruning as GradualChannelPruning
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
+    from lilliput.methods.pruning.narrow import Narrow as Narrow
     from lilliput.methods.quantization.aware_training import QuantizationAwareTraining as QuantizationAwareTraining
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
     from lilliput.methods.quantization.equalization import CrossLayerEqualization as CrossLayerEqualization
@@ -107,6 +108,7 @@ _HOMES = {
     "lilliput.methods.pruning.gradual": ("GradualPruning",),
     "lilliput.methods.pruning.gradual_channels": ("GradualChannelPruning",),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
+    "lilliput.methods.pruning.narrow": ("Narrow",),
     "lilliput.methods.quantization.aware_training": ("QuantizationAwareTraining",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
     "lilliput.methods.quantization.equalization": ("CrossLayerEqualization",),

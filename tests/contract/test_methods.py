@@ -19,6 +19,7 @@ from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
 from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.pruning.narrow import Narrow
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
@@ -62,6 +63,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         GradualChannelPruning(macs=0.8, rounds=2, epochs=1, batch_size=16),
         GradualChannelPruning(max_macs=2000, rounds=1, epochs=1, batch_size=16, criterion="l2", compensate=False),
     ],
+    Narrow: [Narrow(), Narrow(factor=0.6, criterion="l2", compensate=False)],
     WeightClustering: [
         WeightClustering(),
         WeightClustering(n_clusters=3, per="channel"),

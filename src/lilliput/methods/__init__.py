@@ -10,6 +10,7 @@ from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
 from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.pruning.narrow import Narrow
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.equalization import CrossLayerEqualization
@@ -29,6 +30,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     GradualPruning,
     ChannelPruning,
     GradualChannelPruning,
+    Narrow,
     WeightClustering,
     Sic,
     AcceptancePruning,
