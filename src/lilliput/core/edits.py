@@ -1,6 +1,6 @@
 """Changes to the module tree, as data: a fresh module becomes the edited one by replaying them.
 
-`Fold` moves a BatchNorm into the layer before or behind it, `Slice` keeps some slices of a tensor, `Replace` puts
+`Fold` moves a BatchNorm into the layer before or behind it, `Separate` makes it a layer of its own, `Slice` keeps some slices of a tensor, `Replace` puts
 another module in a place, `ReplaceCall` lets a module compute what a call in the network's own code did. Replaying changes structure only; the tensors come from the file.
 """
 
@@ -52,6 +52,25 @@ class Fold:
                 "bias", nn.Parameter(torch.zeros(outputs, dtype=weight.dtype, device=weight.device))
             )
         _put(module, self.norm, nn.Identity())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separate:
+    """BatchNorm at `path` becomes a layer of its own: a convolution of one tap for each channel, with bias."""
+
+    path: str
+
+    def replay_(self, module: nn.Module) -> None:
+        norm = _get(module, self.path)
+        layer = {nn.BatchNorm1d: nn.Conv1d, nn.BatchNorm2d: nn.Conv2d}.get(type(norm))
+        if layer is None:
+            raise ArtifactError(
+                f"replay of separate at {self.path!r}",
+                f"it is {type(norm).__name__}",
+                "give the module that the file was made from",
+            )
+        channels = int(norm.num_features)  # pyright: ignore[reportArgumentType]
+        _put(module, self.path, layer(channels, channels, 1, groups=channels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +142,14 @@ class ReplaceCall:
         route_(module, self.number, self.path)
 
 
-Edit = Fold | Slice | Replace | ReplaceCall
-EDITS: dict[str, type[Edit]] = {"fold": Fold, "slice": Slice, "replace": Replace, "call": ReplaceCall}
+Edit = Fold | Separate | Slice | Replace | ReplaceCall
+EDITS: dict[str, type[Edit]] = {
+    "fold": Fold,
+    "separate": Separate,
+    "slice": Slice,
+    "replace": Replace,
+    "call": ReplaceCall,
+}
 
 
 def fingerprint(module: nn.Module) -> str:

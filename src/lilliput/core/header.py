@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lilliput.core import wire
 from lilliput.core.artifact import InputSpec
-from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, ReplaceCall, Slice
+from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, ReplaceCall, Separate, Slice
 from lilliput.core.fields import MAX_DIM, MAX_RANK, floats, items, mapping, number, numbers, shown, text, unique
 from lilliput.core.fields import shape as checked_shape
 from lilliput.core.nameless import FIELDS, named, unnamed
@@ -238,6 +238,8 @@ def _counter(data: Any) -> tuple[str, Tensor]:
 def _edit_data(edit: Edit) -> list[Any]:
     if isinstance(edit, Fold):
         return ["fold", edit.layer, edit.norm]
+    if isinstance(edit, Separate):
+        return ["separate", edit.path]
     if isinstance(edit, Slice):
         return ["slice", edit.path, edit.dim, list(edit.index)]
     if isinstance(edit, ReplaceCall):
@@ -250,6 +252,8 @@ def _edit(data: Any) -> Edit:
     if kind == "fold":
         layer, norm = items(fields, 2)
         return Fold(layer=text(layer), norm=text(norm))
+    if kind == "separate":
+        return Separate(path=text(items(fields, 1)[0]))
     if kind == "slice":
         path, dim, index = items(fields, 3)
         return Slice(path=text(path), dim=number(dim, MAX_RANK), index=tuple(numbers(index)))
