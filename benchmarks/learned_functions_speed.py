@@ -2,12 +2,12 @@
 
     python benchmarks/learned_functions_speed.py
 
-In one process, in turn, a number of times; CPU time of the process, the median and its quartiles in nanoseconds for each
-value. Rows: ReLU and GELU of torch; a table of 33 points for each channel as indices into it (naive: one gather for
-each end of each line, the gradient through `index_put_`), as `piecewise_linear_torch`, and as our loops; PSA from 26 numbers
-a channel over 33 and 65 points; PSA itself. Shapes: [16384, 96] (an MLP), [256, 64, 96] (tokens), [64, 96, 16, 16]
-(images). The floor is what the bytes take: read x and write y forward; read x and its gradient and write another one
-backward, at the speed of a copy. Writes results/learned_functions_speed.json and .txt.
+In one process, in turn, a number of times: CPU time of the process, median and quartiles in nanoseconds for each value.
+Rows: ReLU and GELU of torch; a table of 33 points for each channel as one would write it first (a row of the table for
+each value, by index), as `piecewise_linear_torch`, and as our loops; PSA from 26 numbers a channel over 33 and 65
+points, and without a grid. Shapes: [16384, 96] (an MLP), [256, 64, 96] (tokens), [64, 96, 16, 16] (images). The floor
+is what the bytes take: read x and write y forward, read x and a gradient and write another one backward. Writes
+results/learned_functions_speed.json and .txt.
 """
 
 import json
@@ -43,10 +43,18 @@ def candidates(channels: int, dim: int):
     limit = torch.tensor([4.0])
     tables = {rows: torch.randn(rows, POINTS).requires_grad_() for rows in (1, channels)}
     found = {"relu": (torch.relu, []), "gelu": (torch.nn.functional.gelu, [])}
-    for name, function in (("naive indexing", naive), ("torch path", piecewise_linear_torch), ("ours", piecewise_linear)):
+    for name, function in (
+        ("naive indexing", naive),
+        ("torch path", piecewise_linear_torch),
+        ("ours", piecewise_linear),
+    ):
         found[name] = (lambda x, f=function: f(x, tables[channels], limit, dim), [tables[channels]])
     found["ours, one table"] = (lambda x: piecewise_linear(x, tables[1], limit, dim), [tables[1]])
-    for name, kind, points in (("lerp_psa, 33 points", "lerp_psa", 33), ("lerp_psa, 65 points", "lerp_psa", 65), ("psa without a grid", "psa", 33)):
+    for name, kind, points in (
+        ("lerp_psa, 33 points", "lerp_psa", 33),
+        ("lerp_psa, 65 points", "lerp_psa", 65),
+        ("psa without a grid", "psa", 33),
+    ):
         module = LearnedActivation(channels, kind=kind, points=points, dim=dim)
         found[name] = (module, [module.weight])
     return found
@@ -75,11 +83,14 @@ def measured(shape: tuple[int, ...], dim: int) -> dict[str, dict[str, list[float
         for name, (function, learned) in candidates(shape[dim], dim).items():
             if name in SLOW and turn > SLOW_TURNS:
                 continue
-            took = {"forward": cpu(lambda f=function: forward(f)), "both": cpu(lambda f=function, p=learned: both(f, p))}
+            took = {
+                "forward": cpu(lambda f=function: forward(f)),
+                "both": cpu(lambda f=function, p=learned: both(f, p)),
+            }
             for what, value in took.items() if turn else ():  # the first turn compiles
                 seconds.setdefault(name, {"forward": [], "both": []})[what].append(value)
         copy = {"forward": cpu(lambda: torch.empty_like(x).copy_(x.detach()))}
-        copy["both"] = copy["forward"] + cpu(lambda: torch.empty_like(x).copy_(x.detach() + g))
+        copy["both"] = copy["forward"] + cpu(lambda: torch.add(x.detach(), g))
         for what, value in copy.items() if turn else ():
             seconds.setdefault("floor: bytes alone", {"forward": [], "both": []})[what].append(value)
     return {
@@ -91,7 +102,9 @@ def measured(shape: tuple[int, ...], dim: int) -> dict[str, dict[str, list[float
 def table(found) -> str:
     lines = []
     for layout, rows in found.items():
-        lines += [f"{layout} {list(SHAPES[layout][0])}, ns a value: forward [quartiles], forward and backward [quartiles]"]
+        lines += [
+            f"{layout} {list(SHAPES[layout][0])}, ns a value: forward [quartiles], forward and backward [quartiles]"
+        ]
         relu, gelu = (rows[name]["both"][1] for name in ("relu", "gelu"))
         for name, row in rows.items():
             cells = [f"{v[1]:8.2f} [{v[0]:.2f}, {v[2]:.2f}]".ljust(26) for v in row.values()]

@@ -54,7 +54,7 @@ def network(*edits):
         edit.replay_(net)
     for number, edit in enumerate(edits):
         with torch.no_grad():
-            net.get_submodule(edit.path).weight.fill_(number + 1.0)
+            net.get_parameter(f"{edit.path}.weight").fill_(number + 1.0)
     return net
 
 
@@ -84,7 +84,7 @@ def test_numbers_do_not_depend_on_what_else_was_replaced():
         for other in (edits[::-1], edits[2:] + edits[:2]):
             net = network(*other)
             for number, edit in enumerate(edits):
-                net.get_submodule(edit.path).weight.fill_(number + 1.0)
+                net.get_parameter(f"{edit.path}.weight").fill_(number + 1.0)
             assert torch.equal(net(X), wanted)
             assert calls_of(net, X).count("learned_function") == 4
 
@@ -94,7 +94,7 @@ def test_a_copy_of_a_network_uses_its_own_modules():
     twin = copy.deepcopy(net)
     with torch.no_grad():
         before = net(X)
-        twin.get_submodule("learned").weight.add_(1)
+        twin.get_parameter("learned.weight").add_(1)
         assert torch.equal(net(X), before)
         assert not torch.equal(twin(X), before)
 
@@ -124,7 +124,7 @@ def test_files_hold_the_edit():
         edit.replay_(net.module)
         net.edits.append(edit)
     with torch.no_grad():
-        net.module.get_submodule("learned").weight.normal_()
+        net.module.get_parameter("learned.weight").normal_()
         contents = container.loads(container.dumps(net))
         again = contents.replay(Net())
         assert contents.edits == net.edits
@@ -142,7 +142,10 @@ def test_files_hold_the_edit():
         (call(3, ""), "the place or the call is taken"),
         (call(3, "nowhere.learned"), "the module has nothing there"),
         (ReplaceCall(number=3, path="x", cls="Conv2d"), "unknown class 'Conv2d'"),
-        (ReplaceCall(number=3, path="x", cls="LearnedActivation", settings={"channels": 1 << 60}), "1152921504606846976"),
+        (
+            ReplaceCall(number=3, path="x", cls="LearnedActivation", settings={"channels": 1 << 60}),
+            "1152921504606846976",
+        ),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(edit, found):

@@ -819,7 +819,10 @@ RULES: dict[str, tuple[str, Make, str]] = {
     "class": (
         CLASS,
         lambda: lil(at={EDITS: [["replace", "a", "os.system", {}]]}),
-        "unknown class 'os.system'; known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh, LearnedActivation",
+        (
+            "unknown class 'os.system'; known are "
+            "Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh, LearnedActivation"
+        ),
     ),
     "class that is a list": (
         CLASS,

@@ -162,7 +162,8 @@ def test_the_penalty_makes_functions_of_fewer_lines():
 def test_paper_starts_are_drawn_from_the_generator_that_is_given():
     state = torch.get_rng_state()
     one, same, other = (
-        LearnedActivation(4, kind="psa", init="paper", generator=torch.Generator().manual_seed(s)).weight for s in (0, 0, 1)
+        LearnedActivation(4, kind="psa", init="paper", generator=torch.Generator().manual_seed(s)).weight
+        for s in (0, 0, 1)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -190,12 +191,13 @@ def test_a_module_of_its_structure_takes_its_weights():
         ({"limit": float("nan")}, "limit: nan; use a positive number"),
         ({"share": "group", "groups": 4}, "groups: 4 of 6 channels; use a divisor of them"),
         ({"terms": 0}, "terms: 0"),
+        ({"points": 4096, "terms": 64, "channels": 1 << 16}, "65536 functions of kind 'lerp_psa'"),
         ({"dim": "last"}, "dim: 'last'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, found):
     with pytest.raises(UsageError, match="LearnedActivation") as error:
-        LearnedActivation(6, **settings)
+        LearnedActivation(**{"channels": 6, **settings})
     assert found in str(error.value)
 
 

@@ -95,9 +95,9 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
         {"shape": (4, 6, 6)},
         r"output padding \(3, 3\) with stride \(1, 1\)",
     ),
-    "conv without a weight": ([node("conv", 0, 1, [0, 2])], {}, r"a weight of shape \(\) on a value of shape"),
+    "conv without weight": ([node("conv", 0, 1, [0, 2])], {}, r"a weight of shape \(\) on a value of shape"),
     "bias of another shape": ([node("conv", 0, 1, [1, AT["fc.bias"] + 1])], {}, r"a bias of shape \(3,\) on a value"),
-    "linear without a weight": ([node("linear", 0, 1, [0, 2])], {}, r"linear without a weight"),
+    "linear without weight": ([node("linear", 0, 1, [0, 2])], {}, r"linear without weight"),
     "linear on other features": (
         [node("linear", 0, 1, AT["fc.weight"])],
         {},
@@ -136,6 +136,11 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
         functions((4, 9)),
         r"8 points of 9 numbers",
     ),
+    "more points than fit": (
+        [node("learned_function", "f", 1, None, 1, 1, 1 << 30)],
+        functions((4, 26)),
+        r"with 1073741824 points",
+    ),
     "functions without a limit": (
         [node("learned_function", "f", 1, [1])],
         functions((4, 9)),
@@ -151,7 +156,7 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
         {},
         r"a weight of shape \(4,\) on a value of",
     ),
-    "slope without a weight": ([node("prelu", 0, 1, [])], {}, r"prelu without a weight"),
+    "slope without weight": ([node("prelu", 0, 1, [])], {}, r"prelu without weight"),
     "pool of a vector": ([node("max_pool", 0)], {"shape": (8,)}, r"where an image or a series should be"),
     "pool beyond the image": ([node("max_pool", 0, 1, 9)], {}, r"Output size is too small"),
     "pads beyond half of the kernel": ([node("max_pool", 0, 1, 2, 1, 2)], {}, r"pad should be at most half"),

@@ -74,7 +74,9 @@ def trained():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Artifact.of(Mlp(), task.spec)
-    fit(net, task, FitSettings(epochs=15, batch_size=64, learning_rate=3e-3), generator=torch.Generator().manual_seed(0))
+    fit(
+        net, task, FitSettings(epochs=15, batch_size=64, learning_rate=3e-3), generator=torch.Generator().manual_seed(0)
+    )
     return net.module.eval(), task, Mlp
 
 
@@ -193,15 +195,15 @@ def test_limits_follow_what_the_layer_reads():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval()
     with torch.no_grad():
-        model[2].weight.copy_(torch.tensor([1.0, 2.0, 1.0, 2.0]))
-        model[2].bias.fill_(0.5)
+        model.get_parameter("2.weight").copy_(torch.tensor([1.0, 2.0, 1.0, 2.0]))
+        model.get_parameter("2.bias").fill_(0.5)
     observed, _ = applied(model, ReplaceActivations(kind="table", deviations=3.0))
     x = torch.cat([x for x, _ in TASK.data("calibration").batches(64)])
     with torch.no_grad():
-        wanted = 3 * model[:3](x).square().mean().sqrt()
-    assert float(observed.module[3].limit) == pytest.approx(float(wanted), rel=1e-3)
+        wanted = 3 * nn.Sequential(*list(model)[:3])(x).square().mean().sqrt()
+    assert float(observed.module.get_buffer("3.limit")) == pytest.approx(float(wanted), rel=1e-3)
     stated, _ = applied(model, ReplaceActivations(kind="table", limit="batch_norm", deviations=4.0))
-    assert float(stated.module[3].limit) == pytest.approx(4 * (2.5 + 0.25) ** 0.5)
+    assert float(stated.module.get_buffer("3.limit")) == pytest.approx(4 * (2.5 + 0.25) ** 0.5)
     folded, result = applied(model, FoldBatchNorm(), ReplaceActivations(limit="batch_norm"))
     assert not result.effect
     assert result.skipped["3"] == "no BatchNorm is before it; use limit: observed"
@@ -286,7 +288,9 @@ def test_order_of_passes_is_refused_with_a_remedy():
 def test_dropout_and_norms_still_train():
     """Calls are routed in the network's own forward: in training it does what its code says."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+    )
 
     class Outer(nn.Module):
         def __init__(self):
@@ -298,9 +302,9 @@ def test_dropout_and_norms_still_train():
 
     net, _ = applied(Outer().eval(), TABLE, task=TASK)
     module, x = copy.deepcopy(net.module).train(), net.input.example(64)
-    mean = module.inner[2].running_mean.clone()
+    mean = module.get_buffer("inner.2.running_mean").clone()
     assert not torch.equal(module(x), module(x))
-    assert not torch.equal(module.inner[2].running_mean, mean)
+    assert not torch.equal(module.get_buffer("inner.2.running_mean"), mean)
 
 
 @pytest.mark.parametrize(

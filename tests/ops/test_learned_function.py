@@ -86,7 +86,9 @@ def test_gradients_of_the_kernel_are_those_of_torch(layout, rows):
 
 def test_inputs_that_do_not_lie_in_order_are_read_in_order():
     x, table = numbers(0, 3, 9, 8, 4).permute(0, 3, 1, 2), numbers(1, 4, 9)
-    assert torch.equal(piecewise_linear(x, table, torch.ones(1)), piecewise_linear(x.contiguous(), table, torch.ones(1)))
+    assert torch.equal(
+        piecewise_linear(x, table, torch.ones(1)), piecewise_linear(x.contiguous(), table, torch.ones(1))
+    )
 
 
 def test_a_table_s_gradient_adds_up_precisely():
@@ -148,7 +150,9 @@ def test_psa_is_the_published_formula_at_limit_4(terms, seed):
     scale, offset = weight[0, -2:].tolist()
     for value, found in zip(x.tolist(), psa(x[None], weight, torch.tensor([4.0], dtype=torch.float64))[0], strict=True):
         score = np.exp(-((value - b) ** 2) / (w**2 + 1))
-        assert float(found) == pytest.approx(scale * value * (score / score.sum() * v).sum() + offset, rel=1e-9, abs=1e-9)
+        assert float(found) == pytest.approx(
+            scale * value * (score / score.sum() * v).sum() + offset, rel=1e-9, abs=1e-9
+        )
 
 
 def test_psa_of_another_limit_is_the_same_function_in_other_units():
@@ -203,4 +207,12 @@ def test_without_any_bend_the_best_line_is_left():
 @pytest.mark.parametrize(("kind", "size", "points"), [("table", 1, 9), ("cubic", 3, 9), ("psa", 27, 9), ("odd", 9, 9)])
 def test_sizes_that_make_no_function_are_refused(kind, size, points):
     with pytest.raises(ValueError, match=f"{size} numbers for a function of kind '{kind}'"):
-        points_of(kind, size, points)
+        points_of(kind, 3, size, points)
+
+
+def test_what_would_take_the_memory_to_evaluate_is_refused():
+    assert points_of("lerp_psa", 1 << 9, 26, 4096) == 4096
+    with pytest.raises(ValueError, match="65536 functions of kind 'lerp_psa' with 4096 points"):
+        points_of("lerp_psa", 1 << 16, 26, 4096)
+    with pytest.raises(ValueError, match="with 5000 points"):
+        points_of("lerp_psa", 1, 26, 5000)

@@ -1,7 +1,8 @@
 """Changes to the module tree, as data: a fresh module becomes the edited one by replaying them.
 
-`Fold` moves a BatchNorm into the layer before or behind it, `Separate` makes it a layer of its own, `Slice` keeps some slices of a tensor, `Replace` puts
-another module in a place, `ReplaceCall` lets a module compute what a call in the network's own code did. Replaying changes structure only; the tensors come from the file.
+`Fold` moves a BatchNorm into the layer before or behind it, `Separate` makes it a layer of its own, `Slice` keeps
+some slices of a tensor, `Replace` puts another module in a place, `ReplaceCall` lets a module compute what a call in
+the network's own code did. Replaying changes structure only; the tensors come from the file.
 """
 
 import hashlib

@@ -15,10 +15,12 @@ from lilliput.core.errors import UsageError
 from lilliput.core.fields import MAX_RANK
 from lilliput.ops.function_fitting import TERMS, fitted
 from lilliput.ops.learned_function import (
+    MOST_POINTS,
     POINTS,
     bends,
     learned_function,
     piecewise_linear,
+    points_of,
     recorded,
     second_variation,
     table_of,
@@ -30,7 +32,7 @@ KINDS = {"table": "table", "bspline": "table", "cubic": "cubic", "lerp_psa": "le
 """What users call them, and what `ops.learned_function` calls them: a spline of degree 1 is a table."""
 SHARES = ("layer", "group", "channel")
 INITS = ("keep", "paper", "zeros")
-MOST_POINTS, MOST_TERMS, MOST_CHANNELS, MOST_NUMBERS = 1 << 12, 1 << 6, 1 << 16, 1 << 22
+MOST_TERMS, MOST_CHANNELS = 1 << 6, 1 << 16
 
 
 class LearnedActivation(nn.Module):
@@ -77,7 +79,10 @@ class LearnedActivation(nn.Module):
         self.channels, self.kind, self.points, self.share = channels, kind, points, share
         self.groups, self.dim, self.terms = groups, dim, terms
         rows, size = {"layer": 1, "group": groups, "channel": channels}[share], weight_size(self.form, points, terms)
-        _check("numbers", rows * size, 1, MOST_NUMBERS)
+        try:
+            points_of(self.form, rows, size, points)
+        except ValueError as error:
+            raise UsageError("LearnedActivation", str(error), "use fewer points, or share functions") from error
         self.weight = nn.Parameter(torch.zeros(rows, size))
         self.register_buffer("limit", torch.tensor([float(limit)]))
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None
@@ -96,9 +101,13 @@ class LearnedActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         count_()
         rows = len(self.weight)
-        if not -x.dim() <= self.dim < x.dim() or x.shape[self.dim] != (self.channels if rows > 1 else x.shape[self.dim]):
+        if not -x.dim() <= self.dim < x.dim() or x.shape[self.dim] != (
+            self.channels if rows > 1 else x.shape[self.dim]
+        ):
             found = f"a value of shape {tuple(x.shape)}"
-            raise UsageError(f"LearnedActivation of {self.channels} channels", found, f"give them in dimension {self.dim}")
+            raise UsageError(
+                f"LearnedActivation of {self.channels} channels", found, f"give them in dimension {self.dim}"
+            )
         dim = self.dim % x.dim()
         if torch.compiler.is_exporting():
             return recorded(x, self.weight, self.limit, self.form, self.points, dim)

@@ -208,9 +208,7 @@ def check_names(method: Pass, paths: list[str], what: str) -> None:
     given = [("include", p) for p in method.include if p != "*"] + [("skip", p) for p in method.skip]
     for word, pattern in [*given, *(("override for", p) for p in method.overrides)]:
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            raise RecipeError(
-                f"{method.name} {word} {pattern!r}", f"it matches no {what}", _similar(pattern, paths)
-            )
+            raise RecipeError(f"{method.name} {word} {pattern!r}", f"it matches no {what}", _similar(pattern, paths))
 
 
 def _owners(module: nn.Module) -> dict[str, nn.Module]:

@@ -6,7 +6,6 @@ Both are in opset 13: an index is computed and looked up with Gather.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lilliput.export.onnx_writer import Writer

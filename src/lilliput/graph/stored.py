@@ -96,14 +96,18 @@ def _node(
     return node, value
 
 
+NEEDED = {
+    **dict.fromkeys(("conv", "linear", "prelu"), ("weight",)),
+    "batch_norm": ("mean", "variance"),
+    "learned_function": ("weight", "limit"),
+}
+"""Roles that a word cannot do without."""
+
+
 def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str, Shape]) -> None:
     """Torch does not check all of them on the meta device."""
-    if word in ("conv", "linear", "prelu") and "weight" not in state:
-        raise ValueError(f"{word} without a weight")
-    if word == "batch_norm" and not {"mean", "variance"} <= set(state):
-        raise ValueError("batch_norm without mean and variance")
-    if word == "learned_function" and state.keys() != {"weight", "limit"}:
-        raise ValueError("learned_function without weight and limit")
+    if any(role not in state for role in NEEDED.get(word, ())):
+        raise ValueError(f"{word} without {' and '.join(NEEDED[word])}")
     wanted: dict[str, Shape] = {}
     if word == "conv":
         w, groups = state["weight"], a["groups"]

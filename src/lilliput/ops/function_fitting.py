@@ -1,4 +1,4 @@
-"""Weights of `ops.learned_function` that compute a given function: what a network keeps when its activation is replaced.
+"""Weights of `ops.learned_function` that compute a given function: what a network keeps when activations are replaced.
 
 Tables and cubic splines take the function's values at the points. PSA is fitted by least squares on [-limit, limit],
 weighted as inputs lie whose deviation is a quarter of the limit: quasi-Newton steps (L-BFGS) from several starts, the

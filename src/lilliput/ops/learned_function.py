@@ -31,6 +31,8 @@ SOFTNESS = 1.0
 PSA_LIMIT = 4.0
 POINTS = 33
 """Of a grid, unless told otherwise."""
+MOST_POINTS, MOST_ENTRIES = 1 << 12, 1 << 25
+"""Of one grid; of all points, and of all their terms."""
 SMALL_PLANE = 64
 """Places of a channel that are worth a loop of their own."""
 
@@ -99,11 +101,17 @@ def weight_size(kind: str, points: int, terms: int) -> int:
     return {"table": points, "cubic": points + 2}.get(kind, 3 * terms + 2)
 
 
-def points_of(kind: str, size: int, points: int) -> int:
-    """The points of a function of so many numbers; `points` where they do not say it. ValueError for wrong sizes."""
+def points_of(kind: str, rows: int, size: int, points: int) -> int:
+    """The points of `rows` functions of so many numbers; `points` where they do not say it.
+
+    Raises ValueError for sizes that make no function, and for what would take more than `MOST_ENTRIES` to evaluate.
+    """
     found = {"table": size, "cubic": size - 2}.get(kind, points)
-    if kind not in KINDS or found < 2 or (kind in ("psa", "lerp_psa") and (size < 5 or (size - 2) % 3)):
+    mixed = kind in ("psa", "lerp_psa")
+    if kind not in KINDS or not 2 <= found <= MOST_POINTS or (mixed and (size < 5 or (size - 2) % 3)):
         raise ValueError(f"{size} numbers for a function of kind {kind!r} with {found} points")
+    if rows * (found * (size - 2) // 3 if mixed else size) > MOST_ENTRIES:
+        raise ValueError(f"{rows} functions of kind {kind!r} with {found} points")
     return found
 
 

@@ -22,8 +22,8 @@ LANES = 4
 @part
 def _place(u: Any, last: Any) -> Any:
     """The line that u lies on: 0..last; 0 for NaN."""
-    held = u if u > np.float32(0) else np.float32(0)
-    return np.int32(held if held < last else last)
+    held = max(np.float32(0), u)
+    return np.int32(min(last, held))
 
 
 @kernel
@@ -58,7 +58,7 @@ def rows_backward(
     part_sums: Any,
     sums: Any,
 ) -> None:
-    """x, g, dx [n, channels]; sums [rows x points, 2]: of g, and of g t, on each line. `part_sums` is zero, and stays."""
+    """x, g, dx [n, channels]; sums [rows x points, 2]: of g, and of g t, on each line. `part_sums` stays zero."""
     n, channels = x.shape
     count = 0
     for i in range(n):

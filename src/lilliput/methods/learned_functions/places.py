@@ -80,7 +80,7 @@ def _check_training(module: nn.Module, words: list[str], example: torch.Tensor) 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             found = calls_of(trained, example)
-        except Exception as error:  # noqa: BLE001 - a forward may raise anything
+        except Exception as error:
             raise _unclear(f"in training mode it stops ({' '.join(str(error).split())[:120]})") from error
     if len(found) != len(words):
         raise _unclear("it calls other activations in training than in evaluation")

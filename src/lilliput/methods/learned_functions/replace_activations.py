@@ -110,7 +110,13 @@ class ReplaceActivations(Pass):
         """As the settings want it for this node, of zeros."""
         dim = channel_dim(graph, node)
         return LearnedActivation(
-            node.shape[dim], kind=self.kind, points=self.points, share=self.share, groups=self.groups, dim=dim, init="zeros"
+            node.shape[dim],
+            kind=self.kind,
+            points=self.points,
+            share=self.share,
+            groups=self.groups,
+            dim=dim,
+            init="zeros",
         )
 
     def _weight(
@@ -130,9 +136,7 @@ class ReplaceActivations(Pass):
         return known[key]
 
 
-def _pairs(
-    nodes: list[Node], methods: Mapping[str, ReplaceActivations]
-) -> list[tuple[Node, ReplaceActivations]]:
+def _pairs(nodes: list[Node], methods: Mapping[str, ReplaceActivations]) -> list[tuple[Node, ReplaceActivations]]:
     return [(node, methods[node.name]) for node in nodes]
 
 
