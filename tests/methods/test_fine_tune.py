@@ -181,3 +181,22 @@ def test_settings_out_of_range_are_refused(settings):
 def test_the_input_spec_of_the_network_stays():
     net, _ = applied(tiny_model("linear"), TUNE)
     assert net.input == InputSpec(shape=(1, 4, 4), layout="CHW")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_blend_lies_on_the_line_between_before_and_after(share):
+    model = tiny_model("residual")
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ends = [
+        applied(model, FineTune(epochs=2, batch_size=16, keep="last", blend=blend))[0].module for blend in (0.0, share)
+    ]
+    trained, blended = (dict(end.named_parameters()) for end in ends)
+    for name, old in start.items():
+        wanted = (1 - share) * trained[name].detach() + share * old
+        torch.testing.assert_close(blended[name].detach(), wanted, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(trained[name].detach(), old) for name, old in start.items())
+
+
+def test_what_is_encoded_is_not_blended():
+    with pytest.raises(RecipeError, match="blend"):
+        applied(tiny_model("residual"), MagnitudePruning(sparsity=0.5), FineTune(epochs=1, blend=0.5))
