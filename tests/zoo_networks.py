@@ -8,7 +8,11 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.zoo.registry import ZOO
 from lowered import calibrated_on, quantized
 
-LARGE = ("resnet32", "resnet56", "vgg", "mojo-cifar", "resmlp-384", "resmlp-192")
+SMALL_RESMLP = ("resmlp-24", "resmlp-24-psa")
+LARGE = (
+    *("resnet32", "resnet56", "vgg", "mojo-cifar"),
+    *(name for name in ZOO if name.startswith("resmlp") and name not in SMALL_RESMLP),
+)
 """Those that take seconds for each sample in plain integers."""
 
 

@@ -216,3 +216,16 @@ def test_what_would_take_the_memory_to_evaluate_is_refused():
         points_of("lerp_psa", 1 << 16, 26, 4096)
     with pytest.raises(ValueError, match="with 5000 points"):
         points_of("lerp_psa", 1, 26, 5000)
+
+
+def test_half_precision_is_float32_in_between():
+    """What autocast gives: the kernel's values, rounded once."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(7, 5, 11, generator=generator).bfloat16()
+    table, limit = torch.randn(5, 9, generator=generator).requires_grad_(), torch.tensor([3.0])
+    y = piecewise_linear(x, table, limit)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, piecewise_linear(x.float(), table, limit).bfloat16())
+    y.float().sum().backward()
+    assert table.grad is not None
+    assert table.grad.dtype == torch.float32

@@ -120,6 +120,8 @@ def points_of(kind: str, rows: int, size: int, points: int) -> int:
 
 def piecewise_linear(x: Tensor, table: Tensor, limit: Tensor, dim: int = 1) -> Tensor:
     """`table` [rows, points], on a grid over [-limit, limit]; `limit` [1] or [rows] gets no gradient."""
+    if x.dtype in (torch.bfloat16, torch.float16) and table.dtype == torch.float32:  # autocast
+        return piecewise_linear(x.float(), table, limit, dim).to(x.dtype)
     tensors = (x, table, limit)
     if torch.compiler.is_compiling() or not all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors):
         return piecewise_linear_torch(x, table, limit, dim)

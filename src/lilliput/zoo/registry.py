@@ -81,6 +81,10 @@ def _mnist(data: str) -> Callable[..., Task]:
     return tasks.image_classification(data)
 
 
+def _thousands(count: int) -> str:
+    return f"{round(count / 1000)}k"
+
+
 ZOO: dict[str, Entry] = {
     "digits-cnn": Entry(
         shape=(1, 8, 8),
@@ -207,15 +211,21 @@ ZOO: dict[str, Entry] = {
         summary="SIC's ResNet-16 for house numbers (175k)",
     ),
     **{
-        f"resmlp-{hidden}": Entry(
-            model=lambda hidden=hidden: ResMLP(hidden=hidden),
+        f"resmlp-{hidden}{end}": Entry(
+            model=lambda hidden=hidden, end=end: ResMLP(hidden=hidden, activation=end.removeprefix("-") or "relu"),
             shape=(3, 32, 32),
             task=CIFAR,
             data="cifar10",
             training=_RESMLP,
-            summary=f"ResMLP, four blocks with {hidden} hidden channels ({count})",
+            summary=f"ResMLP, four blocks with {hidden} hidden channels{what} ({_thousands(count)})",
         )
-        for hidden, count in ((384, "322k"), (192, "173k"), (96, "99k"), (48, "62k"), (24, "44k"))
+        for hidden, count in ((384, 321_642), (192, 173_418), (96, 99_306), (48, 62_250), (24, 43_722))
+        for end, what, count in (
+            ("", "", count),
+            ("-gelu", ", GELU", count),
+            ("-spline", ", spline activations", count + 4 * 65 * (96 + hidden)),
+            ("-psa", ", PSA activations", count + 4 * 26 * (96 + hidden)),
+        )
     },
     "vgg": Entry(
         shape=(3, 32, 32),

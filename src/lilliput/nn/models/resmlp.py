@@ -20,9 +20,18 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from lilliput.core.learned_activation import LearnedActivation
+
 PIXELS = 32
 SMALL = 0.1
 """What a block adds is multiplied with, at the start."""
+ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "relu": lambda _: nn.ReLU(),
+    "gelu": lambda _: nn.GELU(),
+    "spline": lambda n: LearnedActivation(n, kind="bspline", points=65, init="paper"),
+    "psa": lambda n: LearnedActivation(n, kind="lerp_psa", points=65, init="paper"),
+}
+"""As published, over [-4, 4] (there PSA has 64 points)."""
 
 
 class ResMLPBlock(nn.Module):
@@ -59,20 +68,27 @@ class ResMLPBlock(nn.Module):
 
 
 class ResMLP(nn.Module):
-    """`activation(channels)` makes what stands between a block's layers; `before`: see `ResMLPBlock`."""
+    """`activation`, one of `ACTIVATIONS` or a function of the channels, makes what stands between a block's layers.
+
+    `before` (see `ResMLPBlock`) is as published if it is None: a learned activation stands there too.
+    """
 
     def __init__(
         self,
         *,
         hidden: int = 384,
-        activation: Callable[[int], nn.Module] = lambda _: nn.ReLU(),
-        before: bool = False,
+        activation: str | Callable[[int], nn.Module] = "relu",
+        before: bool | None = None,
         channels: int = 96,
         blocks: int = 4,
         patch: int = 4,
         n_classes: int = 10,
     ) -> None:
         super().__init__()
+        if before is None:
+            before = activation in ("spline", "psa")
+        if isinstance(activation, str):
+            activation = ACTIVATIONS[activation]
         self.embed = nn.Conv2d(3, channels, patch, stride=patch)
         tokens = (PIXELS // patch) ** 2
         self.blocks = nn.Sequential(
