@@ -82,7 +82,7 @@ def _mnist(data: str) -> Callable[..., Task]:
 
 
 def _thousands(count: int) -> str:
-    return f"{round(count / 1000)}k"
+    return f"{count / 1000:.3g}k"
 
 
 ZOO: dict[str, Entry] = {
