@@ -20,6 +20,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.device import as_device, in_float32, moved
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import Evaluation, evaluate, outputs_of
+from lilliput.core.learned_activation import second_variation_of
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
 from lilliput.training.attach import DIVERGED, Attached
@@ -311,6 +312,8 @@ class _Loop:
                     taught = self._outputs(self.teacher, batch)
                 distance = distillation_loss(outputs, taught, kind=task.kind, temperature=self.settings.temperature)
                 loss = (1 - self.settings.distillation) * loss + self.settings.distillation * distance
+            if self.settings.second_variation:
+                loss = loss + self.settings.second_variation * second_variation_of(self.module)
             for penalty in self.penalties:
                 loss = loss + penalty(self.module)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
