@@ -11,6 +11,7 @@ from torch import nn
 
 from lilliput.core.edits import EDITS, REPLACEMENTS, Fold, Replace, ReplaceCall, Slice, fingerprint
 from lilliput.core.errors import ArtifactError
+from lilliput.core.learned_activation import LearnedActivation
 from lilliput.testing import TINY, tiny_model
 from strategies import law
 
@@ -280,3 +281,8 @@ def test_fingerprint_tells_architectures_and_not_weights(name):
 )
 def test_fingerprint_sees_every_change_of_a_layer(other):
     assert fingerprint(other) != fingerprint(nn.Sequential(nn.Conv2d(2, 4, 3)))
+
+
+@pytest.mark.parametrize("other", [{"kind": "psa"}, {"points": 17}, {"dim": -1}], ids=str)
+def test_fingerprint_sees_what_functions_of_one_shape_differ_in(other):
+    assert fingerprint(LearnedActivation(4, **other)) != fingerprint(LearnedActivation(4, kind="lerp_psa"))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lilliput.core import container
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import RecipeError
-from lilliput.core.learned_activation import KINDS, LearnedActivation
+from lilliput.core.learned_activation import KINDS, LearnedActivation, second_variation_of
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.task import Task
 from lilliput.graph import stored
@@ -117,6 +117,17 @@ def test_functions_train_are_quantized_and_run_from_a_file(trained, kind):
     program = lower(net)
     assert [o.kind for o in program.operations].count("table") == 2
     assert accuracy(integer, task) >= accuracy(model, task) - 2
+
+
+def test_bends_that_cost_become_fewer(trained):
+    model, task, _ = trained
+    sizes = []
+    for price in (0.0, 3e-3):
+        net, _ = applied(model, ReplaceActivations(kind="bspline", points=17), task=task)
+        method = FineTune(epochs=2, batch_size=64, learning_rate=3e-3, second_variation=price, keep="last")
+        apply_checked_(method, net, Context.of(task, model))
+        sizes.append(float(second_variation_of(net.module.requires_grad_(requires_grad=False))))
+    assert sizes[1] < 0.9 * sizes[0]
 
 
 def test_the_program_computes_what_the_integer_network_computes(trained):

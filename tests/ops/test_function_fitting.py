@@ -10,13 +10,23 @@ from lilliput.ops.learned_function import grid_of, learned_function
 FUNCTIONS = {"relu": torch.relu, "gelu": F.gelu, "silu": F.silu, "hardswish": F.hardswish}
 
 
-@pytest.mark.parametrize("kind", ["table", "cubic"])
+@pytest.mark.parametrize("points", [9, 16, 17])
+@pytest.mark.parametrize("kind", ["table", "cubic", "lerp_psa"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_tables_and_splines_meet_the_function_at_every_point(kind, name):
-    weight = fitted(FUNCTIONS[name], kind, 3.0, 17)[None]
-    grid = grid_of(torch.tensor([3.0]), 17)[0][:, None]
-    found = learned_function(grid, weight, torch.tensor([3.0]), kind, 17)
-    assert torch.allclose(found, FUNCTIONS[name](grid), atol=1e-5)
+def test_lines_are_nearer_to_the_function_than_those_through_its_points(name, kind, points):
+    """For inputs of deviation 1 on a grid to 4; a ReLU is met exactly where a point is at 0."""
+    function, limit = FUNCTIONS[name], torch.tensor([4.0])
+    x = torch.randn((5000, 1), generator=torch.Generator().manual_seed(0))
+    found = learned_function(x, fitted(function, kind, 4.0, points)[None], limit, kind, points) - function(x)
+    through = learned_function(x, function(grid_of(limit, points)), limit, "table", points) - function(x)
+    exact = name == "relu" and points % 2 == 1
+    least = 1e-2 if kind == "lerp_psa" and exact else 1e-6
+    assert found.square().mean().sqrt() < max(least, 0.75 * through.square().mean().sqrt())
+
+
+def test_large_tables_take_the_values_of_the_function():
+    grid = grid_of(torch.tensor([3.0]), 500)[0]
+    assert torch.allclose(fitted(F.gelu, "table", 3.0, 500), F.gelu(grid), atol=1e-6)
 
 
 @pytest.mark.parametrize("limit", [0.7, 4.0, 30.0])

@@ -163,6 +163,7 @@ def fingerprint(module: nn.Module) -> str:
         f"{path}:{type(m).__name__}:" + ",".join(f"{s}={getattr(m, s)}" for s in settings if s in vars(m))
         for path, m in module.named_modules()
     ]
+    lines += [f"{p}:{m.structure()}" for p, m in module.named_modules() if isinstance(m, LearnedActivation)]
     lines += [f"{name}:{tuple(t.shape)}:{t.dtype}" for name, t in module.state_dict().items()]
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 

@@ -166,6 +166,11 @@ class LearnedActivation(nn.Module):
             self.weight.copy_(torch.cat([v, torch.ones(rows, terms), b, one, none], 1))
 
 
+def second_variation_of(network: nn.Module) -> Tensor | float:
+    """Of all learned activations in it, together."""
+    return sum(m.second_variation() for m in network.modules() if isinstance(m, LearnedActivation))
+
+
 def _alone(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The same without gradients; a module may know float32 alone, and wants a batch."""
 

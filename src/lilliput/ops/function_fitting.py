@@ -1,8 +1,9 @@
 """Weights of `ops.learned_function` that compute a given function: what a network keeps when activations are replaced.
 
-Tables and cubic splines take the function's values at the points. PSA is fitted by least squares on [-limit, limit],
-weighted as inputs lie whose deviation is a quarter of the limit: quasi-Newton steps (L-BFGS) from several starts, the
-best of which counts. A ReLU is met within 0.4% of the limit, GELU and SiLU within 0.1%, Hardswish within 1%.
+All are fitted by least squares on [-limit, limit], weighted as inputs lie whose deviation is a quarter of the limit.
+Tables and cubic splines in one step, exactly where the function consists of such lines, as ReLU does; PSA by
+quasi-Newton steps (L-BFGS) from several starts, the best of which counts. PSA meets a ReLU within 0.4% of the limit,
+GELU and SiLU within 0.1%, Hardswish within 1%.
 """
 
 import functools
@@ -21,6 +22,8 @@ STARTS = (2.0, 4.0)
 SAMPLES = 257
 """An odd number: one is at 0."""
 STEPS = 100
+BETWEEN, MANY_POINTS = 16, 257
+"""Samples for each piece of a table; a table of more points takes the function's values at them."""
 MIDDLE = 0.1
 """The nearest to 0 that a center starts."""
 
@@ -29,9 +32,31 @@ def fitted(function: Function, kind: str, limit: float, points: int, terms: int 
     """float32 [n]: the weight of one function."""
     bound = torch.tensor([limit], dtype=torch.float64)
     if kind in ("table", "cubic"):
-        values = function(grid_of(bound, points)[0])
+        values = _points(function, bound, points)
         return (values if kind == "table" else _coefficients(values)).float()
+    if kind == "lerp_psa":
+        off = _points(function, bound, points) - function(grid_of(bound, points)[0])
+
+        def moved(x: Tensor) -> Tensor:
+            return function(x) + piecewise_linear_torch(x[None], off[None], bound, 0)[0]
+
+        return _psa(moved, bound, terms).float()
     return _psa(function, bound, terms).float()
+
+
+def _points(function: Function, limit: Tensor, points: int) -> Tensor:
+    """The values at the points whose lines are nearest to the function between them (least squares)."""
+    if points > MANY_POINTS:
+        return function(grid_of(limit, points)[0])
+    x = grid_of(limit, BETWEEN * (points - 1) + 1)
+    hats = piecewise_linear_torch(x.expand(points, -1), torch.eye(points, dtype=torch.float64), limit, 0).T
+    weighted = hats * _importance(PSA_LIMIT * x[0] / limit)[:, None]
+    return torch.linalg.solve(hats.T @ weighted, weighted.T @ function(x[0]))
+
+
+def _importance(z: Tensor) -> Tensor:
+    """Of errors at the limit of PSA: as inputs lie whose deviation is a quarter of the limit."""
+    return 0.1 + torch.exp(-(z**2) / 2)
 
 
 def _coefficients(values: Tensor) -> Tensor:
@@ -75,9 +100,9 @@ def _start(wanted: Tensor, width: float, terms: int) -> Tensor:
 
 
 def _fit(wanted: Tensor, start: Tensor) -> tuple[float, Tensor]:
-    """(loss, weight), weighted as inputs lie whose deviation is a quarter of the limit."""
+    """(loss, weight)."""
     z = _inputs()
-    importance = 0.1 + torch.exp(-(z**2) / 2)
+    importance = _importance(z)
     weight = start[None].clone().requires_grad_()
     limit = torch.tensor([PSA_LIMIT], dtype=torch.float64)
     optimizer = torch.optim.LBFGS(

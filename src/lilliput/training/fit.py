@@ -20,6 +20,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.device import as_device, in_float32, moved
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import Evaluation, evaluate, outputs_of
+from lilliput.core.learned_activation import second_variation_of
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
 from lilliput.training.attach import DIVERGED, Attached
@@ -308,6 +309,8 @@ class _Loop:
             if task.augment is not None:
                 x = task.augment(x, self.generator)
             loss = self._distance((x.to(self.device), moved(y, self.device)))
+            if self.settings.second_variation:
+                loss = loss + self.settings.second_variation * second_variation_of(self.module)
             for penalty in self.penalties:
                 loss = loss + penalty(self.module)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:

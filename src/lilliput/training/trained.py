@@ -31,6 +31,7 @@ class TrainingPass(Pass, ABC):
     batch_norm: str = "train"
     keep: str = "best"
     precision: str = "float32"
+    second_variation: float = 0.0
 
     def __post_init__(self) -> None:
         self.fit_settings({})  # checks the values
@@ -55,6 +56,7 @@ class TrainingPass(Pass, ABC):
             batch_norm=self.batch_norm,
             keep=self.keep,
             precision=self.precision,
+            second_variation=self.second_variation,
             parameter_groups=groups,
         )
 
