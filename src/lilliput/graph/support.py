@@ -67,9 +67,9 @@ TABLE: tuple[Support, ...] = (
         what="BatchNorm",
         onnx=FLOAT,
         program=NO,
-        conditions="folded into the layer before it or behind it, it is gone",
-        remedy="put fold_batchnorm into the recipe, and the norm directly behind a convolution or linear layer, or "
-        "before one without padding",
+        conditions="folded into the layer before it or behind it, it is gone; `rest: layer` of `fold_batchnorm` makes a layer "
+        "of one that cannot be folded",
+        remedy="put fold_batchnorm with rest: layer into the recipe",
     ),
     Support(
         words=("add", "sub"),
