@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.encoding import Encoding, Grid
+from lilliput.core.learned_activation import LearnedActivation
 from lilliput.graph.fold import fold_, foldable
 from lilliput.graph.integer import LAYERS, grids_of, integer_bias, integer_values, observe
 from lilliput.graph.trace import Graph, graph_of
@@ -60,6 +61,14 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(F.relu(self.first(x)))
+
+
+def learned(channels: int, **settings: Any) -> LearnedActivation:
+    """Functions that differ by channel."""
+    layer = LearnedActivation(channels, **settings)
+    with torch.no_grad():
+        layer.weight.add_(torch.linspace(-0.3, 0.3, layer.weight.numel()).reshape(layer.weight.shape))
+    return layer
 
 
 IMAGE, SERIES, VECTOR, TOKENS = (3, 9, 8), (4, 11), (6,), (5, 6)
@@ -131,6 +140,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "hard_swish": (lambda: _pointwise(F.hardswish), IMAGE),
     "hard_sigmoid": (lambda: _pointwise(F.hardsigmoid), IMAGE),
     "leaky_relu": (lambda: _pointwise(lambda x: F.leaky_relu(x, 0.2)), IMAGE),
+    "learned table": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), learned(4, kind="table", limit=1.0)), IMAGE),
+    "learned for all": (lambda: nn.Sequential(nn.Linear(6, 4), learned(4, kind="cubic", share="layer")), VECTOR),
+    "learned psa": (lambda: nn.Sequential(nn.Linear(6, 4), learned(4, kind="psa", dim=2, limit=2.0)), TOKENS),
+    "learned psa for all": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), learned(6, kind="psa", share="layer")), SERIES),
+    "learned for groups": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), learned(4, kind="lerp_psa", share="group", groups=2, points=9)),
+        IMAGE,
+    ),
     "softmax": (lambda: Fn(lambda x, a: a(x).softmax(-1), nn.Linear(6, 4)), VECTOR),
     "log_softmax": (lambda: Fn(lambda x, a: a(x).log_softmax(1), nn.Linear(6, 4)), VECTOR),
     "dropout": (lambda: nn.Sequential(nn.Dropout(), nn.Linear(6, 4), nn.Identity()), VECTOR),

@@ -9,6 +9,7 @@ from lilliput.core.program import Operation, Program, Value
 from lilliput.graph.operators import POINTWISE
 from lilliput.ops.fixed_point import integer_range
 from lowered import quantized, task_of
+from onnx_cases import learned
 
 SHAPE = (2, 6, 6)
 
@@ -48,8 +49,8 @@ FUNCTIONS = {
     "div_scalar": lambda x: x / 3,
     "rsub_scalar": lambda x: 1 - x,
 }
-"""All of `POINTWISE` but prelu, which has a weight."""
-assert {*FUNCTIONS, "prelu"} == {*POINTWISE}
+"""All of `POINTWISE` but those that have a weight."""
+assert {*FUNCTIONS, "prelu", "learned_function"} == {*POINTWISE}
 
 
 class Code(nn.Module):
@@ -92,6 +93,22 @@ NETS = {
         nn.Conv2d(2, 4, 3), prelu(4), nn.Flatten(), nn.Linear(64, 8), prelu(8), nn.Linear(8, 3)
     ),
     "functions": every_function,
+    "learned functions": lambda: sequence(
+        nn.Conv2d(2, 4, 3),
+        learned(4, kind="table", points=9),
+        nn.Conv2d(4, 4, 1),
+        learned(4, kind="lerp_psa", share="group", groups=2, limit=2.0),
+        nn.Flatten(),
+        nn.Linear(64, 8),
+        learned(8, kind="psa", share="layer"),
+        nn.Linear(8, 3),
+    ),
+    "learned functions of tokens": lambda: Code(
+        lambda m, x: m.h(m.f(m.a(x.flatten(2))).mean(1)),
+        a=nn.Linear(36, 6),
+        f=learned(6, kind="cubic", dim=-1, points=17),
+        h=nn.Linear(6, 3),
+    ),
     "amax": lambda: Code(lambda m, x: m.h(m.a(x).amax((2, 3))), a=nn.Conv2d(2, 4, 3), h=nn.Linear(4, 3)),
     "inner dimensions": lambda: Code(
         lambda m, x: m.h(torch.cat([m.a(x).amax(1).mean(1), m.a(x).mean(1).max(1)[0]], 1)),

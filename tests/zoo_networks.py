@@ -3,11 +3,16 @@
 import torch
 from torch import nn
 
+from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.zoo.registry import ZOO
 from lowered import calibrated_on, quantized
 
-LARGE = ("resnet32", "resnet56", "vgg", "mojo-cifar")
+SMALL_RESMLP = ("resmlp-24", "resmlp-24-psa")
+LARGE = (
+    *("resnet32", "resnet56", "vgg", "mojo-cifar"),
+    *(name for name in ZOO if name.startswith("resmlp") and name not in SMALL_RESMLP),
+)
 """Those that take seconds for each sample in plain integers."""
 
 
@@ -35,4 +40,4 @@ def random_network(name, *, calibration=16, signed=True):
     """A network of the zoo, folded and quantized to 8 bits; nothing that it computes means anything."""
     torch.manual_seed(0)
     model, x = randomize_(ZOO[name].model()).eval(), samples_of(name, calibration)
-    return quantized(model, calibrated_on(x), Quantization(signed=signed))
+    return quantized(model, calibrated_on(x), FoldBatchNorm(rest="layer"), Quantization(signed=signed))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lilliput.core.errors import VerificationError as VerificationError
     from lilliput.core.guard import MaxDrop as MaxDrop
     from lilliput.core.guard import MinAgreement as MinAgreement
+    from lilliput.core.learned_activation import LearnedActivation as LearnedActivation
     from lilliput.core.method import Context as Context
     from lilliput.core.method import Pass as Pass
     from lilliput.core.method import PassResult as PassResult
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
     from lilliput.methods.clustering.weight_clustering import WeightClustering as WeightClustering
     from lilliput.methods.consolidation.pruning import AcceptancePruning as AcceptancePruning
     from lilliput.methods.consolidation.sic import Sic as Sic
+    from lilliput.methods.learned_functions.replace_activations import ReplaceActivations as ReplaceActivations
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
     from lilliput.methods.pruning.gradual import GradualPruning as GradualPruning
     from lilliput.methods.pruning.gradual_channels import GradualChannelPruning as GradualChannelPruning
     from lilliput.methods.pruning.magnitude import MagnitudePruning as MagnitudePruning
+    from lilliput.methods.pruning.narrow import Narrow as Narrow
     from lilliput.methods.quantization.aware_training import QuantizationAwareTraining as QuantizationAwareTraining
     from lilliput.methods.quantization.bias_correction import BiasCorrection as BiasCorrection
     from lilliput.methods.quantization.coarse import CoarseGrids as CoarseGrids
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from lilliput.methods.second_order.pruning import SecondOrderPruning as SecondOrderPruning
     from lilliput.methods.second_order.rate_distortion import RateDistortion as RateDistortion
     from lilliput.methods.self_compression.self_compression import SelfCompression as SelfCompression
+    from lilliput.methods.tuning.distill import Distill as Distill
     from lilliput.methods.tuning.fine_tune import FineTune as FineTune
     from lilliput.pipeline.recipe import Recipe as Recipe
     from lilliput.pipeline.recipe import Step as Step
@@ -88,6 +92,7 @@ _HOMES = {
         "VerificationError",
     ),
     "lilliput.core.guard": ("MaxDrop", "MinAgreement"),
+    "lilliput.core.learned_activation": ("LearnedActivation",),
     "lilliput.core.method": ("Context", "Pass", "PassResult"),
     "lilliput.core.progress": ("Progress",),
     "lilliput.core.score": ("Score",),
@@ -98,11 +103,13 @@ _HOMES = {
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
+    "lilliput.methods.learned_functions.replace_activations": ("ReplaceActivations",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.channel": ("ChannelPruning",),
     "lilliput.methods.pruning.gradual": ("GradualPruning",),
     "lilliput.methods.pruning.gradual_channels": ("GradualChannelPruning",),
     "lilliput.methods.pruning.magnitude": ("MagnitudePruning",),
+    "lilliput.methods.pruning.narrow": ("Narrow",),
     "lilliput.methods.quantization.aware_training": ("QuantizationAwareTraining",),
     "lilliput.methods.quantization.bias_correction": ("BiasCorrection",),
     "lilliput.methods.quantization.coarse": ("CoarseGrids",),
@@ -112,6 +119,7 @@ _HOMES = {
     "lilliput.methods.second_order.pruning": ("SecondOrderPruning",),
     "lilliput.methods.second_order.rate_distortion": ("RateDistortion",),
     "lilliput.methods.self_compression.self_compression": ("SelfCompression",),
+    "lilliput.methods.tuning.distill": ("Distill",),
     "lilliput.methods.tuning.fine_tune": ("FineTune",),
     "lilliput.pipeline.recipe": ("Recipe", "Step"),
     "lilliput.report.result": ("Result",),

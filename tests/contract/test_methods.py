@@ -13,11 +13,13 @@ from lilliput.methods import BUILT_IN
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
+from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
 from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.pruning.narrow import Narrow
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.coarse import CoarseGrids
@@ -27,12 +29,20 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
+from lilliput.methods.tuning.distill import Distill
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
 
 SETTINGS: dict[type[Pass], list[Pass]] = {
     FoldBatchNorm: [FoldBatchNorm()],
     ReestimateBatchNorm: [ReestimateBatchNorm(samples=64, batch_size=16)],
+    ReplaceActivations: [
+        ReplaceActivations(),
+        ReplaceActivations(kind="table", points=9, share="layer", limit=3.0),
+        ReplaceActivations(kind="psa", limit="batch_norm"),
+        ReplaceActivations(kind="cubic", share="group", groups=2),
+        ReplaceActivations(kind="bspline", init="paper"),
+    ],
     MagnitudePruning: [
         MagnitudePruning(),
         MagnitudePruning(sparsity=0.7, scope="layer"),
@@ -54,6 +64,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         GradualChannelPruning(macs=0.8, rounds=2, epochs=1, batch_size=16),
         GradualChannelPruning(max_macs=2000, rounds=1, epochs=1, batch_size=16, criterion="l2", compensate=False),
     ],
+    Narrow: [Narrow(), Narrow(factor=0.6, criterion="l2", compensate=False)],
     WeightClustering: [
         WeightClustering(),
         WeightClustering(n_clusters=3, per="channel"),
@@ -70,6 +81,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         AcceptancePruning(strategy="per_neuron_binary_values", max_passes=2),
     ],
     FineTune: [FineTune(epochs=2, batch_size=16)],
+    Distill: [Distill(epochs=2, batch_size=16)],
     SelfCompression: [
         SelfCompression(epochs=2, batch_size=16, rounds=2),
         SelfCompression(steps=6, batch_size=16, rounds=2, size="bits", gamma=1.0, ramp=0.5, per=2, settle=0.0),

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lilliput.core.edits import EDITS, REPLACEMENTS, Fold, Replace, Slice, fingerprint
+from lilliput.core.edits import EDITS, REPLACEMENTS, Fold, Replace, ReplaceCall, Slice, fingerprint
 from lilliput.core.errors import ArtifactError
+from lilliput.core.learned_activation import LearnedActivation
 from lilliput.testing import TINY, tiny_model
 from strategies import law
 
@@ -213,7 +214,7 @@ def test_slice_that_does_not_fit_is_refused(edit, found):
 @pytest.mark.parametrize("cls", REPLACEMENTS)
 def test_replace_puts_another_module_there(cls):
     module = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
-    Replace(path="1", cls=cls).replay_(module)
+    Replace(path="1", cls=cls, settings={"channels": 2} if cls == "LearnedActivation" else {}).replay_(module)
     assert type(module[1]) is REPLACEMENTS[cls]
 
 
@@ -230,7 +231,7 @@ def test_replace_takes_settings():
             Replace(path="0", cls="Linear"),
             (
                 "replay of replace at '0': unknown class 'Linear'; "
-                "known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh"
+                "known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh, LearnedActivation"
             ),
         ),
         (Replace(path="9", cls="ReLU"), f"replay of an edit at '9': the module has nothing there; {FOLD}"),
@@ -252,7 +253,7 @@ def test_replace_that_cannot_be_is_refused(edit, text):
 
 
 def test_every_edit_has_a_word():
-    assert {"fold": Fold, "slice": Slice, "replace": Replace} == EDITS
+    assert {"fold": Fold, "slice": Slice, "replace": Replace, "call": ReplaceCall} == EDITS
 
 
 # Fingerprints
@@ -280,3 +281,8 @@ def test_fingerprint_tells_architectures_and_not_weights(name):
 )
 def test_fingerprint_sees_every_change_of_a_layer(other):
     assert fingerprint(other) != fingerprint(nn.Sequential(nn.Conv2d(2, 4, 3)))
+
+
+@pytest.mark.parametrize("other", [{"kind": "psa"}, {"points": 17}, {"dim": -1}], ids=str)
+def test_fingerprint_sees_what_functions_of_one_shape_differ_in(other):
+    assert fingerprint(LearnedActivation(4, **other)) != fingerprint(LearnedActivation(4, kind="lerp_psa"))

@@ -167,8 +167,9 @@ WORDS = (
 )
 EDIT = "A reader MUST refuse any other edit, and MUST NOT import or run anything that a file names."
 CLASS = (
-    "The class MUST be one of `Identity`, `ReLU`, `ReLU6`, `Hardswish`, `Hardsigmoid`, `Hardtanh` of `torch.nn`; "
-    "settings are numbers or booleans."
+    "The class MUST be one of `Identity`, `ReLU`, `ReLU6`, `Hardswish`, `Hardsigmoid`, `Hardtanh` of `torch.nn`, or "
+    "`LearnedActivation` of Lilliput; "
+    "settings are numbers, booleans or words."
 )
 
 GRAPHS = "It is `[nodes]`, `[nodes, outputs]` or `[nodes, outputs, form]`, and MUST NOT end with null:"
@@ -818,17 +819,30 @@ RULES: dict[str, tuple[str, Make, str]] = {
     "class": (
         CLASS,
         lambda: lil(at={EDITS: [["replace", "a", "os.system", {}]]}),
-        "unknown class 'os.system'; known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh",
+        (
+            "unknown class 'os.system'; known are "
+            "Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh, LearnedActivation"
+        ),
     ),
     "class that is a list": (
         CLASS,
         lambda: lil(at={EDITS: [["replace", "a", [], {}]]}),
-        "unknown class []; known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh",
+        "unknown class []; known are Identity, ReLU, ReLU6, Hardswish, Hardsigmoid, Hardtanh, LearnedActivation",
     ),
     "setting that is a list": (
         CLASS,
         lambda: lil(at={EDITS: [["replace", "a", "Hardtanh", {"min_val": [0]}]]}),
-        "settings {'min_val': [0]} that are not numbers",
+        "settings {'min_val': [0]} that are not numbers or words",
+    ),
+    "call without a number": (
+        EDIT,
+        lambda: lil(at={EDITS: [["call", "a", "LearnedActivation", {"channels": 2}]]}),
+        "['a', 'LearnedActivation', {'channels': 2}] where 4 fields should be",
+    ),
+    "call before the first": (
+        EDIT,
+        lambda: lil(at={EDITS: [["call", "a", "LearnedActivation", {"channels": 2}, -1]]}),
+        "-1 where a whole number up to 1099511627776 should be",
     ),
     # 8. The graph
     "ten fields": (
@@ -857,9 +871,9 @@ RULES: dict[str, tuple[str, Make, str]] = {
     "node that ends with null": (NODE, lambda: graph([RELU, 0, None]), "[2, 0, None] where a node should be"),
     "node that is a text": (NODE, lambda: graph("relu"), "'relu' where a list should be"),
     "node that is true": (NODE, lambda: graph(True), "True where a list should be"),
-    "operation 60": (WORD, lambda: graph(60), "60 where a whole number up to 59 should be"),
-    "operation -1": (WORD, lambda: graph(-1), "-1 where a whole number up to 59 should be"),
-    "operation that is a text": (WORD, lambda: graph(["relu", 0]), "'relu' where a whole number up to 59 should be"),
+    "operation 61": (WORD, lambda: graph(61), "61 where a whole number up to 60 should be"),
+    "operation -1": (WORD, lambda: graph(-1), "-1 where a whole number up to 60 should be"),
+    "operation that is a text": (WORD, lambda: graph(["relu", 0]), "'relu' where a whole number up to 60 should be"),
     "attribute of none": (FIELDS, lambda: graph([RELU, 0, 1, 1]), "3 fields of a node of relu"),
     "attribute too many": (FIELDS, lambda: graph([CLAMP, 0, 1, 1, 2, 3]), "5 fields of a node of clamp"),
     "kernel of 0": (EXTENTS, lambda: graph([MAX_POOL, 0, 1, 0]), "0 where a whole number from 1 to 65536 should be"),

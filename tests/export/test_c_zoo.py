@@ -64,6 +64,8 @@ def test_a_small_network_computes_the_same_under_sanitizers(name, tmp_path):
         ("lenet5-seed", 40),
         ("mnist-cnn", 20),
         ("mobilenet-025", 4),
+        ("resmlp-24", 8),
+        ("resmlp-24-psa", 8),
     ],
 )
 def test_a_network_computes_the_same_in_c(name, count, tmp_path):

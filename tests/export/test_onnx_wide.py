@@ -35,7 +35,7 @@ def test_wide_networks_agree(name, settings):
 def test_operations_agree_or_are_refused_by_name(name, bits):
     task = task_of(SHAPE)
     net, x = quantized_network(name, Quantization(activation_bits=bits)), inputs(task)
-    if name in ("adaptive max", "padding", "called twice"):
+    if name in ("adaptive max", "padding", "called twice", "learned functions", "learned functions of tokens"):
         assert check_with_runtime(build(net, target="onnx-x86"), net, x, classes=False).drift < 1e-2
     else:
         with pytest.raises(ExportError, match=r"ONNX export of '.+': aten\.\w+\.\w+ .*no form here"):

@@ -45,6 +45,11 @@ def loaded(*nodes: Any, **more: Any) -> Any:
     return stored_artifact(contents_of(*nodes, **more), "net.lil")
 
 
+def functions(weight: tuple[int, ...], limit: tuple[int, ...] = (1,)) -> dict[str, Any]:
+    """The tensors of a file with one learned function, and four values for it to read."""
+    return {"tensors": {"f.weight": weight, "f.limit": limit}, "shape": (4,)}
+
+
 RELU, CONV = node("relu"), node("conv", 0)
 
 
@@ -90,9 +95,9 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
         {"shape": (4, 6, 6)},
         r"output padding \(3, 3\) with stride \(1, 1\)",
     ),
-    "conv without a weight": ([node("conv", 0, 1, [0, 2])], {}, r"a weight of shape \(\) on a value of shape"),
+    "conv without weight": ([node("conv", 0, 1, [0, 2])], {}, r"a weight of shape \(\) on a value of shape"),
     "bias of another shape": ([node("conv", 0, 1, [1, AT["fc.bias"] + 1])], {}, r"a bias of shape \(3,\) on a value"),
-    "linear without a weight": ([node("linear", 0, 1, [0, 2])], {}, r"linear without a weight"),
+    "linear without weight": ([node("linear", 0, 1, [0, 2])], {}, r"linear without weight"),
     "linear on other features": (
         [node("linear", 0, 1, AT["fc.weight"])],
         {},
@@ -113,12 +118,45 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
     "norm of all": ([node("layer_norm", 0, 1, [], 4)], {}, r"4 dimensions of a value of shape"),
     "norm of nothing": ([node("layer_norm", 0, 1, [], 0)], {}, r"0 dimensions of a value of shape"),
     "norm by another weight": ([node("layer_norm", 0, 1, [3, 4])], {}, r"a weight of shape \(4,\) on a value of shape"),
+    "functions of other channels": (
+        [node("learned_function", "f")],
+        functions((3, 9)),
+        r"functions of shape \(3, 9\) on a value of shape \(1, 4\)",
+    ),
+    "functions in no table": ([node("learned_function", "f")], functions((4,)), r"functions of shape \(4,\) on"),
+    "functions along the batch": ([node("learned_function", "f", 1, None, 0, 0)], functions((4, 9)), r"dimension 0 of"),
+    "a point alone": ([node("learned_function", "f")], functions((4, 1)), r"1 numbers for a function of kind 'table'"),
+    "functions of other numbers": (
+        [node("learned_function", "f", 1, None, 2)],
+        functions((4, 9)),
+        r"9 numbers for a function of kind 'psa'",
+    ),
+    "points that are not those": (
+        [node("learned_function", "f", 1, None, 0, 1, 8)],
+        functions((4, 9)),
+        r"8 points of 9 numbers",
+    ),
+    "more points than fit": (
+        [node("learned_function", "f", 1, None, 1, 1, 1 << 30)],
+        functions((4, 26)),
+        r"with 1073741824 points",
+    ),
+    "functions without a limit": (
+        [node("learned_function", "f", 1, [1])],
+        functions((4, 9)),
+        r"learned_function without weight and limit",
+    ),
+    "limits of other functions": (
+        [node("learned_function", "f")],
+        functions((4, 9), limit=(3,)),
+        r"a limit of shape \(3,\) on a value of shape",
+    ),
     "slope of other channels": (
         [node("prelu", 0, 1, AT["slope.weight"])],
         {},
         r"a weight of shape \(4,\) on a value of",
     ),
-    "slope without a weight": ([node("prelu", 0, 1, [])], {}, r"prelu without a weight"),
+    "slope without weight": ([node("prelu", 0, 1, [])], {}, r"prelu without weight"),
     "pool of a vector": ([node("max_pool", 0)], {"shape": (8,)}, r"where an image or a series should be"),
     "pool beyond the image": ([node("max_pool", 0, 1, 9)], {}, r"Output size is too small"),
     "pads beyond half of the kernel": ([node("max_pool", 0, 1, 2, 1, 2)], {}, r"pad should be at most half"),

@@ -1,7 +1,8 @@
 """Changes to the module tree, as data: a fresh module becomes the edited one by replaying them.
 
-`Fold` moves a BatchNorm into the layer before or behind it, `Slice` keeps some slices of a tensor, `Replace` puts
-another module in a place. Replaying changes structure only; the tensors come from the file.
+`Fold` moves a BatchNorm into the layer before or behind it, `Separate` makes it a layer of its own, `Slice` keeps
+some slices of a tensor, `Replace` puts another module in a place, `ReplaceCall` lets a module compute what a call in
+the network's own code did. Replaying changes structure only; the tensors come from the file.
 """
 
 import hashlib
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.core.errors import ArtifactError
+from lilliput.core.calls import route_, routes_of
+from lilliput.core.errors import ArtifactError, LilliputError
+from lilliput.core.learned_activation import LearnedActivation
 
 REPLACEMENTS: dict[str, type[nn.Module]] = {
     "Identity": nn.Identity,
@@ -22,8 +25,9 @@ REPLACEMENTS: dict[str, type[nn.Module]] = {
     "Hardswish": nn.Hardswish,
     "Hardsigmoid": nn.Hardsigmoid,
     "Hardtanh": nn.Hardtanh,
+    "LearnedActivation": LearnedActivation,
 }
-"""What `Replace` can build, by name: a file can name these and nothing else."""
+"""What `Replace` and `ReplaceCall` can build, by name: a file can name these and nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,25 @@ class Fold:
                 "bias", nn.Parameter(torch.zeros(outputs, dtype=weight.dtype, device=weight.device))
             )
         _put(module, self.norm, nn.Identity())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separate:
+    """BatchNorm at `path` becomes a layer of its own: a convolution of one tap for each channel, with bias."""
+
+    path: str
+
+    def replay_(self, module: nn.Module) -> None:
+        norm = _get(module, self.path)
+        layer = {nn.BatchNorm1d: nn.Conv1d, nn.BatchNorm2d: nn.Conv2d}.get(type(norm))
+        if layer is None:
+            raise ArtifactError(
+                f"replay of separate at {self.path!r}",
+                f"it is {type(norm).__name__}",
+                "give the module that the file was made from",
+            )
+        channels = int(norm.num_features)  # pyright: ignore[reportArgumentType]
+        _put(module, self.path, layer(channels, channels, 1, groups=channels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +115,42 @@ class Replace:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def replay_(self, module: nn.Module) -> None:
-        if self.cls not in REPLACEMENTS:
-            raise ArtifactError(
-                f"replay of replace at {self.path!r}",
-                f"unknown class {self.cls!r}",
-                f"known are {', '.join(REPLACEMENTS)}",
-            )
+        new = _built(self.path, self.cls, self.settings)
         _get(module, self.path)
-        try:
-            new = REPLACEMENTS[self.cls](**self.settings)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ArtifactError(
-                f"replay of replace at {self.path!r}",
-                f"settings {reprlib.repr(self.settings)} for {self.cls} ({error})",
-                "make the file again",
-            ) from error
         _put(module, self.path, new)
 
 
-Edit = Fold | Slice | Replace
-EDITS: dict[str, type[Fold] | type[Slice] | type[Replace]] = {"fold": Fold, "slice": Slice, "replace": Replace}
+@dataclass(frozen=True, kw_only=True)
+class ReplaceCall:
+    """A new module at `path` computes call `number` of the network (`core.calls` says what counts)."""
+
+    number: int
+    path: str
+    cls: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def replay_(self, module: nn.Module) -> None:
+        new = _built(self.path, self.cls, self.settings)
+        owner, _, name = self.path.rpartition(".")
+        home = _get(module, owner)
+        if not name.isidentifier() or name in {*dir(home), *home._modules} or self.number in routes_of(module):
+            raise ArtifactError(
+                f"replay of a call at {self.path!r}",
+                "the place or the call is taken",
+                "give the module that the file was made from",
+            )
+        home.add_module(name, new)
+        route_(module, self.number, self.path)
+
+
+Edit = Fold | Separate | Slice | Replace | ReplaceCall
+EDITS: dict[str, type[Edit]] = {
+    "fold": Fold,
+    "separate": Separate,
+    "slice": Slice,
+    "replace": Replace,
+    "call": ReplaceCall,
+}
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -124,6 +163,7 @@ def fingerprint(module: nn.Module) -> str:
         f"{path}:{type(m).__name__}:" + ",".join(f"{s}={getattr(m, s)}" for s in settings if s in vars(m))
         for path, m in module.named_modules()
     ]
+    lines += [f"{p}:{m.structure()}" for p, m in module.named_modules() if isinstance(m, LearnedActivation)]
     lines += [f"{name}:{tuple(t.shape)}:{t.dtype}" for name, t in module.state_dict().items()]
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
@@ -138,6 +178,16 @@ def _get(module: nn.Module, path: str) -> nn.Module:
             "the module has nothing there",
             "give the module that the file was made from",
         ) from None
+
+
+def _built(path: str, cls: str, settings: Mapping[str, Any]) -> nn.Module:
+    asked, do = f"replay of replace at {path!r}", "make the file again"
+    if cls not in REPLACEMENTS:
+        raise ArtifactError(asked, f"unknown class {cls!r}", f"known are {', '.join(REPLACEMENTS)}")
+    try:
+        return REPLACEMENTS[cls](**settings)
+    except (TypeError, ValueError, AssertionError, LilliputError) as error:
+        raise ArtifactError(asked, f"settings {reprlib.repr(settings)} for {cls} ({error})", do) from error
 
 
 def _put(module: nn.Module, path: str, new: nn.Module) -> None:
@@ -175,5 +225,7 @@ def _resize_(layer: nn.Module) -> None:
         layer.in_channels, layer.out_channels = (many, few) if turned else (few, many)
     elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
         layer.num_features = weight.shape[0]
+    elif isinstance(layer, LearnedActivation):
+        layer.channels = weight.shape[0]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = weight.shape[0]

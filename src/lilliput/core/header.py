@@ -7,7 +7,8 @@ One CBOR array (see `wire`), deflated with a preset dictionary, behind its two l
 - a tensor is [name, slots, shape] or [name, slots, shape, codes]: see `streams` for slots and codes;
 - a counter is [name, type (of `COUNTERS`), shape, little-endian bytes];
 - an activation is [name, bit width, 1 signed + 2 narrow, zero point]; the scales stand first in the payload;
-- an edit is ["fold", layer, norm], ["slice", path, dim, index] or ["replace", path, class, settings];
+- an edit is ["fold", layer, norm], ["slice", path, dim, index], ["replace", path, class, settings] or
+  ["call", path, class, settings, number];
 - recipe and trail are arrays of maps;
 - the graph is described in `wiring`.
 
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from lilliput.core import wire
 from lilliput.core.artifact import InputSpec
-from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, Slice
+from lilliput.core.edits import REPLACEMENTS, Edit, Fold, Replace, ReplaceCall, Separate, Slice
 from lilliput.core.fields import MAX_DIM, MAX_RANK, floats, items, mapping, number, numbers, shown, text, unique
 from lilliput.core.fields import shape as checked_shape
 from lilliput.core.nameless import FIELDS, named, unnamed
@@ -237,8 +238,12 @@ def _counter(data: Any) -> tuple[str, Tensor]:
 def _edit_data(edit: Edit) -> list[Any]:
     if isinstance(edit, Fold):
         return ["fold", edit.layer, edit.norm]
+    if isinstance(edit, Separate):
+        return ["separate", edit.path]
     if isinstance(edit, Slice):
         return ["slice", edit.path, edit.dim, list(edit.index)]
+    if isinstance(edit, ReplaceCall):
+        return ["call", edit.path, edit.cls, dict(edit.settings), edit.number]
     return ["replace", edit.path, edit.cls, dict(edit.settings)]
 
 
@@ -247,15 +252,19 @@ def _edit(data: Any) -> Edit:
     if kind == "fold":
         layer, norm = items(fields, 2)
         return Fold(layer=text(layer), norm=text(norm))
+    if kind == "separate":
+        return Separate(path=text(items(fields, 1)[0]))
     if kind == "slice":
         path, dim, index = items(fields, 3)
         return Slice(path=text(path), dim=number(dim, MAX_RANK), index=tuple(numbers(index)))
-    if kind == "replace":
-        path, cls, settings = items(fields, 3)
+    if kind in ("replace", "call"):
+        path, cls, settings, *calls = items(fields, 3 + (kind == "call"))
         if type(cls) is not str or cls not in REPLACEMENTS:
             raise ValueError(f"unknown class {shown(cls)}; known are {', '.join(REPLACEMENTS)}")
-        if any(type(v) not in (bool, int, float) for v in mapping(settings).values()):
-            raise ValueError(f"settings {shown(settings)} that are not numbers")
+        if any(type(v) not in (bool, int, float, str) for v in mapping(settings).values()):
+            raise ValueError(f"settings {shown(settings)} that are not numbers or words")
+        if calls:
+            return ReplaceCall(path=text(path), cls=cls, settings=settings, number=number(calls[0]))
         return Replace(path=text(path), cls=cls, settings=settings)
     raise ValueError(f"unknown edit {shown(kind)}")
 

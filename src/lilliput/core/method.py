@@ -95,6 +95,8 @@ class Pass(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     citations: ClassVar[tuple[str, ...]] = ()
+    names_layers: ClassVar[bool] = True
+    """Do patterns name modules that own parameters? A pass that finds its places in the graph checks them itself."""
 
     include: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()
@@ -196,13 +198,17 @@ def check_patterns(method: Pass, module: nn.Module, edits: Iterable[Edit] = ()) 
 
     A layer that `edits` have taken away (a folded BatchNorm) still counts: a recipe may name it in every pass.
     """
-    paths = [*_owners(module), *(e.norm if isinstance(e, Fold) else e.path for e in edits)]
+    if method.names_layers:
+        paths = [*_owners(module), *(e.norm if isinstance(e, Fold) else e.path for e in edits)]
+        check_names(method, paths, "layer that has parameters")
+
+
+def check_names(method: Pass, paths: list[str], what: str) -> None:
+    """Raises `RecipeError` for a pattern of include, skip or overrides that matches none of these names."""
     given = [("include", p) for p in method.include if p != "*"] + [("skip", p) for p in method.skip]
     for word, pattern in [*given, *(("override for", p) for p in method.overrides)]:
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            raise RecipeError(
-                f"{method.name} {word} {pattern!r}", "it matches no layer that has parameters", _similar(pattern, paths)
-            )
+            raise RecipeError(f"{method.name} {word} {pattern!r}", f"it matches no {what}", _similar(pattern, paths))
 
 
 def _owners(module: nn.Module) -> dict[str, nn.Module]:

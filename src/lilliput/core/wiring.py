@@ -45,7 +45,7 @@ class Operation:
 
 
 LAYER, AFFINE = ("weight", "bias"), ("weight", "bias", "mean", "variance")
-SUFFIXES = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
+SUFFIXES = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var", "limit": "limit"}
 """What a layer calls the tensor of a role."""
 
 OPERATIONS = (
@@ -124,6 +124,11 @@ OPERATIONS = (
             *("abs", "neg", "square", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p"),
             *("sin", "cos", "erf"),
         )
+    ),
+    Operation(
+        word="learned_function",
+        roles=("weight", "limit"),
+        attributes={"kind": "table|lerp_psa|psa|cubic", "dim": "index", "points": "count"},
     ),
 )
 """An operation's number in files is its position: append only. A word's function is in `graph.semantics`."""

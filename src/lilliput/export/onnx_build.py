@@ -23,9 +23,11 @@ from torch import Tensor
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding
 from lilliput.core.errors import ExportError
+from lilliput.export.onnx_learned import write_table
 from lilliput.export.onnx_operators import AFTER, BEFORE, MOVES, VALUES, Move, Place, cannot, cut
 from lilliput.export.onnx_storage import RANGES, Storage, storage
 from lilliput.export.onnx_writer import Writer
+from lilliput.graph.functions import function
 from lilliput.graph.integer import LAYERS, accumulator_scale, fusions
 from lilliput.graph.trace import Graph, Node, Ref
 
@@ -104,8 +106,21 @@ class Builder:
             self._set(
                 node.name, self.writer.op("Concat", names, name=node.name, axis=node.attributes["dim"]), self._own(node)
             )
+        elif node.op == "learned_function" and self._has_table(node):
+            self._look_up(node)
         else:
             self._finish(node, VALUES[node.op](self._place(node)))
+
+    def _has_table(self, node: Node) -> bool:
+        own, source = self._own(node), self._held(node.inputs[0])[1]
+        return own is not None and source is not None and own.is_8_bits and source.is_8_bits
+
+    def _look_up(self, node: Node) -> None:
+        own, (value, source) = self._own(node), self._held(node.inputs[0])
+        if own is not None and source is not None:
+            found = function(node, source.grid, own.grid, self._artifact.module.state_dict())
+            offsets = source.offset, own.offset
+            self._set(node.name, write_table(self.writer, node, value, found, offsets, own.dtype), own)
 
     def _place(self, node: Node) -> Place:
         if node.op in BEFORE:
@@ -115,12 +130,20 @@ class Builder:
         names = {} if node.op in JOINING else node.state
         encodings = {role: self._encoding(name) for role, name in names.items()}
         integer = self._is_integer(node, encodings)
+        written = {} if node.op == "learned_function" else encodings
         parameters = {
-            role: self._as_stored(node, role, e) if integer else self._as_folded(e) for role, e in encodings.items()
+            role: self._as_stored(node, role, e) if integer else self._as_folded(e) for role, e in written.items()
         }
         if node.op in LAYERS and not integer and self._own(self._owner(node)):
             operands = [self.writer.op("Max", operands)]  # the maximum of one value: see the docstring of the file
-        return Place(writer=self.writer, node=node, operands=operands, shape=self._shape(node), parameters=parameters)
+        return Place(
+            writer=self.writer,
+            node=node,
+            operands=operands,
+            shape=self._shape(node),
+            parameters=parameters,
+            encodings=encodings,
+        )
 
     def _is_integer(self, node: Node, encodings: Mapping[str, Encoding]) -> bool:
         """Is it integer arithmetic, and does a runtime have a kernel for it?

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lilliput.core.encoding import Encoding
+from lilliput.export.onnx_learned import Functions
 from lilliput.export.onnx_writer import Writer
 from lilliput.graph.operators import OPERATORS
 from lilliput.graph.trace import Graph, Node
@@ -23,6 +25,7 @@ class Place:
     operands: list[str]
     shape: tuple[int, ...]
     parameters: Mapping[str, str]  # role -> name in ONNX
+    encodings: Mapping[str, Encoding]
 
     def op(self, kind: str, inputs: list[str] | None = None, **attributes: Any) -> str:
         """A node with the name of this place, on its operands unless told otherwise."""
@@ -179,6 +182,11 @@ def _silu(p: Place) -> str:
     return p.op("Mul", [p.operands[0], p.writer.op("Sigmoid", p.operands)])
 
 
+def _learned_function(p: Place) -> str:
+    weight, limit = (p.encodings[role].decode() for role in ("weight", "limit"))
+    return Functions(writer=p.writer, node=p.node, weight=weight, limit=limit).write(p.operands[0])
+
+
 VALUES: dict[str, Callable[[Place], str]] = {
     "conv": _conv, "linear": _linear, "batch_norm": _batch_norm, "layer_norm": _layer_norm,
     "avg_pool": _avg_pool, "mean": _mean,
@@ -188,6 +196,7 @@ VALUES: dict[str, Callable[[Place], str]] = {
     "relu": _op("Relu"), "clamp": _clamp, "sigmoid": _op("Sigmoid"), "tanh": _op("Tanh"),
     "elu": _with_attribute("Elu", "alpha", "alpha"), "gelu": _gelu, "silu": _silu, "hard_swish": _op("HardSwish"),
     "hard_sigmoid": _op("HardSigmoid", alpha=1 / 6), "leaky_relu": _with_attribute("LeakyRelu", "slope", "alpha"),
+    "learned_function": _learned_function,
     "softmax": _with_attribute("Softmax", "dim", "axis"), "log_softmax": _with_attribute("LogSoftmax", "dim", "axis"),
 }  # fmt: skip
 

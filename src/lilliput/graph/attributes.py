@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from lilliput.core.wiring import CODES, OPERATIONS, Attribute
+from lilliput.ops.learned_function import POINTS, points_of
 
 Shape = tuple[int, ...]
 Given = Mapping[str, Any]
@@ -175,6 +176,16 @@ def _layer_norm(g: Given, x: Shape, _w: Shape) -> dict[str, Any]:
     return {"dims": dims, "eps": float(g.get("eps", 1e-5))}
 
 
+def _learned_function(g: Given, x: Shape, w: Shape) -> dict[str, Any]:
+    kind, dim = g.get("kind", "table"), _dim(g.get("dim", 1), x)
+    if len(w) != 2 or not w[0] or x[dim] % w[0]:
+        raise ValueError(f"functions of shape {w} on a value of shape {x}")
+    points = points_of(kind, *w, g.get("points", POINTS))
+    if g.get("points", points) != points:
+        raise ValueError(f"{g['points']} points of {w[1]} numbers")
+    return {"kind": kind, "points": points, "dim": dim}
+
+
 def _clamp(g: Given, _x: Shape, _w: Shape) -> dict[str, Any]:
     low, high = (None if v is False else float(v) for v in (g.get("low", 0.0), g.get("high", 6.0)))
     return {"low": low, "high": high}
@@ -212,6 +223,7 @@ COMPLETE: dict[str, Complete] = {
     "celu": _numbers(alpha=1.0),
     "gelu": lambda g, _x, _w: {"approximate": g.get("approximate", "none")},
     "leaky_relu": _numbers(slope=0.01),
+    "learned_function": _learned_function,
     "softplus": _numbers(beta=1.0, threshold=20.0),
     "hard_shrink": _numbers(lambd=0.5),
     "soft_shrink": _numbers(lambd=0.5),

@@ -23,7 +23,7 @@ Channel = Mapping[Place, tuple[int, ...]]
 """Which indices of which dimensions go with the channel."""
 
 SCALARS = ("add_scalar", "sub_scalar", "mul_scalar", "div_scalar", "rsub_scalar", "pow_scalar")
-ALONE = (*(word for word in POINTWISE if word != "prelu"), *SCALARS, "identity")
+ALONE = (*(word for word in POINTWISE if word not in ("prelu", "learned_function")), *SCALARS, "identity")
 SPATIAL = ("max_pool", "avg_pool", "upsample_nearest")
 REDUCTIONS = ("mean", "amax", "argmax")
 JOINING = ("add", "sub", "mul")
@@ -261,6 +261,18 @@ class _Reader:
                 self.tie(channels, name, 0)
         self.labels[node.name] = x
 
+    def _learned_function(self, node: Node, x: Tensor) -> None:
+        """A function for each channel goes with it; one for all stays."""
+        channels, weight = self.along(x, node.attributes["dim"]), node.state["weight"]
+        rows = self.shapes[weight][0]
+        if 1 < rows < len(channels):
+            self.fix(channels, f"{node.name} has functions for groups of channels")
+        if rows == len(channels) > 1:
+            self.tie(channels, weight, 0)
+            if self.shapes[node.state["limit"]] == (rows,):
+                self.tie(channels, node.state["limit"], 0)
+        self.labels[node.name] = x
+
     def _layer_norm(self, node: Node, x: Tensor) -> None:
         last = range(x.dim() - node.attributes["dims"], x.dim())
         if any(self.varies(x, d) for d in last):
@@ -382,6 +394,7 @@ RULES_OF_ONE: dict[str, Callable[[_Reader, Node, Tensor], None]] = {
     "linear": _Reader._linear,
     "batch_norm": _Reader._by_channel,
     "prelu": _Reader._by_channel,
+    "learned_function": _Reader._learned_function,
     "layer_norm": _Reader._layer_norm,
     "pad": _Reader._pad,
     **dict.fromkeys(ALONE, _Reader._same),

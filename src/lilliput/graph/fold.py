@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
-from lilliput.core.edits import Edit, Fold
+from lilliput.core.edits import Edit, Fold, Separate
 from lilliput.graph.affine import StaysError, between, reader_of
 from lilliput.graph.layers import output_axis
 from lilliput.graph.trace import Graph, Node
@@ -115,6 +115,30 @@ def fold_(net: Artifact, pair: Pair) -> None:
     net.edits.append(edit)
     net.write_(f"{pair.layer}.weight", new_weight.float())
     net.write_(f"{pair.layer}.bias", new_bias.float())
+
+
+def separable(net: Artifact, graph: Graph) -> list[str]:
+    """BatchNorms with running statistics that are called once, on channels with places."""
+    modules = dict(net.module.named_modules())
+    found: list[str] = []
+    for node in graph.nodes:
+        module = modules.get(node.module)
+        if node.op == "batch_norm" and isinstance(module, NORMS) and module.running_mean is not None:
+            places = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4}[type(module)]
+            if len(node.shape) == places and _calls(graph, node) == 1:
+                found.append(node.module)
+    return found
+
+
+def separate_(net: Artifact, path: str) -> None:
+    """Make the BatchNorm a convolution of one tap for each channel, and record the edit."""
+    mean, factor, beta = _constants(net.module.get_submodule(path))
+    edit = Separate(path=path)
+    edit.replay_(net.module)
+    net.edits.append(edit)
+    weight = net.parameter(f"{path}.weight")
+    net.write_(f"{path}.weight", factor.float().reshape(weight.shape))
+    net.write_(f"{path}.bias", (beta - mean * factor).float())
 
 
 def _constants(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ A value of up to 8 bits has a table with an entry for each code, a wider one poi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ CLIPS = ("relu", "clamp")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Function:
-    """`table`: int64 [entries], or [channels, entries] for channels along dimension 1 of the batch.
+    """`table`: int64 [entries], or [channels, entries] for channels along dimension `channel` of the batch.
 
     Without `shift` an entry for each code from `low` on; else points, 2^shift codes apart.
     """
@@ -31,12 +31,13 @@ class Function:
     table: Tensor
     low: int
     shift: int | None = None
+    channel: int = 1
 
     def __call__(self, codes: Tensor) -> Tensor:
         table = self.table.to(codes.device)
         if self.shift is None:
-            return look_up(codes, table, self.low)
-        return interpolate(codes, table, self.low, self.shift)
+            return look_up(codes, table, self.low, self.channel)
+        return interpolate(codes, table, self.low, self.shift, self.channel)
 
     def bounds(self, low: int, high: int) -> tuple[int, int]:
         """The least and largest results for codes from `low` to `high`."""
@@ -66,10 +67,18 @@ def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) 
         codes, shift = torch.arange(low, high + 1), None
     own = {name: state[name].detach().cpu() for name in node.state.values()}
     x = source.dequantize(codes)
-    channels = own[node.state["weight"]].numel() if "weight" in node.state else 1
-    y = evaluate(node, {node.inputs[0]: x if channels == 1 else x[:, None].expand(-1, channels)}, own)
-    y = y if channels == 1 else y.movedim(0, 1)
-    return Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift)
+    rows, channel = rows_of(node, own), node.attributes.get("dim", 1)
+    if "dim" in node.attributes:
+        node = replace(node, attributes={**node.attributes, "dim": 1})
+    y = evaluate(node, {node.inputs[0]: x[:, None].expand(-1, rows)}, own).movedim(0, 1)
+    table = grid.quantize(_filled(node, y))
+    table = table[0] if rows == 1 else table.repeat_interleave(node.shape[channel] // rows, 0)
+    return Function(table=table, low=low, shift=shift, channel=channel)
+
+
+def rows_of(node: Node, state: Mapping[str, Tensor]) -> int:
+    """How many different functions a node of one value is: those of PReLU and learned functions may be several."""
+    return state[node.state["weight"]].shape[0] if "weight" in node.state else 1
 
 
 def _filled(node: Node, y: Tensor) -> Tensor:

@@ -369,7 +369,7 @@ class _Lowering:
         self._put(node, grid, *found.bounds(x.low, x.high))
         attributes: dict[str, Any] = {"first": found.low}
         if found.table.dim() > 1:
-            attributes["channel"] = 0
+            attributes["channel"] = found.channel - 1
         if found.shift is not None:
             attributes["shift"] = found.shift
         kind = "table" if found.shift is None else "interpolate"

@@ -17,7 +17,7 @@ POINTWISE = (
     "relu", "clamp", "sigmoid", "tanh", "elu", "gelu", "silu", "hard_swish", "hard_sigmoid", "leaky_relu", "prelu",
     "selu", "celu", "softplus", "mish", "log_sigmoid", "hard_shrink", "soft_shrink", "threshold",
     "abs", "neg", "square", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p", "sin", "cos", "erf",
-    "pow_scalar", "div_scalar", "rsub_scalar",
+    "pow_scalar", "div_scalar", "rsub_scalar", "learned_function",
 )  # fmt: skip
 """Functions of one value that an integer back-end can hold as a table, or as points with lines between them."""
 
@@ -308,6 +308,13 @@ def _prelu(_n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
     return "prelu", {"weight": a[1]}, {}
 
 
+def _learned_function(_n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
+    kind, points, dim = a[3:]
+    if dim == 0:
+        return "other", {}, {}
+    return "learned_function", {"weight": a[1], "limit": a[2]}, {"kind": kind, "points": points, "dim": dim}
+
+
 def _plain(word: str, **fixed: Any) -> Reader:
     def read(_n: Any, _a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
         return word, {}, dict(fixed)
@@ -381,6 +388,7 @@ OPERATORS: dict[str, Reader] = {
         {"slope": float(_arg(a, k, 1, "negative_slope", 0.01))},
     ),
     "aten.prelu.default": _prelu,
+    "lilliput.learned_function.default": _learned_function,
     "aten.selu.default": _plain("selu"),
     "aten.celu.default": _settings("celu", alpha=1.0),
     "aten.softplus.default": _settings("softplus", beta=1.0, threshold=20.0),

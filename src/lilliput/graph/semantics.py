@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lilliput.ops.learned_function import learned_function
+
 Operands = Sequence[Tensor]
 State = Mapping[str, Tensor]
 Attributes = Mapping[str, Any]
@@ -118,6 +120,9 @@ RULES: dict[str, Rule] = {
     "hard_sigmoid": _of(F.hardsigmoid),
     "leaky_relu": _of(F.leaky_relu, "slope"),
     "prelu": lambda x, s, _a: F.prelu(x[0], s["weight"]),
+    "learned_function": lambda x, s, a: learned_function(
+        x[0], s["weight"], s["limit"], a["kind"], a["points"], a["dim"]
+    ),
     "selu": _of(F.selu),
     "celu": _of(F.celu, "alpha"),
     "softplus": _of(F.softplus, "beta", "threshold"),

@@ -96,12 +96,18 @@ def _node(
     return node, value
 
 
+NEEDED = {
+    **dict.fromkeys(("conv", "linear", "prelu"), ("weight",)),
+    "batch_norm": ("mean", "variance"),
+    "learned_function": ("weight", "limit"),
+}
+"""Roles that a word cannot do without."""
+
+
 def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str, Shape]) -> None:
     """Torch does not check all of them on the meta device."""
-    if word in ("conv", "linear", "prelu") and "weight" not in state:
-        raise ValueError(f"{word} without a weight")
-    if word == "batch_norm" and not {"mean", "variance"} <= set(state):
-        raise ValueError("batch_norm without mean and variance")
+    if any(role not in state for role in NEEDED.get(word, ())):
+        raise ValueError(f"{word} without {' and '.join(NEEDED[word])}")
     wanted: dict[str, Shape] = {}
     if word == "conv":
         w, groups = state["weight"], a["groups"]
@@ -119,6 +125,8 @@ def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str
         wanted = dict.fromkeys(state, (x[1],))
     elif word == "layer_norm":
         wanted = dict.fromkeys(state, x[-a["dims"] :])
+    elif word == "learned_function" and state["limit"] != (1,):
+        wanted = {"limit": state["weight"][:1]}
     elif word == "prelu" and state["weight"] not in ((1,), x[1:2]):
         raise ValueError(f"a weight of shape {state['weight']} on a value of shape {x}")
     for role, shape in wanted.items():
@@ -244,7 +252,8 @@ def network_from(
     """
     _check_names([*tensors, *counters])
     network = StoredNetwork(graph_from(wiring, {**tensors, **counters}, shape))
-    statistics = {name for wire in wiring.nodes for role, name in wire.tensors.items() if role in ("mean", "variance")}
+    measured = ("mean", "variance", "limit")
+    statistics = {name for wire in wiring.nodes for role, name in wire.tensors.items() if role in measured}
     for name, tensor in (*tensors.items(), *counters.items()):
         learned = name in tensors and name not in statistics
         put_(network, name, nn.Parameter(tensor) if learned else tensor)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import UsageError
+from lilliput.graph.functions import rows_of
 from lilliput.graph.operators import POINTWISE
 from lilliput.graph.semantics import RULES
 from lilliput.graph.trace import Graph, Node, evaluate
@@ -176,10 +177,10 @@ class Suffix:
         if part is None or any(other != part for other in parts):
             return None
         rank = len(self._shape(changed[0]))
+        if node.op in ALONE and rows_of(node, self.state) > 1:
+            return None
         if node.op in ALONE:
             return part
-        if node.op == "prelu":
-            return part if self.state[node.state["weight"]].numel() == 1 else None
         if node.op == "batch_norm":
             return part if part.dim == 1 else None
         if node.op in SPATIAL:

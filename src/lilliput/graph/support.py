@@ -37,7 +37,8 @@ def _functions(onnx: str) -> tuple[str, ...]:
     in_onnx = (
         "relu", "clamp", "sigmoid", "tanh", "elu", "gelu", "silu", "hard_swish", "hard_sigmoid", "leaky_relu",
     )  # fmt: skip
-    return tuple(word for word in POINTWISE if (word in in_onnx) == (onnx != NO))
+    others = (word for word in POINTWISE if word != "learned_function")
+    return tuple(word for word in others if (word in in_onnx) == (onnx != NO))
 
 
 _STATISTICS = "use BatchNorm, which folds into the layer before it or behind it"
@@ -66,9 +67,9 @@ TABLE: tuple[Support, ...] = (
         what="BatchNorm",
         onnx=FLOAT,
         program=NO,
-        conditions="folded into the layer before it or behind it, it is gone",
-        remedy="put fold_batchnorm into the recipe, and the norm directly behind a convolution or linear layer, or "
-        "before one without padding",
+        conditions="folded into the layer before it or behind it, it is gone; `rest: layer` of `fold_batchnorm` makes a layer "
+        "of one that cannot be folded",
+        remedy="put fold_batchnorm with rest: layer into the recipe",
     ),
     Support(
         words=("add", "sub"),
@@ -137,6 +138,14 @@ TABLE: tuple[Support, ...] = (
         program=BOTH,
         conditions="the same",
         onnx_remedy="use another activation, such as ReLU, GELU or Hardswish",
+    ),
+    Support(
+        words=("learned_function",),
+        what="`ll.LearnedActivation`: a function of one value that learns, for the layer or for each channel",
+        onnx=INT8,
+        program=BOTH,
+        conditions="8 bits: a table for each channel; 16 bits: 257 points. ONNX: Gather on 8 bits, else lines between "
+        "points in float32",
     ),
     Support(
         words=("add_scalar", "sub_scalar", "mul_scalar"),

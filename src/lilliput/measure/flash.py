@@ -66,7 +66,7 @@ def count_flash(graph: Graph, artifact: Artifact, grids: Mapping[str, Grid]) -> 
         new = {role: tensor for role, tensor in read.items() if id(tensor) not in seen}
         seen.update(id(tensor) for tensor in new.values())
         size = 0 if node.name in clips else _arithmetic_bytes(node, grids, read)
-        if node.op == "prelu" and _on_grids(node, grids):
+        if node.op in ("prelu", "learned_function") and _on_grids(node, grids):
             pass  # a table holds what it does
         elif node.op == "batch_norm":
             size += 8 * node.shape[1] if new else 0
@@ -108,6 +108,7 @@ def _arithmetic_bytes(node: Node, grids: Mapping[str, Grid], read: Mapping[str, 
         if is_wide(grids[node.inputs[0]]) and node.op in CLIPS:
             return MULTIPLIER_BYTES
         entries = POINTS if is_wide(grids[node.inputs[0]]) else 2 ** int(grids[node.inputs[0]].bit_width.max())
-        channels = read["weight"].numel() if node.op == "prelu" else 1
-        return entries * channels * element_bytes(grids[node.name])
+        rows = len(read["weight"]) if "weight" in read else 1
+        per_channel = rows if rows == 1 else node.shape[node.attributes.get("dim", 1)]
+        return entries * per_channel * element_bytes(grids[node.name])
     return 0

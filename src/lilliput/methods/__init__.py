@@ -4,11 +4,13 @@ from lilliput.core.method import Pass
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
+from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
 from lilliput.methods.pruning.gradual_channels import GradualChannelPruning
 from lilliput.methods.pruning.magnitude import MagnitudePruning
+from lilliput.methods.pruning.narrow import Narrow
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.bias_correction import BiasCorrection
 from lilliput.methods.quantization.coarse import CoarseGrids
@@ -18,19 +20,23 @@ from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.second_order.pruning import SecondOrderPruning
 from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
+from lilliput.methods.tuning.distill import Distill
 from lilliput.methods.tuning.fine_tune import FineTune
 
 BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     ReestimateBatchNorm,
+    ReplaceActivations,
     MagnitudePruning,
     GradualPruning,
     ChannelPruning,
     GradualChannelPruning,
+    Narrow,
     WeightClustering,
     Sic,
     AcceptancePruning,
     FineTune,
+    Distill,
     CrossLayerEqualization,
     BiasCorrection,
     SecondOrderPruning,

@@ -20,11 +20,12 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.device import as_device, in_float32, moved
 from lilliput.core.errors import DataError, UsageError
 from lilliput.core.guard import Evaluation, evaluate, outputs_of
+from lilliput.core.learned_activation import second_variation_of
 from lilliput.core.progress import SILENT, Progress
 from lilliput.core.task import Data, Task
 from lilliput.training.attach import DIVERGED, Attached
 from lilliput.training.checkpoint import identity_of, read_checkpoint, write_checkpoint
-from lilliput.training.distillation import distillation_loss
+from lilliput.training.distillation import Imitation, distillation_loss
 from lilliput.training.hooks import Hook, Moment, SizeTerm
 from lilliput.training.optimizer import Memory, make_optimizer, memory_of, names_of, recall_
 from lilliput.training.restore import restoring, seeded_apart
@@ -71,6 +72,7 @@ def fit(
     rate: SizeTerm | None = None,
     attach: Callable[..., Attached] = Attached,
     memory: Memory | None = None,
+    imitate: Imitation | None = None,
 ) -> FitResult:
     """Train `net` in place, in its encodings: masks, assignments to clusters and grids stay, the stored numbers move.
 
@@ -82,7 +84,8 @@ def fit(
     its price alone does not do it, integers are moved towards zero: in the last epochs, and at the end if need be.
 
     `attach` says what else changes: scales of grids (`LearnedSteps`; the forward is then that of `IntegerNet`), or
-    masks (`GrowingMasks`). The optimizer starts with `memory`, which an earlier training has left.
+    masks (`GrowingMasks`). The optimizer starts with `memory`, which an earlier training has left. With `imitate`, the
+    loss is how far a block is from the teacher's, and nothing else.
 
     With `checkpoint`, the state after each epoch is written there, and a training that finds a file there goes on
     after it, to the same end as one that was never interrupted. The file stays; delete it when the network is saved.
@@ -108,6 +111,7 @@ def fit(
             rate=rate,
             attach=attach,
             memory=memory or {},
+            imitate=imitate,
         )
         return loop.run()
 
@@ -143,6 +147,7 @@ class _Loop:
     rate: SizeTerm | None
     attach: Callable[..., Attached]
     memory: Memory
+    imitate: Imitation | None
 
     def __post_init__(self) -> None:
         self.train, self.validation = self.task.data("train"), self.task.data("validation")
@@ -305,14 +310,9 @@ class _Loop:
         try:
             if task.augment is not None:
                 x = task.augment(x, self.generator)
-            batch = (x.to(self.device), moved(y, self.device))
-            outputs = self._outputs(self.attached.network, batch)
-            loss = task.loss(outputs, task.target(batch))
-            if self.teacher is not None:
-                with torch.no_grad():
-                    taught = self._outputs(self.teacher, batch)
-                distance = distillation_loss(outputs, taught, kind=task.kind, temperature=self.settings.temperature)
-                loss = (1 - self.settings.distillation) * loss + self.settings.distillation * distance
+            loss = self._distance((x.to(self.device), moved(y, self.device)))
+            if self.settings.second_variation:
+                loss = loss + self.settings.second_variation * second_variation_of(self.module)
             for penalty in self.penalties:
                 loss = loss + penalty(self.module)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
@@ -326,6 +326,19 @@ class _Loop:
             found = f"a loss of shape {tuple(loss.shape)}" if shaped else "a loss that no parameter changes"
             raise DataError(asked, found, "let the task's loss be one number, computed from the outputs")
         return loss
+
+    def _distance(self, batch: tuple[Tensor, Any]) -> Tensor:
+        """From the targets and from the teacher."""
+        if self.teacher is None:
+            return self.task.loss(self._outputs(self.attached.network, batch), self.task.target(batch))
+        if self.imitate is not None:
+            return self.imitate.loss(self.module, self.teacher, lambda network: self._outputs(network, batch))
+        outputs = self._outputs(self.attached.network, batch)
+        loss = self.task.loss(outputs, self.task.target(batch))
+        with torch.no_grad():
+            taught = self._outputs(self.teacher, batch)
+        distance = distillation_loss(outputs, taught, kind=self.task.kind, temperature=self.settings.temperature)
+        return (1 - self.settings.distillation) * loss + self.settings.distillation * distance
 
     def _outputs(self, network: nn.Module, batch: tuple[Tensor, Any]) -> Any:
         if self.settings.precision == "float32":
@@ -358,6 +371,7 @@ class _Loop:
         texts += [self.train.fingerprint(), self.validation.fingerprint(), str(len(self.penalties))]
         texts += [type(hook).__name__ for hook in self.hooks]
         texts += [] if self.rate is None else [self.rate.describe()]
+        texts += [] if self.imitate is None else [repr(self.imitate)]
         grids = [t for grid in self.net.activations.values() for t in (grid.scale, grid.zero_point, grid.bit_width)]
         texts += [self.attached.describe(), *self.net.activations]
         known = [v for state in self.memory.values() for v in state.values() if isinstance(v, Tensor)]

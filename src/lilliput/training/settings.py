@@ -54,6 +54,8 @@ class FitSettings:
     With `epoch_steps`, an epoch is so many steps, on samples drawn anew. `part` (k, n) says that this training is the
     k-th, counted from 0, of n that share one course of the learning rate.
 
+    `second_variation` is the price of the bends of learned activations: of how much their slopes change, all together.
+
     `parameter_groups` gives factors to parameters whose names match a glob pattern ({"*.bias": Factors(...)}); of
     several patterns that match, the last counts.
     """
@@ -76,6 +78,7 @@ class FitSettings:
     precision: str = "float32"
     epoch_steps: int | None = None
     part: tuple[int, int] = (0, 1)
+    second_variation: float = 0.0
     parameter_groups: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class FitSettings:
         check_range("fit temperature", self.temperature, 1e-3, 1e3)
         check_choice("fit batch_norm", self.batch_norm, ("train", "freeze"))
         check_choice("fit keep", self.keep, ("best", "last"))
+        check_range("fit second_variation", self.second_variation, 0.0, 1e6)
         check_choice("fit precision", self.precision, PRECISIONS)
         if self.patience is not None:
             check_range("fit patience", self.patience, 1, 1_000_000)

@@ -31,6 +31,7 @@ class TrainingPass(Pass, ABC):
     batch_norm: str = "train"
     keep: str = "best"
     precision: str = "float32"
+    second_variation: float = 0.0
 
     def __post_init__(self) -> None:
         self.fit_settings({})  # checks the values
@@ -55,6 +56,7 @@ class TrainingPass(Pass, ABC):
             batch_norm=self.batch_norm,
             keep=self.keep,
             precision=self.precision,
+            second_variation=self.second_variation,
             parameter_groups=groups,
         )
 
@@ -83,17 +85,21 @@ class TrainingPass(Pass, ABC):
         self, net: Artifact, context: Context, groups: Mapping[str, Factors] | None = None, **more: Any
     ) -> FitResult:
         """`fit` with these settings, and learning-rate factors of `groups`; `more` are further arguments of it."""
-        return fit(
-            net,
-            context.task,
-            self.fit_settings({**(groups or {}), **self.frozen(net)}),
-            generator=context.generator,
-            progress=context.progress,
-            device=context.device,
-            checkpoint=context.checkpoint,
-            teacher=context.evaluator.original if self.distillation > 0 else None,
-            **more,
-        )
+        return self.part_(net, context, self.fit_settings({**(groups or {}), **self.frozen(net)}), **more)
+
+    def part_(self, net: Artifact, context: Context, settings: FitSettings, word: str = "", **more: Any) -> FitResult:
+        """`fit` with other settings; where a pass trains in several parts, each has a `word` for its checkpoint."""
+        path = context.checkpoint
+        if path is not None and word:
+            path = path.with_name(f"{path.stem}-{word}{path.suffix}")
+        given = {
+            "generator": context.generator,
+            "progress": context.progress,
+            "device": context.device,
+            "checkpoint": path,
+            "teacher": context.evaluator.original if self.distillation > 0 else None,
+        }
+        return fit(net, context.task, settings, **given | more)
 
     def account(
         self, net: Artifact, before: Mapping[str, Tensor], epochs: int

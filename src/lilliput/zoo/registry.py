@@ -21,6 +21,7 @@ from lilliput.nn.models.digits import DigitsCNN, SpeechCNN, TinyAutoencoder, Tin
 from lilliput.nn.models.lenet import MNISTCNN, LeNet5, LeNet5ELU, LeNet5Seed, LeNet5Tanh, SeedCNN, SmallMNISTCNN
 from lilliput.nn.models.mlperf_tiny import DSCNN, DenseAutoencoder, MobileNetV1, TinyResNet8
 from lilliput.nn.models.plain import VGG, MojoCIFARCNN
+from lilliput.nn.models.resmlp import ResMLP
 from lilliput.nn.models.resnet import CifarResNet
 from lilliput.training.settings import FitSettings
 from lilliput.zoo import tasks
@@ -73,10 +74,15 @@ _CIFAR = FitSettings(
 _SVHN = replace(_CIFAR, epochs=40)  # as many steps as 60 epochs of CIFAR-10
 _TINY = FitSettings(epochs=36, batch_size=100, optimizer="adamw", learning_rate=2e-3, schedule="one_cycle", keep="last")
 _MOJO = replace(_CIFAR, epochs=60, optimizer="adamw", learning_rate=1e-3)  # no BatchNorm: 0.1 is too much
+_RESMLP = replace(_CIFAR, epochs=60, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0)
 
 
 def _mnist(data: str) -> Callable[..., Task]:
     return tasks.image_classification(data)
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1000:.3g}k"
 
 
 ZOO: dict[str, Entry] = {
@@ -204,6 +210,23 @@ ZOO: dict[str, Entry] = {
         training=_SVHN,
         summary="SIC's ResNet-16 for house numbers (175k)",
     ),
+    **{
+        f"resmlp-{hidden}{end}": Entry(
+            model=lambda hidden=hidden, end=end: ResMLP(hidden=hidden, activation=end.removeprefix("-") or "relu"),
+            shape=(3, 32, 32),
+            task=CIFAR,
+            data="cifar10",
+            training=_RESMLP,
+            summary=f"ResMLP, four blocks with {hidden} hidden channels{what} ({_thousands(count)})",
+        )
+        for hidden, count in ((384, 321_642), (192, 173_418), (96, 99_306), (48, 62_250), (24, 43_722))
+        for end, what, count in (
+            ("", "", count),
+            ("-gelu", ", GELU", count),
+            ("-spline", ", spline activations", count + 4 * 65 * (96 + hidden)),
+            ("-psa", ", PSA activations", count + 4 * 26 * (96 + hidden)),
+        )
+    },
     "vgg": Entry(
         shape=(3, 32, 32),
         model=VGG,

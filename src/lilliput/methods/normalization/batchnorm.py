@@ -14,8 +14,8 @@ from torch import nn
 from lilliput.core.artifact import Artifact
 from lilliput.core.device import moved
 from lilliput.core.errors import RecipeError
-from lilliput.core.method import Context, Pass, PassResult, check_range, layers
-from lilliput.graph.fold import NORMS, fold_, foldable
+from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.graph.fold import NORMS, fold_, foldable, separable, separate_
 from lilliput.graph.trace import graph_of
 
 
@@ -25,11 +25,19 @@ class FoldBatchNorm(Pass):
 
     Where something else is before it, into the one that reads it: through dropout, reshapes, average pooling, and max
     pooling if no channel's factor is negative. Convolutions that pad with zeros cannot take in what is before them.
+    What no layer can take in stays as it is, or with `rest` "layer" becomes a convolution of one tap for each channel,
+    which can be quantized and runs in integers.
     """
 
     name: ClassVar[str] = "fold_batchnorm"
     summary: ClassVar[str] = "move BatchNorm into the layer before it, or behind it (same function, fewer operations)"
     citations: ClassVar[tuple[str, ...]] = ("https://arxiv.org/abs/1712.05877",)
+
+    rest: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_choice("fold_batchnorm rest", self.rest, ("keep", "layer"))
+        super().__post_init__()
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         known = layers(net)
@@ -47,6 +55,11 @@ class FoldBatchNorm(Pass):
             else:
                 fold_(net, pair)
                 changed |= {pair.layer: f"took in {pair.norm}", pair.norm: f"folded into {pair.layer}"}
+        if self.rest == "layer" and not net.activations:
+            for path in separable(net, graph_of(net)):
+                if self.selects(path):
+                    separate_(net, path)
+                    changed[path] = "a convolution of one tap for each channel"
         return PassResult(changed=changed, skipped={p: r for p, r in skipped.items() if p not in changed})
 
 
