@@ -26,6 +26,26 @@ def _place(u: Any, last: Any) -> Any:
     return np.int32(min(last, held))
 
 
+@part
+def _row_places(x: Any, base: Any, scale: Any, half: Any, last: Any, index: Any, rest: Any) -> None:
+    """The line of each value of a row, and what is left: a loop of its own, of which LLVM makes vector instructions."""
+    for c in range(len(x)):
+        u = x[c] * scale[c] + half
+        k = _place(u, last)
+        rest[c] = u - np.float32(k)
+        index[c] = base[c] + k
+
+
+@part
+def _plane_places(x: Any, base: Any, scale: Any, half: Any, last: Any, index: Any, rest: Any) -> None:
+    """The same for values of one channel."""
+    for j in range(len(x)):
+        u = x[j] * scale + half
+        k = _place(u, last)
+        rest[j] = u - np.float32(k)
+        index[j] = base + k
+
+
 @kernel
 def rows_forward(
     x: Any, lines: Any, base: Any, scale: Any, half: Any, last: Any, index: Any, rest: Any, y: Any
@@ -33,11 +53,7 @@ def rows_forward(
     """x, y [n, channels]; base, scale, index, rest [channels]."""
     n, channels = x.shape
     for i in range(n):
-        for c in range(channels):  # a loop of its own: LLVM makes vector instructions of it
-            u = x[i, c] * scale[c] + half
-            k = _place(u, last)
-            rest[c] = u - np.float32(k)
-            index[c] = base[c] + k
+        _row_places(x[i], base, scale, half, last, index, rest)
         for c in range(channels):
             k = np.uint64(index[c])
             y[i, c] = lines[k, 0] + rest[c] * lines[k, 1]
@@ -62,11 +78,7 @@ def rows_backward(
     n, channels = x.shape
     count = 0
     for i in range(n):
-        for c in range(channels):
-            u = x[i, c] * scale[c] + half
-            k = _place(u, last)
-            rest[c] = u - np.float32(k)
-            index[c] = base[c] + k
+        _row_places(x[i], base, scale, half, last, index, rest)
         for c in range(channels):
             k = np.uint64(index[c])
             slope = g[i, c]
@@ -87,12 +99,7 @@ def planes_forward(
     n, channels, inner = x.shape
     for i in range(n):
         for c in range(channels):
-            factor, first = scale[c], base[c]
-            for j in range(inner):
-                u = x[i, c, j] * factor + half
-                k = _place(u, last)
-                rest[j] = u - np.float32(k)
-                index[j] = first + k
+            _plane_places(x[i, c], base[c], scale[c], half, last, index, rest)
             for j in range(inner):
                 k = np.uint64(index[j])
                 y[i, c, j] = lines[k, 0] + rest[j] * lines[k, 1]
@@ -118,12 +125,8 @@ def planes_backward(
     count = 0
     for i in range(n):
         for c in range(channels):
-            factor, first = scale[c], base[c]
-            for j in range(inner):
-                u = x[i, c, j] * factor + half
-                k = _place(u, last)
-                rest[j] = u - np.float32(k)
-                index[j] = first + k
+            factor = scale[c]
+            _plane_places(x[i, c], base[c], factor, half, last, index, rest)
             for j in range(inner):
                 k, lane = np.uint64(index[j]), np.uint64(j) % np.uint64(LANES)
                 slope = g[i, c, j]
