@@ -22,9 +22,11 @@ from lilliput.graph.trace import graph_of
 from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
+from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
 from lilliput.methods.quantization.post_training import Quantization
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import check_artifact, tiny_model, tiny_task
+from lilliput.training.fake_quant import FakeQuant
 from lilliput.training.fit import fit
 from lilliput.training.settings import FitSettings
 
@@ -117,6 +119,22 @@ def test_functions_train_are_quantized_and_run_from_a_file(trained, kind):
     program = lower(net)
     assert [o.kind for o in program.operations].count("table") == 2
     assert accuracy(integer, task) >= accuracy(model, task) - 2
+
+
+def test_training_through_integer_tables_sees_what_the_integer_network_computes(trained):
+    model, task, _ = trained
+    for kind in ("table", "psa"):
+        net, _ = applied(model, ReplaceActivations(kind=kind), Quantization(activation_bits=4), task=task)
+        start = {path: m.weight.detach().clone() for path, m in learned(net).items()}
+        x = next(iter(task.data("test").batches(64)))[0]
+        found = FakeQuant(net, graph_of(net))(x)
+        assert torch.equal(found.detach(), runnable(net)(x))
+        found.square().sum().backward()
+        assert all(m.weight.grad is not None and m.weight.grad.any() for m in learned(net).values())
+        method = QuantizationAwareTraining(epochs=1, batch_size=64, activation_bits=4, keep="last")
+        apply_checked_(method, net, Context.of(task, model))
+        assert all(not torch.equal(m.weight, start[path]) for path, m in learned(net).items())
+        check_artifact(net, model, kind)
 
 
 def test_bends_that_cost_become_fewer(trained):
