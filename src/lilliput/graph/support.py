@@ -67,8 +67,8 @@ TABLE: tuple[Support, ...] = (
         what="BatchNorm",
         onnx=FLOAT,
         program=NO,
-        conditions="folded into the layer before it or behind it, it is gone; `rest: layer` of `fold_batchnorm` makes a layer "
-        "of one that cannot be folded",
+        conditions="folded into the layer before it or behind it, it is gone; `rest: layer` of `fold_batchnorm` makes "
+        "a layer of one that cannot be folded",
         remedy="put fold_batchnorm with rest: layer into the recipe",
     ),
     Support(

@@ -67,7 +67,9 @@ class FoldBatchNorm(Pass):
 class ReestimateBatchNorm(Pass):
     """New running statistics from training samples (`samples` of them, in batches), for weights that have changed.
 
-    Statistics are averaged over the batches with equal weight. On few samples this is noisy: the guard decides.
+    Statistics are averaged over the batches with equal weight. On few samples this is noisy: the guard decides. The
+    samples go through the task's augmentation, as those did that the statistics were measured on in training: of images
+    that were never cropped, statistics are others.
     """
 
     name: ClassVar[str] = "reestimate_batchnorm"
@@ -103,6 +105,7 @@ class ReestimateBatchNorm(Pass):
     def _measure_(self, module: nn.Module, norms: list[nn.BatchNorm1d | nn.BatchNorm2d], context: Context) -> None:
         role = "train" if context.task.train is not None else "validation"
         data = context.task.data(role)
+        augment = context.task.augment if role == "train" else None
         order = torch.randperm(len(data), generator=context.generator)[: self.samples]
         order = (
             order[: max(2, len(order) // self.batch_size * self.batch_size)] if len(order) > self.batch_size else order
@@ -116,6 +119,8 @@ class ReestimateBatchNorm(Pass):
         try:
             with torch.no_grad(), context.progress.task("re-estimate BatchNorm", len(order)) as advance:
                 for x, y in data.batches(self.batch_size, order):
+                    if augment is not None:
+                        x = augment(x, context.generator)
                     context.task.forward(module, moved((x, y), context.device))
                     advance(len(x))
         finally:

@@ -103,7 +103,7 @@ class SelfCompression(Settings):
             if isinstance(price, PriceForScore) and not price.bound.keeps(tuned.best_score) and rounds.kept is not None:
                 last, kept, price.factor = rounds.kept
                 net.restore_(last)
-                store_(net, kept, whole_exponents=True)
+                store_(net, kept, self.exponents)
                 tuned = self._tune_(net, price, weights, tuning, partial(train, word="integers-again"))
             statistics["tuning"] = tuned.history
             if isinstance(price, PriceForScore) and not price.bound.keeps(tuned.best_score):
