@@ -3,8 +3,8 @@
     LILLIPUT_TEST_DATA=folder python benchmarks/learned_functions_swap.py
 
 Fashion-MNIST, two networks: 784-16-10 with BatchNorm and ReLU; two convolutions with GELU called in code. Trained
-on the first 55,000 training images for 4 epochs (AdamW, 1e-3, batches of 128, seeds 0 and 1). Rows: kinds and points, with
-`limit: observed`; and PSA drawn as published. Accuracy on the 10,000 test images, before and after. Writes
+on the first 55,000 training images for 4 epochs (AdamW, 1e-3, batches of 128, seeds 0 and 1). Rows: kinds and points,
+with `limit: observed`; and PSA drawn as published. Accuracy on the 10,000 test images, before and after. Writes
 results/learned_functions_swap.json and .txt.
 """
 

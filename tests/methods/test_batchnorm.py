@@ -1,6 +1,7 @@
 """Folding leaves the function as it is; re-estimated statistics are those of the samples."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,3 +171,15 @@ def test_the_norms_are_put_back_after_an_error():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(RecipeError, match="reestimate_batchnorm"):
         ReestimateBatchNorm(**settings)
+
+
+def test_statistics_are_those_of_augmented_samples():
+    """As in training: of inputs that are doubled, deviations are doubled."""
+    model = tiny_model("residual")
+    plain, doubled = tiny_task(), replace(tiny_task(), augment=lambda x, generator: 2 * x)
+    variances = []
+    for task in (plain, doubled):
+        net = Artifact.of(model, task.spec)
+        apply_checked_(ReestimateBatchNorm(samples=64, batch_size=16), net, Context.of(task, model))
+        variances.append(net.module.get_buffer("norm1.running_var").clone())
+    torch.testing.assert_close(variances[1], 4 * variances[0], rtol=1e-4, atol=1e-6)

@@ -119,9 +119,8 @@ class ReestimateBatchNorm(Pass):
         try:
             with torch.no_grad(), context.progress.task("re-estimate BatchNorm", len(order)) as advance:
                 for x, y in data.batches(self.batch_size, order):
-                    if augment is not None:
-                        x = augment(x, context.generator)
-                    context.task.forward(module, moved((x, y), context.device))
+                    seen = x if augment is None else augment(x, context.generator)
+                    context.task.forward(module, moved((seen, y), context.device))
                     advance(len(x))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
