@@ -49,7 +49,7 @@ class Context:
         device: str | torch.device = "cpu",
         batch_size: int = 256,
     ) -> "Context":
-        """A context around the original `model`."""
+        """A context around the original `model`, the teacher: a copy, where passes change the network of the caller."""
         evaluator = FullForward(task, model, batch_size=batch_size, device=device, progress=progress)
         return Context(
             task=task,
