@@ -10,6 +10,7 @@ minutes. Writes results/names_transformer.json.
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -126,7 +127,7 @@ def main():
     first = Artifact.of(model, task.spec)
     whole, reference = len(container.dumps(first, strip=True)), loss_of(model, task)
     rows = {"float32": {"loss": reference, "lil_bytes": whole}}
-    wanted = {f"1/{share} of the bytes": {"max_bytes": whole // share} for share in SHARES}
+    wanted: dict[str, dict[str, Any]] = {f"1/{share} of the bytes": {"max_bytes": whole // share} for share in SHARES}
     wanted |= {f"loss on validation at most {drop} higher": {"max_drop": drop} for drop in DROPS}
     for name, settings in wanted.items():
         started = time.process_time()
