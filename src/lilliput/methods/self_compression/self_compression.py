@@ -23,9 +23,8 @@ from lilliput.methods.self_compression.rounds import Rounds
 from lilliput.methods.self_compression.settings import Settings
 from lilliput.methods.self_compression.size_term import PriceOfBits
 from lilliput.training.coded_rate import CodedRate
-from lilliput.training.fit import FitResult, fit
+from lilliput.training.fit import FitResult
 from lilliput.training.learned_bits import Widths
-from lilliput.training.settings import FitSettings
 from lilliput.training.trained import names_in, values_of
 
 PARTS, LOOKS = 4, 8
@@ -94,7 +93,7 @@ class SelfCompression(Settings):
         first, missed = file_bytes(net, widths, self.exponents), list[str]()
         price = self._price(net, context, list(axes), first, each * self.rounds)
         cost = PriceOfBits(price, weights=weights, coded=self.size == "coded")
-        train = partial(self._train_, net, context)
+        train = partial(self.part_, net, context)
         rounds = Rounds(settings=self, net=net, context=context, axes=axes, steps=each, cost=cost, train=train)
         store_(net, rounds.run(widths), self.exponents)
         statistics: dict[str, Any] = {"rounds": rounds.rows, "events": rounds.events}
@@ -151,20 +150,6 @@ class SelfCompression(Settings):
             bound = Bound(reference=reference, limit=limit, higher_is_better=score.higher_is_better)
             return PriceForScore(self.gamma, bound)
         return RampedPrice(self.gamma, int(self.ramp * steps)) if self.ramp > 0 else Price(self.gamma)
-
-    def _train_(self, net: Artifact, context: Context, settings: FitSettings, word: str, **more: Any) -> FitResult:
-        path = context.checkpoint
-        return fit(
-            net,
-            context.task,
-            settings,
-            generator=context.generator,
-            progress=context.progress,
-            device=context.device,
-            checkpoint=path and path.with_name(f"{path.stem}-{word}{path.suffix}"),
-            teacher=context.evaluator.original if self.distillation > 0 else None,
-            **more,
-        )
 
     def _tune_(
         self, net: Artifact, price: Price, weights: int, steps: int, train: Callable[..., FitResult]
