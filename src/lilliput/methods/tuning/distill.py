@@ -20,6 +20,7 @@ from lilliput.core.method import Context, PassResult, check_range, nearest
 from lilliput.graph.integer import runnable
 from lilliput.graph.stored import stored_artifact
 from lilliput.training.distillation import Imitation
+from lilliput.training.restore import restoring
 from lilliput.training.settings import Factors
 from lilliput.training.trained import TrainingPass, values_of
 
@@ -67,14 +68,10 @@ class Distill(TrainingPass):
             return stopped
         before, blocks = values_of(net), self._blocks(net)
         self._check(net, context, blocks)
-        snapshot = net.copy()
-        try:
+        with restoring(net, context.generator):
             history = {path: self._imitate_(net, context, path) for path in blocks}
             settings, teacher = self.fit_settings(self.frozen(net)), self._teacher(context)
             answers = self.part_(net, context, settings, "answers", teacher=teacher)
-        except BaseException:
-            net.restore_(snapshot)
-            raise
         changed, skipped = self.account(net, before, answers.epochs_run)
         notes = [f"{path}: squared error {rows[-1]['train_loss']:.3g}" for path, rows in history.items()]
         statistics = {"blocks": history, "answers": answers.history}
