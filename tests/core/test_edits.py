@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lilliput.core.edits import EDITS, REPLACEMENTS, Fold, Replace, ReplaceCall, Slice, fingerprint
+from lilliput.core.edits import EDITS, REPLACEMENTS, Fold, Replace, ReplaceCall, Separate, Slice, fingerprint
 from lilliput.core.errors import ArtifactError
 from lilliput.core.learned_activation import LearnedActivation
 from lilliput.testing import TINY, tiny_model
@@ -253,7 +253,7 @@ def test_replace_that_cannot_be_is_refused(edit, text):
 
 
 def test_every_edit_has_a_word():
-    assert {"fold": Fold, "slice": Slice, "replace": Replace, "call": ReplaceCall} == EDITS
+    assert {"fold": Fold, "separate": Separate, "slice": Slice, "replace": Replace, "call": ReplaceCall} == EDITS
 
 
 # Fingerprints

@@ -49,6 +49,7 @@ VALUES = {
     "number": st.integers(-(1 << 40), 1 << 40) | st.floats(-1e38, 1e38),
     "bound": st.just(value=False) | st.floats(-1e38, 1e38),
     "none|tanh": st.sampled_from(["none", "tanh"]),
+    "table|lerp_psa|psa|cubic": st.sampled_from(["table", "lerp_psa", "psa", "cubic"]),
 }
 
 

@@ -19,7 +19,6 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.pruning.magnitude import MagnitudePruning
 from lilliput.methods.quantization.post_training import Quantization
-from lilliput.methods.self_compression import self_compression as module
 from lilliput.methods.self_compression.price import Course
 from lilliput.methods.self_compression.safety import Check, Safety, forgotten
 from lilliput.methods.self_compression.self_compression import SelfCompression
@@ -27,6 +26,7 @@ from lilliput.methods.self_compression.size_term import entries
 from lilliput.methods.self_compression.vanishing import dead_channels, remove_dead_
 from lilliput.methods.tuning.fine_tune import FineTune
 from lilliput.testing import check_artifact, tiny_model, tiny_task
+from lilliput.training import trained
 from lilliput.training.fit import fit
 from lilliput.training.learned_bits import LearnedBits, Widths
 from lowered import self_compressed
@@ -156,7 +156,7 @@ def test_channels_vanish_while_it_trains_and_the_file_gets_smaller():
 
 @pytest.mark.parametrize("name", ["conv", "residual", "linear"])
 def test_a_size_that_cannot_be_is_refused_before_any_training(monkeypatch, name):
-    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(trained, "fit", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(RecipeError, match=r"self_compression max_bytes 60: .*allow more bytes"):
         applied(tiny_model(name), FOLD, replace(SHORT, max_bytes=60))
 
@@ -197,7 +197,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path, monkeypatch, fails):
 
     place = tmp_path / "step-00-1.checkpoint"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "fit", dies)
+        patch.setattr(trained, "fit", dies)
         with pytest.raises(KeyboardInterrupt):
             applied(tiny_model("residual"), FOLD, method, checkpoint=place)
     assert len(list(tmp_path.iterdir())) == fails
@@ -209,7 +209,7 @@ def test_a_failure_leaves_the_network_as_it_was(monkeypatch):
         fit(*args, **more)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "fit", fails)
+    monkeypatch.setattr(trained, "fit", fails)
     net = Artifact.of(tiny_model("residual"), TASK.spec)
     before = dumps(net)
     with pytest.raises(KeyboardInterrupt):
@@ -375,7 +375,7 @@ def test_a_guarded_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "fit", dies)
+        patch.setattr(trained, "fit", dies)
         with pytest.raises(KeyboardInterrupt):
             applied(model, method, checkpoint=tmp_path / "c")
     assert dumps(applied(model, method, checkpoint=tmp_path / "c")[0]) == straight

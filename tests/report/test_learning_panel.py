@@ -33,7 +33,7 @@ def test_every_round_is_a_point_of_every_curve(folder):
         "channels that are alive",
         "price of a bit (gamma)",
     ]
-    assert titles[4:] == ["loss on the safety set", "milliseconds for a step"]
+    assert titles[4:] == ["safety set, share that is right", "loss on the safety set", "milliseconds for a step"]
     for chart in group["charts"]:
         lines = 2 if chart["legend"] else 1
         assert chart["svg"].count('r="2.6"') == lines * len(rounds)
