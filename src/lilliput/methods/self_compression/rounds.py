@@ -84,8 +84,8 @@ class Rounds:
             return made[0]
 
         _, coupling = coupling_of(net)
-        counted = counts_of(LearnedBits(net.copy(), widths=widths, exponents=kind))
-        other = file_bytes(net, widths, kind) - sum(c.bits for c in counted.values()) / 8
+        counted = counts_of(LearnedBits(net.copy(), widths=widths, exponents=self.settings.counted))
+        other = file_bytes(net, widths, self.settings.counted) - sum(c.bits for c in counted.values()) / 8
         self.cost.begin_(k * self.steps, entries(net, coupling, self.axes), other)
         in_steps = [name for name, w in widths.items() if w.unit is not None]
         settings = self.settings.learning(net, k, self.steps, in_steps)
@@ -153,7 +153,7 @@ class Rounds:
         last = result.history[-1]
         return {
             "steps": (k + 1) * self.steps,
-            "bytes": file_bytes(self.net, widths, self.settings.exponents),
+            "bytes": file_bytes(self.net, widths, self.settings.counted),
             "score": last["validation_score"],
             "loss": last["train_loss"],
             "gamma": self.cost.price.now,

@@ -90,7 +90,7 @@ class SelfCompression(Settings):
             )
             for name, axis in axes.items()
         }
-        first, missed = file_bytes(net, widths, self.exponents), list[str]()
+        first, missed = file_bytes(net, widths, self.counted), list[str]()
         price = self._price(net, context, list(axes), first, each * self.rounds)
         cost = PriceOfBits(price, weights=weights, coded=self.size == "coded")
         train = partial(self.part_, net, context)

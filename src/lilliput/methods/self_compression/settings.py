@@ -107,6 +107,14 @@ class Settings(TrainingPass, ABC):
             return [f"{shared[0]} has shared values, which bit widths would undo; leave that pass out"]
         return []
 
+    @property
+    def counted(self) -> str:
+        """The exponents that sizes are counted with in the rounds.
+
+        Real ones for whole ones: three bytes for each channel more than the file will have, room that the tuning needs.
+        """
+        return "short" if self.exponents == "short" else "real"
+
     def owner(self, channels: int) -> Tensor:
         """int64 [channels]: which width each has."""
         size = channels if self.per == "tensor" else 1 if self.per == "channel" else int(self.per)
