@@ -88,19 +88,36 @@ def test_a_price_that_was_lowered_for_the_safety_set_does_not_rise_for_a_while()
     assert score.now == pytest.approx(1.5)
 
 
+def followed(sizes, steps=5, start=1000.0, goal=250.0, arrive=10):
+    """The log of the price after these sizes, one every five steps from the first count on."""
+    price = PriceForSize(1.0, Course(start=start, goal=goal, arrive=arrive))
+    for k, size in enumerate(sizes):
+        price.count_(10 + steps * k, size)
+    return math.log(price.now)
+
+
 def test_a_price_for_a_size_follows_its_course_from_both_sides():
-    course = Course(start=1000.0, goal=250.0, arrive=10)
-    above, below, at = (PriceForSize(1.0, course) for _ in range(3))
-    above.count_(10, 260.0)
-    below.count_(10, 240.0)
-    at.count_(5, 500.0)
-    assert above.now == pytest.approx(math.exp(0.04))
-    assert below.now == pytest.approx(math.exp(-0.04))
-    assert at.now == 1.0
-    above.count_(11, 1e6)
-    below.count_(11, 1.0)
-    assert above.now == pytest.approx(math.exp(0.04 + 0.1))
-    assert below.now == pytest.approx(math.exp(-0.04 - 0.3))
+    assert followed([275.0]) == pytest.approx(0.25 * math.log(1.1))
+    assert followed([225.0]) == pytest.approx(0.25 * math.log(0.9))
+    assert followed([250.0]) == pytest.approx(0.0)
+    assert followed([1e6]) == pytest.approx(0.3)
+    assert followed([1.0]) == pytest.approx(-0.3)
+
+
+def test_a_price_for_a_size_falls_in_time_where_the_size_is_above_its_course_but_falls_fast():
+    standing, falling = followed([300.0, 300.0]), followed([330.0, 300.0])
+    assert standing > 0
+    trend = 0.5 * math.log(300 / 330) / 5
+    assert falling - followed([330.0]) == pytest.approx(0.25 * (math.log(300 / 250) + 20 * trend))
+    assert falling - followed([330.0]) < 0
+
+
+def test_a_price_for_a_size_does_not_take_the_channels_that_go_between_rounds_for_a_trend():
+    price = PriceForSize(1.0, Course(start=1000.0, goal=250.0, arrive=10))
+    price.count_(10, 250.0)
+    price.begin_()
+    price.count_(15, 200.0)
+    assert math.log(price.now) == pytest.approx(0.25 * math.log(200 / 250))
 
 
 @pytest.mark.parametrize("higher", [True, False])

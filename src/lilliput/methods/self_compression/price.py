@@ -7,9 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-RISE, FALL = 0.1, 0.3
-"""The log of the price moves by the relative excess of the size at a count, and by this at most: what is lost because
-the price was too high does not come back as easily as it went."""
+AHEAD = 20
+"""Steps: bits go on falling for some time after the price has fallen, so it follows the size that is to be expected."""
+MEMORY = 0.5
+"""Of the trend that was known, when a new one is seen."""
+GAIN, MOVE = 0.25, 0.3
+"""The log of the price moves by this share of the log of the excess at a count, and by at most so much."""
 STRIDE = math.log(3)
 """The most that the log of the price moves after a look at the score."""
 LEAST, MOST = 1e-9, 1e9
@@ -58,6 +61,9 @@ class Price:
         self.factor *= factor
         self.calm_until = until
 
+    def begin_(self) -> None:
+        """Between two rounds: the network may have changed."""
+
     def count_(self, step: int, size: float) -> None:
         """At this step of the rounds the file has so many bytes."""
 
@@ -102,15 +108,35 @@ class RampedPrice(Price):
 
 
 class PriceForSize(Price):
-    """Rises where the size is above its course, and falls where it is below."""
+    """Rises where the size will be above its course, and falls where it will be below.
+
+    A size that falls at a rate for its price cannot be steered by its excess alone: the price swings around.
+    """
 
     def __init__(self, gamma: float, course: Course) -> None:
         super().__init__(gamma)
         self.course = course
+        self.trend = 0.0
+        self.seen: tuple[int, float] | None = None
+
+    def begin_(self) -> None:
+        self.seen = None
 
     def count_(self, step: int, size: float) -> None:
-        excess = size / self.course.at(step) - 1
-        self.multiply_(step, min(max(excess, -FALL), RISE))
+        now = math.log(size)
+        if self.seen is not None and self.seen[0] < step:
+            fall = (now - self.seen[1]) / (step - self.seen[0])
+            self.trend = MEMORY * self.trend + (1 - MEMORY) * fall
+        self.seen = (step, now)
+        excess = now + AHEAD * self.trend - math.log(self.course.at(step + AHEAD))
+        self.multiply_(step, min(max(GAIN * excess, -MOVE), MOVE))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"trend": self.trend, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.trend, self.seen = state["trend"], None if state["seen"] is None else tuple(state["seen"])
 
 
 class PriceForScore(Price):

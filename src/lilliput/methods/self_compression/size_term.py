@@ -72,6 +72,7 @@ class PriceOfBits(SizeTerm):
     def begin_(self, first: int, paid: Mapping[str, Tensor], other: float) -> None:
         """The network may have changed: training goes on at the step `first`."""
         self.first, self.other, self.paid = first, other, dict(paid)
+        self.price.begin_()
         self._slopes = {}
 
     @property
