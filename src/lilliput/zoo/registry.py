@@ -95,6 +95,14 @@ ZOO: dict[str, Entry] = {
         weights="digits-cnn.lil",
         summary="8x8 digits, residual CNN (17.6k parameters)",
     ),
+    "digits-resmlp": Entry(
+        shape=(1, 8, 8),
+        model=lambda: ResMLP(hidden=32, channels=16, blocks=2, patch=2, pixels=8, colors=1),
+        task=DIGITS,
+        data="digits",
+        training=_SMALL,
+        summary="8x8 digits, ResMLP of two blocks (3.5k parameters)",
+    ),
     "digits-anomaly": Entry(
         shape=(1, 8, 8),
         model=TinyAutoencoder,

@@ -1,4 +1,4 @@
-"""ResMLP for CIFAR-10, a network of linear layers: input [n, 3, 32, 32], output logits [n, n_classes].
+"""ResMLP, a network of linear layers for small images: as published for CIFAR-10, input [n, 3, 32, 32], logits out.
 
 Patches of 4x4 pixels become 64 tokens of 96 channels. Four blocks follow, each with a linear layer over the tokens and
 two over the channels, each of the two parts beside a shortcut; the mean over the tokens, a linear layer.
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from lilliput.core.learned_activation import LearnedActivation
 
-PIXELS = 32
 SMALL = 0.1
 """What a block adds is multiplied with, at the start."""
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -70,7 +69,7 @@ class ResMLPBlock(nn.Module):
 class ResMLP(nn.Module):
     """`activation`, one of `ACTIVATIONS` or a function of the channels, makes what stands between a block's layers.
 
-    `before` (see `ResMLPBlock`) is as published if it is None: a learned activation stands there too.
+    `before` (see `ResMLPBlock`) is as published if it is None: a learned activation stands there too. Images are square.
     """
 
     def __init__(
@@ -82,6 +81,8 @@ class ResMLP(nn.Module):
         channels: int = 96,
         blocks: int = 4,
         patch: int = 4,
+        pixels: int = 32,
+        colors: int = 3,
         n_classes: int = 10,
     ) -> None:
         super().__init__()
@@ -89,8 +90,8 @@ class ResMLP(nn.Module):
             before = activation in ("spline", "psa")
         if isinstance(activation, str):
             activation = ACTIVATIONS[activation]
-        self.embed = nn.Conv2d(3, channels, patch, stride=patch)
-        tokens = (PIXELS // patch) ** 2
+        self.embed = nn.Conv2d(colors, channels, patch, stride=patch)
+        tokens = (pixels // patch) ** 2
         self.blocks = nn.Sequential(
             *(ResMLPBlock(channels, tokens, hidden, activation, before=before) for _ in range(blocks))
         )

@@ -1,0 +1,134 @@
+"""ResMLP on CIFAR-10 with ReLU, splines and PSA at two widths, taught by the published ResNet-20, then in 8 bits.
+
+    LILLIPUT_TEST_DATA=folder python benchmarks/resmlp_cifar10.py [part of a row's name] [--epochs 28]
+
+Every row has the same seed, the same batches, the same augmentation (flips, and crops of 4 pixels) and the same number
+of epochs of the same distillation; the last epoch is tested, and nothing was chosen by test images. The teacher's
+answers to a batch are computed by the row that sees it first and kept in a folder, so all rows together pay for them once;
+the time of each row counts what it computed. Trainings keep checkpoints there, and go on after the last one.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from published_resnet20 import data_folder, make
+from torch import Tensor, nn
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.progress import Progress
+from lilliput.nn.models.resmlp import ResMLP
+from lilliput.report.result import environment
+from lilliput.training.fit import fit
+from lilliput.training.settings import FitSettings
+from lilliput.zoo.tasks import flip_and_crop
+
+RESULTS = Path(__file__).parent / "results" / "resmlp_cifar10.json"
+WORK = Path(__file__).parents[1] / "runs" / "resmlp"
+ROWS = {f"{name}, h{hidden}": (name, hidden) for hidden in (96, 48) for name in ("relu", "spline", "psa")}
+
+
+class Remembered(nn.Module):
+    """Answers of a teacher, kept in a folder by what was asked."""
+
+    def __init__(self, teacher: nn.Module, folder: Path) -> None:
+        super().__init__()
+        self.teacher, self.folder = teacher.to(memory_format=torch.channels_last), folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __deepcopy__(self, _memo: object) -> "Remembered":
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        path = self.folder / hashlib.blake2b(x.numpy().tobytes(), digest_size=12).hexdigest()
+        if path.is_file():
+            return torch.load(path, weights_only=True).float()
+        answers = self.teacher(x.contiguous(memory_format=torch.channels_last)).float()
+        part = path.with_suffix(f".{id(self)}")
+        torch.save(answers.half(), part)
+        part.rename(path)
+        return answers.half().float()
+
+
+def settings_of(epochs: int, rate: float) -> FitSettings:
+    return FitSettings(
+        epochs=epochs,
+        batch_size=128,
+        optimizer="adamw",
+        learning_rate=rate,
+        weight_decay=0.02,
+        schedule="one_cycle",
+        distillation=0.9,
+        temperature=4.0,
+        keep="last",
+        precision="bfloat16",
+    )
+
+
+def tested(model, task, role="test"):
+    with torch.inference_mode():
+        right = [model.eval()(x).argmax(1) == y for x, y in task.data(role).batches(500)]
+    return 100 * float(torch.cat(right).double().mean())
+
+
+def measure(name, task, teacher, epochs, rate):
+    activation, hidden = ROWS[name]
+    torch.manual_seed(0)
+    net = Artifact.of(ResMLP(hidden=hidden, activation=activation), task.spec)
+    started = time.process_time()
+    path = WORK / f"{activation}-{hidden}-{epochs}-{rate}.ckpt"
+    said = fit(
+        net,
+        task,
+        settings_of(epochs, rate),
+        generator=torch.Generator().manual_seed(0),
+        teacher=teacher,
+        checkpoint=path,
+        progress=Lines(name),
+    )
+    torch.save(net.module.state_dict(), path.with_suffix(".pt"))
+    return {
+        "accuracy": tested(net.module, task),
+        "parameters": sum(p.numel() for p in net.module.parameters()),
+        "cpu_s": round(time.process_time() - started, 1),
+        "curve": [round(row["validation_score"], 2) for row in said.history],
+        "epochs": epochs,
+    }
+
+
+class Lines(Progress):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {text}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("row", nargs="?", default="")
+    parser.add_argument("--epochs", type=int, default=28)
+    parser.add_argument("--rate", type=float, default=8e-3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    data_folder()
+    model, task = make()
+    task = replace(task, augment=flip_and_crop)
+    teacher = Remembered(model, WORK / "answers")
+    for name in ROWS:
+        if given.row not in name:
+            continue
+        row = measure(name, task, teacher, given.epochs, given.rate)
+        kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+        kept["rows"][name] = row
+        kept["environment"] = environment()
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        print(name, {k: v for k, v in row.items() if k != "curve"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
