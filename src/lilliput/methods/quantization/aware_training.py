@@ -12,7 +12,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, PassResult, check_choice, check_range
 from lilliput.graph.trace import graph_of
-from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.quantization.post_training import TABLES, Quantization
 from lilliput.training.learned_steps import SUFFIX, LearnedSteps
 from lilliput.training.settings import Factors
 from lilliput.training.trained import TrainingPass, values_of
@@ -40,12 +40,14 @@ class QuantizationAwareTraining(TrainingPass):
     activation_bits: int = 8
     weight_per: str = "channel"
     scale_rate: float = 1.0
+    tables: str = "points"
 
     def __post_init__(self) -> None:
         check_range(f"{self.name} weight_bits", self.weight_bits, 2, 16)
         if self.activation_bits != 0:
             check_range(f"{self.name} activation_bits", self.activation_bits, 2, 16)
         check_choice(f"{self.name} weight_per", self.weight_per, ("channel", "tensor"))
+        check_choice(f"{self.name} tables", self.tables, TABLES)
         check_range(f"{self.name} scale_rate", self.scale_rate, 0.0, 1e6)
         if self.precision != "float32":
             do = "leave it out: rounding is that of the integer program, bit by bit"
@@ -86,6 +88,7 @@ class QuantizationAwareTraining(TrainingPass):
             activation_bits=self.activation_bits,
             weight_per=self.weight_per,
             weight_range="mse",
+            tables=self.tables,
             include=self.include,
             skip=self.skip,
         )
