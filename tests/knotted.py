@@ -32,6 +32,13 @@ def quantized(model, task=TASK, **settings):
     return net, result
 
 
+def rounded(model, task=TASK, **settings):
+    """With functions stored as they are."""
+    net = Artifact.of(model, task.spec)
+    Quantization(**settings).round_(net, Context.of(task, model))
+    return net
+
+
 def learned(module, path="1"):
     act = module.get_submodule(path)
     assert isinstance(act, LearnedActivation)

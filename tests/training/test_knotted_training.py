@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from knotted import TASK, chain, functions, learned, quantized
+from knotted import TASK, chain, functions, learned, rounded
 from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, apply_checked_
 from lilliput.graph.integer import IntegerNet, grids_of
@@ -24,9 +24,7 @@ CASES = [(8, 9), (8, 129), (8, 257), (5, 17), (16, 33)]
 @pytest.mark.parametrize(("bits", "points"), CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_lines_between_points_without_rounding(kind, bits, points):
-    net, _ = quantized(
-        chain(functions(points, kind)), activation_bits=bits, activation_range="percentile", percentile=90.0
-    )
+    net = rounded(chain(functions(points, kind)), activation_bits=bits, activation_range="percentile", percentile=90.0)
     graph = graph_of(net)
     node = next(n for n in graph.nodes if n.op == "learned_function")
     source, grid = net.activations["0"], net.activations["1"]

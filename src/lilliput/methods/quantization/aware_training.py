@@ -11,6 +11,7 @@ from typing import ClassVar
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, PassResult, check_choice, check_range
+from lilliput.graph.function_tables import free_tables_, store_tables_
 from lilliput.graph.trace import graph_of
 from lilliput.methods.quantization.post_training import TABLES, Quantization
 from lilliput.training.learned_steps import SUFFIX, LearnedSteps
@@ -61,8 +62,9 @@ class QuantizationAwareTraining(TrainingPass):
         notes: list[str] = []
         placed: dict[str, str] = {}
         if not net.activations and not any(e.grid for e in net.encodings.values()):
-            first = self.rounding().apply_(net, context)
+            first = self.rounding().round_(net, context)
             placed, notes = first.changed, list(first.notes)
+        free_tables_(net, self.selects)
         before, grids = values_of(net), dict(net.activations)
         trains = any(e.grid is not None and net.parameter(n).requires_grad for n, e in net.encodings.items())
         if not trains and not grids:
@@ -70,6 +72,7 @@ class QuantizationAwareTraining(TrainingPass):
         steps = {f"*{SUFFIX}": Factors(learning_rate=self.scale_rate, weight_decay=0.0)}
         result = self.train_(net, context, steps, attach=LearnedSteps)
         changed, skipped = self.account(net, before, result.epochs_run)
+        placed |= store_tables_(net, self.selects)
         for path, done in placed.items():
             changed[path] = f"{done}; {changed[path]}" if path in changed else done
             skipped.pop(path, None)

@@ -18,6 +18,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.graph.function_tables import store_tables_
 from lilliput.graph.integer import (
     TOO_LARGE,
     IntegerNet,
@@ -122,6 +123,12 @@ class Quantization(Pass):
                 )
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
+        result = self.round_(net, context)
+        changed = result.changed | store_tables_(net, self.selects)
+        return replace(result, changed=changed, skipped={p: r for p, r in result.skipped.items() if p not in changed})
+
+    def round_(self, net: Artifact, context: Context) -> PassResult:
+        """The same, with learned functions stored as they are: what trains afterwards starts from that."""
         chosen, skipped = self.pick(net)
         changed: dict[str, str] = {}
         fresh: dict[str, Encoding] = {}
