@@ -117,7 +117,7 @@ def test_functions_train_are_quantized_and_run_from_a_file(trained, kind):
         assert torch.equal(runnable(stored.stored_artifact(container.loads(data)))(x), outputs)
         assert torch.equal(runnable(container.loads(data).replay(cls()))(x), outputs)
     program = lower(net)
-    assert [o.kind for o in program.operations].count("table") == 2
+    assert [o.kind for o in program.operations].count("interpolate") == 2
     assert accuracy(integer, task) >= accuracy(model, task) - 2
 
 

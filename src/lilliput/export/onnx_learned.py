@@ -78,7 +78,8 @@ class Functions:
 
 
 def write_table(writer: Writer, node: Node, x: str, function: Function, offsets: tuple[int, int], dtype: str) -> str:
-    """Integers to integers: what `IntegerNet` looks up. `offsets` are what codes of input and output are moved by."""
+    """Integers to integers, each code's result. `offsets` are what codes of input and output are moved by."""
+    function = function.expanded()
     table = (function.table + offsets[1]).reshape(-1)
     entries = function.table.shape[-1]
     rows = len(table) // entries

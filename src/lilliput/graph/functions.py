@@ -1,7 +1,9 @@
 """Functions of one value on integers: what `IntegerNet` computes with and what the program holds are one table.
 
 A value of up to 8 bits has a table with an entry for each code, a wider one points with lines between them
-(`ops.interpolation`). A relu or clamp of a wide value is exact: rescaled and clipped, like the end of a layer.
+(`ops.interpolation`). A learned function whose points stand on codes is these points, whatever the width: its limit is
+then 2^(bits - 1) steps of the grid that it reads (`graph.knots`). A relu or clamp of a wide value is exact: rescaled
+and clipped, like the end of a layer.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,15 @@ from lilliput.core.errors import ArtifactError
 from lilliput.graph.operators import POINTWISE
 from lilliput.graph.trace import Node, evaluate
 from lilliput.ops.fixed_point import integer_range
-from lilliput.ops.interpolation import POINT_BITS, WIDEST_TABLE, interpolate, look_up, point_codes
+from lilliput.ops.interpolation import (
+    FEWEST_POINT_BITS,
+    POINT_BITS,
+    WIDEST_TABLE,
+    interpolate,
+    look_up,
+    point_codes,
+)
+from lilliput.ops.learned_function import table_of
 
 TABLES = (*POINTWISE, "add_scalar", "mul_scalar", "sub_scalar")
 CLIPS = ("relu", "clamp")
@@ -39,6 +49,14 @@ class Function:
             return look_up(codes, table, self.low, self.channel)
         return interpolate(codes, table, self.low, self.shift, self.channel)
 
+    def expanded(self) -> "Function":
+        """The same with an entry for each code."""
+        if self.shift is None:
+            return self
+        codes = torch.arange((self.table.shape[-1] - 1) << self.shift)
+        rows = interpolate(codes[:, None], self.table.reshape(-1, self.table.shape[-1]), 0, self.shift).movedim(0, 1)
+        return replace(self, table=rows.reshape(*self.table.shape[:-1], len(codes)), shift=None)
+
     def bounds(self, low: int, high: int) -> tuple[int, int]:
         """The least and largest results for codes from `low` to `high`."""
         first, last = low - self.low, high - self.low
@@ -52,6 +70,25 @@ def is_wide(grid: Grid) -> bool:
     return int(grid.bit_width.max()) > WIDEST_TABLE
 
 
+def point_bits(node: Node, bits: int) -> int | None:
+    """k of a learned function of 2^k + 1 points that may stand on codes of so many bits; None for other functions."""
+    if node.op != "learned_function" or node.attributes["kind"] == "psa":
+        return None
+    k = (node.attributes["points"] - 1).bit_length() - 1
+    fits = FEWEST_POINT_BITS <= k <= min(POINT_BITS, bits) and node.attributes["points"] == (1 << k) + 1
+    return k if fits else None
+
+
+def shift_of(node: Node, source: Grid, limit: Tensor) -> int | None:
+    """The points of a learned function stand 2^shift codes of `source` apart; None where they do not stand on codes."""
+    bits = int(source.bit_width.max())
+    k = point_bits(node, bits)
+    centred = source.signed and not source.narrow and source.scale.numel() == 1 and not bool(source.zero_point.any())
+    if k is None or not centred or limit.numel() != 1:
+        return None
+    return bits - k if float(source.scale) * (1 << (bits - 1)) == float(limit) else None
+
+
 def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) -> Function:
     """The table, or the points, of a node that reads codes of `source` and gives codes of `grid`; on the CPU.
 
@@ -59,6 +96,11 @@ def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) 
     """
     source, grid = source.to(torch.device("cpu")), grid.to(torch.device("cpu"))
     bits = int(source.bit_width)
+    if node.op == "learned_function":
+        limit = state[node.state["limit"]].detach().cpu()
+        shift = shift_of(node, source, limit)
+        if shift is not None:
+            return _points(node, grid, state[node.state["weight"]].detach().cpu(), limit, shift, bits)
     if is_wide(source):
         low, shift = integer_range(bits, signed=source.signed)[0], bits - POINT_BITS
         codes = point_codes(low, bits)
@@ -71,9 +113,24 @@ def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) 
     if "dim" in node.attributes:
         node = replace(node, attributes={**node.attributes, "dim": 1})
     y = evaluate(node, {node.inputs[0]: x[:, None].expand(-1, rows)}, own).movedim(0, 1)
-    table = grid.quantize(_filled(node, y))
-    table = table[0] if rows == 1 else table.repeat_interleave(node.shape[channel] // rows, 0)
-    return Function(table=table, low=low, shift=shift, channel=channel)
+    return _spread(node, Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift, channel=channel))
+
+
+def _points(node: Node, grid: Grid, weight: Tensor, limit: Tensor, shift: int, bits: int) -> Function:
+    """The values at the points themselves, rounded; a table where there is one for each code."""
+    y = table_of(weight, limit, node.attributes["kind"], node.attributes["points"])
+    table, low = grid.quantize(_filled(node, y)), -1 << (bits - 1)
+    channel = node.attributes["dim"]
+    if shift == 0:
+        return _spread(node, Function(table=table[:, :-1], low=low, channel=channel))
+    return _spread(node, Function(table=table, low=low, shift=shift, channel=channel))
+
+
+def _spread(node: Node, found: Function) -> Function:
+    """One table, or one for each channel."""
+    rows = len(found.table)
+    table = found.table[0] if rows == 1 else found.table.repeat_interleave(node.shape[found.channel] // rows, 0)
+    return replace(found, table=table)
 
 
 def rows_of(node: Node, state: Mapping[str, Tensor]) -> int:

@@ -144,8 +144,8 @@ TABLE: tuple[Support, ...] = (
         what="`ll.LearnedActivation`: a function of one value that learns, for the layer or for each channel",
         onnx=INT8,
         program=BOTH,
-        conditions="8 bits: a table for each channel; 16 bits: 257 points. ONNX: Gather on 8 bits, else lines between "
-        "points in float32",
+        conditions="2^k + 1 points with lines between them, where these stand on codes; else a table for 8 bits, 257 "
+        "points for 16. ONNX: Gather on 8 bits, else lines between points in float32",
     ),
     Support(
         words=("add_scalar", "sub_scalar", "mul_scalar"),

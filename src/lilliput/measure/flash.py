@@ -5,7 +5,8 @@
 - A bias entry takes 4 bytes, quantized (int32) or not. What is not quantized is float32.
 - A requantization takes 4 bytes for each scale (int32 multiplier) and 1 for the shift that they share, an add 9, a
   result left in accumulators 4 for each scale (float32).
-- A function of one value on a grid is a table: 256 entries for 8 bits, 257 points for more.
+- A function of one value on a grid is a table: 256 entries for 8 bits, 257 points for more; a learned function whose
+  2^k + 1 points stand on codes is these.
 - BatchNorm that is not folded takes 8 bytes a channel.
 
 Tensors that no operation reads are not there, tied tensors are there once. Code is not included.
@@ -19,7 +20,7 @@ from torch import Tensor
 from lilliput.core.artifact import Artifact
 from lilliput.core.cost import CostTable, Measurement
 from lilliput.core.encoding import Encoding, Grid
-from lilliput.graph.functions import CLIPS, is_wide
+from lilliput.graph.functions import CLIPS, is_wide, shift_of
 from lilliput.graph.integer import LAYERS, SUMS, TABLES, fusions
 from lilliput.graph.trace import Graph, Node
 from lilliput.ops.interpolation import POINT_BITS
@@ -107,7 +108,11 @@ def _arithmetic_bytes(node: Node, grids: Mapping[str, Grid], read: Mapping[str, 
     if node.op in TABLES:
         if is_wide(grids[node.inputs[0]]) and node.op in CLIPS:
             return MULTIPLIER_BYTES
-        entries = POINTS if is_wide(grids[node.inputs[0]]) else 2 ** int(grids[node.inputs[0]].bit_width.max())
+        source = grids[node.inputs[0]]
+        shift = shift_of(node, source, read["limit"]) if node.op == "learned_function" else None
+        entries = POINTS if is_wide(source) else 2 ** int(source.bit_width.max())
+        if shift:
+            entries = node.attributes["points"]
         rows = len(read["weight"]) if "weight" in read else 1
         per_channel = rows if rows == 1 else node.shape[node.attributes.get("dim", 1)]
         return entries * per_channel * element_bytes(grids[node.name])

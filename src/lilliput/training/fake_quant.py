@@ -4,6 +4,9 @@ Every value on a grid is held as centred integers and a scale. What an operation
 by bit; its gradient is that of the float operation before the rounding, 0 where the grid saturates (Bengio et al.,
 2013), and for scales what follows from value = integer x scale (Esser et al., 2020, equation 3). Normalizations that
 are not folded use their running statistics, and dropout does nothing: the graph is that of evaluation.
+
+A learned function whose points stand on codes has the gradient of the lines between its points in steps of the output,
+each of them saturated: through the rounding of points and of lines, exact otherwise.
 """
 
 from collections.abc import Mapping
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Grid
-from lilliput.graph.functions import clip_codes
+from lilliput.graph.functions import clip_codes, shift_of
 from lilliput.graph.integer import (
     EXACT_FLOAT32,
     LAYERS,
@@ -30,6 +33,7 @@ from lilliput.graph.operators import MOVES
 from lilliput.graph.shared_bias import owners_of_grids
 from lilliput.graph.trace import Graph, Node, evaluate
 from lilliput.ops.fixed_point import requantize
+from lilliput.ops.learned_function import piecewise_linear, table_of
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,38 @@ class FakeQuant(nn.Module):
             return Coded(coded[0].q.clamp(low, high), coded[0].scale, grid)
         if node.op in LAYERS and coded and node.name not in self._integers.floats:
             return self._layer(node, coded[0], grid)
+        if self._has_points(node, coded, grid) and grid is not None:
+            return self._points(node, coded[0], self._exact(node, values, x), grid)
         real = x if x is not None else evaluate(node, _floats(node, values), self._state)
         if grid is None:
             return real
-        with torch.no_grad():
-            known = {n: v.exact() if isinstance(v, Coded) else v for n, v in values.items() if n in node.inputs}
-            exact: Any = self._integers.compute(node, known, x)
-        return self._join(node, real, exact.centred, grid)
+        return self._join(node, real, self._exact(node, values, x), grid)
+
+    @torch.no_grad()
+    def _exact(self, node: Node, values: Mapping[str, Any], x: Tensor | None) -> Tensor:
+        """Of `IntegerNet`, less the zero point."""
+        known = {n: v.exact() if isinstance(v, Coded) else v for n, v in values.items() if n in node.inputs}
+        exact: Any = self._integers.compute(node, known, x)
+        return exact.centred
+
+    def _has_points(self, node: Node, coded: list[Coded], grid: Grid | None) -> bool:
+        if node.op != "learned_function" or not coded or grid is None:
+            return False
+        return shift_of(node, coded[0].grid, self._state[node.state["limit"]]) is not None
+
+    def _points(self, node: Node, x: Coded, q: Tensor, grid: Grid) -> Coded:
+        """A learned function whose points stand on codes; places are counted in codes, where they are exact."""
+        scale, (low, high) = self._scale(node, grid)
+        weight, limit = (self._state[node.state[role]] for role in ("weight", "limit"))
+        table = table_of(weight, limit, node.attributes["kind"], node.attributes["points"])
+        codes = torch.full_like(limit, float(1 << (int(x.grid.bit_width) - 1)))
+        real = piecewise_linear(x.q, (table / scale).clamp(low, high), codes, node.attributes["dim"])
+        return Coded(through(q, real), scale, grid)
+
+    def _scale(self, node: Node, grid: Grid) -> tuple[Tensor, tuple[float, float]]:
+        """The scale of a node's grid, with its gradient, and the ends of the grid in steps from the zero point."""
+        low, high = (float(end - grid.zero_point) for end in grid.range())
+        return self._scales.get(self._owners[node.name], grid.scale).reshape(()), (low, high)
 
     def _layer(self, node: Node, x: Coded, grid: Grid | None) -> Coded | Tensor:
         """One product for value and gradient: in integers, so that it is exact."""
@@ -135,9 +164,7 @@ class FakeQuant(nn.Module):
 
     def _join(self, node: Node, real: Tensor, q: Tensor, grid: Grid) -> Coded:
         """On the grid: the value of `q`, the gradient of `real` where it is within the range."""
-        owner = self._owners[node.name]
-        scale = self._scales.get(owner, grid.scale).reshape(())
-        low, high = (float(end - grid.zero_point) for end in grid.range())
+        scale, (low, high) = self._scale(node, grid)
         return Coded(through(q, (real / scale).clamp(low, high)), scale, grid)
 
 

@@ -18,6 +18,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid, cluster_means
 from lilliput.core.errors import DataError
 from lilliput.graph.integer import LAYERS, IntegerNet, grids_of, integer_bias, integer_values
+from lilliput.graph.knots import standing
 from lilliput.graph.shared_bias import owners_of_grids, shared_grids
 from lilliput.graph.trace import graph_of
 from lilliput.training.attach import DIVERGED, Attached
@@ -59,6 +60,8 @@ class _Step:
 
 class LearnedSteps(Attached):
     """`Attached`, with the scales of grids on weights and activations; biases stay on the scale of their sums.
+
+    Grids that the points of learned functions stand on stay: their limits say them.
 
     Values that share a grid share a step. The step of a weight has its weight's names, that of a value those of the
     weights that read it: groups of parameters that freeze a layer leave what it computes with.
@@ -103,8 +106,9 @@ class LearnedSteps(Attached):
                 readers.setdefault(self._leaders.get(source, source), []).extend(names)
                 if node.name not in floats and "bias" in node.state:
                     self._biases[net.canonical(node.state["bias"])] = source, net.canonical(node.state["weight"])
+        fixed = {owner[graph[n].inputs[0]] for n in standing(graph, grids, net.module.state_dict())}
         for name, leader in self._leaders.items():
-            if name == leader:
+            if name == leader and name not in fixed:
                 count = math.prod(graph[name].shape[1:])
                 self._steps[name + SUFFIX] = _Step.of(net.activations[name], count, readers.get(name, []))
 
@@ -133,7 +137,8 @@ class LearnedSteps(Attached):
         super().project_()
         self._refresh_()
         if self._fake is not None:
-            self._fake.refresh(self._view, {n: self._scales[leader] for n, leader in self._leaders.items()})
+            known = {n: leader for n, leader in self._leaders.items() if leader in self._scales}
+            self._fake.refresh(self._view, {n: self._scales[leader] for n, leader in known.items()})
 
     def _refresh_(self) -> None:
         """Grids as their steps are now, and biases on the scales that follow."""
@@ -152,6 +157,7 @@ class LearnedSteps(Attached):
             self._scales = {
                 n: self._view.activations[n].scale.clone().requires_grad_()
                 for n in dict.fromkeys(self._leaders.values())
+                if n + SUFFIX in self._steps
             }
             raw = {s.name: (i, s.real()) for i, s in enumerate(self._stored)}
             for name, (source, weight) in self._biases.items():

@@ -11,8 +11,9 @@ from typing import ClassVar
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, PassResult, check_choice, check_range
+from lilliput.graph.function_tables import free_tables_, store_tables_
 from lilliput.graph.trace import graph_of
-from lilliput.methods.quantization.post_training import Quantization
+from lilliput.methods.quantization.post_training import TABLES, Quantization
 from lilliput.training.learned_steps import SUFFIX, LearnedSteps
 from lilliput.training.settings import Factors
 from lilliput.training.trained import TrainingPass, values_of
@@ -40,12 +41,14 @@ class QuantizationAwareTraining(TrainingPass):
     activation_bits: int = 8
     weight_per: str = "channel"
     scale_rate: float = 1.0
+    tables: str = "points"
 
     def __post_init__(self) -> None:
         check_range(f"{self.name} weight_bits", self.weight_bits, 2, 16)
         if self.activation_bits != 0:
             check_range(f"{self.name} activation_bits", self.activation_bits, 2, 16)
         check_choice(f"{self.name} weight_per", self.weight_per, ("channel", "tensor"))
+        check_choice(f"{self.name} tables", self.tables, TABLES)
         check_range(f"{self.name} scale_rate", self.scale_rate, 0.0, 1e6)
         if self.precision != "float32":
             do = "leave it out: rounding is that of the integer program, bit by bit"
@@ -59,8 +62,9 @@ class QuantizationAwareTraining(TrainingPass):
         notes: list[str] = []
         placed: dict[str, str] = {}
         if not net.activations and not any(e.grid for e in net.encodings.values()):
-            first = self.rounding().apply_(net, context)
+            first = self.rounding().round_(net, context)
             placed, notes = first.changed, list(first.notes)
+        free_tables_(net, self.selects)
         before, grids = values_of(net), dict(net.activations)
         trains = any(e.grid is not None and net.parameter(n).requires_grad for n, e in net.encodings.items())
         if not trains and not grids:
@@ -68,6 +72,7 @@ class QuantizationAwareTraining(TrainingPass):
         steps = {f"*{SUFFIX}": Factors(learning_rate=self.scale_rate, weight_decay=0.0)}
         result = self.train_(net, context, steps, attach=LearnedSteps)
         changed, skipped = self.account(net, before, result.epochs_run)
+        placed |= store_tables_(net, self.selects)
         for path, done in placed.items():
             changed[path] = f"{done}; {changed[path]}" if path in changed else done
             skipped.pop(path, None)
@@ -86,6 +91,7 @@ class QuantizationAwareTraining(TrainingPass):
             activation_bits=self.activation_bits,
             weight_per=self.weight_per,
             weight_range="mse",
+            tables=self.tables,
             include=self.include,
             skip=self.skip,
         )

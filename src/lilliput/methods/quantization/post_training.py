@@ -18,6 +18,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.graph.function_tables import store_tables_
 from lilliput.graph.integer import (
     TOO_LARGE,
     IntegerNet,
@@ -26,6 +27,7 @@ from lilliput.graph.integer import (
     integer_bias,
     integer_values,
 )
+from lilliput.graph.knots import possible
 from lilliput.graph.layers import output_axis
 from lilliput.graph.shared_bias import bias_conflict, shared_grids
 from lilliput.graph.trace import Graph, Node, graph_of
@@ -36,6 +38,7 @@ from lilliput.training.lockstep import Lockstep, Turn
 from lilliput.training.moments import moments
 
 NARROW = 8
+TABLES = ("points", "full")
 LARGEST_BIAS, LARGEST_WIDE_BIAS = 2**20, 2**30
 """A bias may be this many steps of its accumulator: with it the sums of the zoo stay exact in float32.
 
@@ -61,6 +64,10 @@ class Quantization(Pass):
     Activations are calibrated on the calibration role. A layer with a bias that is called several times gets one grid
     for the inputs of all its calls. A layer whose weight shares values gets one scale for each table. Weights that are
     already on a grid keep it. What feeds only the output stays in accumulators.
+
+    `tables` "points" makes learned functions of 2^k + 1 points (k from 3 to the bits of what they read, at most 8) that
+    many integers with lines between them: what such a function alone reads is on a grid that its limit gives. Other
+    functions, and all with "full", have an entry for each code of up to 8 bits.
     """
 
     name: ClassVar[str] = "quantization"
@@ -77,6 +84,7 @@ class Quantization(Pass):
     signed: bool | None = None
     size_weight: float = 0.0
     rounding: str = "nearest"
+    tables: str = "points"
 
     def __post_init__(self) -> None:
         check_range("quantization weight_bits", self.weight_bits, 2, 16)
@@ -86,6 +94,7 @@ class Quantization(Pass):
         check_choice("quantization weight_range", self.weight_range, ("min_max", "percentile", "mse", "output"))
         check_choice("quantization activation_range", self.activation_range, ("min_max", "percentile", "mse"))
         check_range("quantization percentile", self.percentile, 50.0, 100.0)
+        check_choice("quantization tables", self.tables, TABLES)
         check_choice("quantization rounding", self.rounding, ("nearest", "output"))
         check_range("quantization size_weight", self.size_weight, 0.0, 10.0)
         for name in ("rounding", "size_weight"):
@@ -99,7 +108,7 @@ class Quantization(Pass):
             )
         super().__post_init__()
         for pattern, settings in self.overrides.items():
-            for name in ("activation_bits", "activation_range", "signed"):
+            for name in ("activation_bits", "activation_range", "signed", "tables"):
                 if name in settings:
                     raise RecipeError(
                         f"quantization override for {pattern!r}",
@@ -114,6 +123,12 @@ class Quantization(Pass):
                 )
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
+        result = self.round_(net, context)
+        changed = result.changed | store_tables_(net, self.selects)
+        return replace(result, changed=changed, skipped={p: r for p, r in result.skipped.items() if p not in changed})
+
+    def round_(self, net: Artifact, context: Context) -> PassResult:
+        """The same, with learned functions stored as they are: what trains afterwards starts from that."""
         chosen, skipped = self.pick(net)
         changed: dict[str, str] = {}
         fresh: dict[str, Encoding] = {}
@@ -239,6 +254,7 @@ class Quantization(Pass):
             ).to(net.device)
             for node in nodes
         }
+        notes += self._points_(net, graph)
         notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
         grids = grids_of(graph, net.activations)
         modules = layers(net)
@@ -254,6 +270,14 @@ class Quantization(Pass):
                 changed[node.module] = f"{weight.describe()}, {self.activation_bits}-bit inputs"
         reasons = IntegerNet(net, graph).floats
         notes += [f"{graph[name].layer} stays in float: {TOO_LARGE}" for name, r in reasons.items() if r == TOO_LARGE]
+
+    def _points_(self, net: Artifact, graph: Graph) -> list[str]:
+        """Learned functions become points with lines between them where what they read can have the grid for it."""
+        if self.tables == "full":
+            return []
+        found = possible(graph, net.module.state_dict(), self.activation_bits)
+        net.activations |= {name: grid.to(net.device) for name, grid in found.grids.items() if name in net.activations}
+        return [f"{graph[name].layer} has an entry for each code: {why}" for name, why in found.others.items()]
 
 
 def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float) -> tuple[Tensor, Tensor]:
