@@ -101,7 +101,7 @@ ZOO: dict[str, Entry] = {
         task=DIGITS,
         data="digits",
         training=_SMALL,
-        summary="8x8 digits, ResMLP of two blocks (3.5k parameters)",
+        summary="8x8 digits, ResMLP of two blocks (3.16k parameters)",
     ),
     "digits-anomaly": Entry(
         shape=(1, 8, 8),
