@@ -2,9 +2,11 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -12,7 +14,12 @@ from nbclient import NotebookClient
 import lilliput
 from lilliput.cli.main import run
 from lilliput.core import container
+from lilliput.graph.integer import IntegerNet
+from lilliput.graph.interpreter import decode, quantize_input
+from lilliput.graph.interpreter import run as run_program
+from lilliput.graph.lower import lower
 from lilliput.pipeline.folder import RunFolder
+from lilliput.zoo.registry import open_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LARGEST_NOTEBOOK = 200_000
@@ -75,3 +82,23 @@ def test_a_missed_budget_is_exit_code_1_and_the_files_are_there(own_model):
     recipe = ["--recipe", "recipe.yaml", "--quiet"]
     assert run(["compress", own_model, *recipe, "--max-bytes", "100B"]) == 1
     assert Path("runs/latest/net.lil").is_file()
+
+
+def test_the_recipe_of_learned_functions_ends_in_integers_on_a_narrower_network(tmp_path):
+    recipe = (EXAMPLES / "learned_functions.yaml").read_text(encoding="utf-8")
+    for many in ("block_epochs: 10, epochs: 60", "epochs: 15"):
+        assert many in recipe
+        recipe = recipe.replace(many, "block_epochs: 1, epochs: 1" if "block" in many else "epochs: 1")
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    model, task = open_model("digits-resmlp", trained=False, fresh=True)
+    few = replace(task, train=task.data("train").subset(torch.arange(128)))
+    result = lilliput.apply(model.eval(), few, recipe=tmp_path / "recipe.yaml")
+    net = result.artifact
+    program = lower(net)
+    tables = [(o.kind, o.table.shape) for o in program if o.table is not None]
+    assert tables == [("interpolate", (4, 17))] * 2
+    x = task.data("test").batch(torch.arange(32))[0]
+    with torch.no_grad():
+        found = IntegerNet(net)(x)
+    (codes,) = run_program(program, quantize_input(program, x.numpy()))
+    assert np.array_equal(decode(program.values[program.outputs[0]], codes), found.numpy())
