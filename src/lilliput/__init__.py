@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lilliput.methods.consolidation.pruning import AcceptancePruning as AcceptancePruning
     from lilliput.methods.consolidation.sic import Sic as Sic
     from lilliput.methods.learned_functions.replace_activations import ReplaceActivations as ReplaceActivations
+    from lilliput.methods.learned_functions.share_functions import ShareFunctions as ShareFunctions
     from lilliput.methods.normalization.batchnorm import FoldBatchNorm as FoldBatchNorm
     from lilliput.methods.normalization.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from lilliput.methods.pruning.channel import ChannelPruning as ChannelPruning
@@ -104,6 +105,7 @@ _HOMES = {
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.learned_functions.replace_activations": ("ReplaceActivations",),
+    "lilliput.methods.learned_functions.share_functions": ("ShareFunctions",),
     "lilliput.methods.normalization.batchnorm": ("FoldBatchNorm", "ReestimateBatchNorm"),
     "lilliput.methods.pruning.channel": ("ChannelPruning",),
     "lilliput.methods.pruning.gradual": ("GradualPruning",),

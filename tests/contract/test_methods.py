@@ -14,6 +14,7 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
+from lilliput.methods.learned_functions.share_functions import ShareFunctions
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
@@ -43,6 +44,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         ReplaceActivations(kind="cubic", share="group", groups=2),
         ReplaceActivations(kind="bspline", init="paper"),
     ],
+    ShareFunctions: [ShareFunctions(tables=2)],
     MagnitudePruning: [
         MagnitudePruning(),
         MagnitudePruning(sparsity=0.7, scope="layer"),

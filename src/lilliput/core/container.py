@@ -24,6 +24,7 @@ from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import ArtifactError, LilliputError, UsageError
 from lilliput.core.files import write_atomically
 from lilliput.core.header import ActivationEntry, Header, TensorEntry, pack, unpack
+from lilliput.core.learned_activation import LearnedActivation, check_owner
 from lilliput.core.streams import read_encoding, write_encoding
 from lilliput.core.wiring import Wiring
 
@@ -92,6 +93,12 @@ class Contents:
                     artifact.encodings[name] = encoding
             for name, value in self.counters.items():
                 owners[name].copy_(value)
+        for path, layer in fresh.named_modules():
+            if isinstance(layer, LearnedActivation) and layer.owner is not None:
+                try:
+                    check_owner(layer.owner, len(layer.weight))
+                except ValueError as error:
+                    raise ArtifactError(f"load {path!r}", str(error), "make the file again") from error
         return artifact.to_(artifact.device)
 
     def _check(self, owners: dict[str, Tensor]) -> None:

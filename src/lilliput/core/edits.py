@@ -226,6 +226,6 @@ def _resize_(layer: nn.Module) -> None:
     elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
         layer.num_features = weight.shape[0]
     elif isinstance(layer, LearnedActivation):
-        layer.channels = weight.shape[0]
+        layer.channels = weight.shape[0] if layer.owner is None else layer.owner.shape[0]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = weight.shape[0]

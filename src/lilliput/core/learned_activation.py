@@ -19,6 +19,7 @@ from lilliput.ops.learned_function import (
     POINTS,
     bends,
     learned_function,
+    of_channels,
     piecewise_linear,
     points_of,
     recorded,
@@ -30,13 +31,15 @@ from lilliput.ops.learned_function import (
 
 KINDS = {"table": "table", "bspline": "table", "cubic": "cubic", "lerp_psa": "lerp_psa", "psa": "psa"}
 """What users call them, and what `ops.learned_function` calls them: a spline of degree 1 is a table."""
-SHARES = ("layer", "group", "channel")
+SHARES = ("layer", "group", "channel", "indexed")
 INITS = ("keep", "paper", "zeros")
 MOST_TERMS, MOST_CHANNELS = 1 << 6, 1 << 16
 
 
 class LearnedActivation(nn.Module):
     """A learned function of one value for each channel, for each of `groups` equal groups of them, or for the layer.
+
+    With `share` "indexed" there are `groups` functions, and channel c has number `owner[c]`: a buffer to be set.
 
     Main arguments: `channels`; `kind`: "table", "bspline" (a table that is told from others by its paper's init),
     "cubic", "lerp_psa" or "psa"; `points` of the grid over [-limit, limit]: an odd number has one at 0; `share`.
@@ -78,13 +81,17 @@ class LearnedActivation(nn.Module):
             raise UsageError("LearnedActivation groups", f"{groups!r} of {channels} channels", "use a divisor of them")
         self.channels, self.kind, self.points, self.share = channels, kind, points, share
         self.groups, self.dim, self.terms = groups, dim, terms
-        rows, size = {"layer": 1, "group": groups, "channel": channels}[share], weight_size(self.form, points, terms)
+        rows = {"layer": 1, "channel": channels}.get(share, groups)
+        size = weight_size(self.form, points, terms)
         try:
             points_of(self.form, rows, size, points)
         except ValueError as error:
             raise UsageError("LearnedActivation", str(error), "use fewer points, or share functions") from error
         self.weight = nn.Parameter(torch.zeros(rows, size))
         self.register_buffer("limit", torch.tensor([float(limit)]))
+        kind_of_index = torch.uint8 if groups <= 1 << 8 else torch.int32
+        first = (torch.arange(channels) * groups // channels).to(kind_of_index)
+        self.register_buffer("owner", first if share == "indexed" else None)
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None
         if init == "keep":
             self.keep_(torch.relu if like is None else like)
@@ -92,6 +99,7 @@ class LearnedActivation(nn.Module):
             self._paper_(generator)
 
     limit: Tensor
+    owner: Tensor | None
 
     @property
     def form(self) -> str:
@@ -100,20 +108,18 @@ class LearnedActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count_()
-        rows = len(self.weight)
-        if not -x.dim() <= self.dim < x.dim() or x.shape[self.dim] != (
-            self.channels if rows > 1 else x.shape[self.dim]
-        ):
+        several = len(self.weight) > 1 or self.owner is not None
+        if not -x.dim() <= self.dim < x.dim() or (several and x.shape[self.dim] != self.channels):
             found = f"a value of shape {tuple(x.shape)}"
             raise UsageError(
                 f"LearnedActivation of {self.channels} channels", found, f"give them in dimension {self.dim}"
             )
         dim = self.dim % x.dim()
         if torch.compiler.is_exporting():
-            return recorded(x, self.weight, self.limit, self.form, self.points, dim)
+            return recorded(x, self.weight, self.limit, self.form, self.points, dim, self.owner)
         if self.form == "psa":
-            return learned_function(x, self.weight, self.limit, self.form, self.points, dim)
-        return piecewise_linear(x, self.table(), self.limit, dim)
+            return learned_function(x, self.weight, self.limit, self.form, self.points, dim, self.owner)
+        return piecewise_linear(x, of_channels(self.table(), self.owner), self.limit, dim)
 
     def table(self) -> Tensor:
         """[functions, points]: the values on the grid. Without gradients they are kept until a weight has changed."""
@@ -169,6 +175,12 @@ class LearnedActivation(nn.Module):
 def second_variation_of(network: nn.Module) -> Tensor | float:
     """Of all learned activations in it, together."""
     return sum(m.second_variation() for m in network.modules() if isinstance(m, LearnedActivation))
+
+
+def check_owner(owner: Tensor, functions: int) -> None:
+    """Raises ValueError for an index of functions that are not there."""
+    if owner.numel() and not 0 <= int(owner.min()) <= int(owner.max()) < functions:
+        raise ValueError(f"channels with functions {int(owner.min())} to {int(owner.max())} of {functions}")
 
 
 def _alone(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -127,6 +127,7 @@ OPERATIONS = (
     ),
     Operation(
         word="learned_function",
+        operands=(1, 2),
         roles=("weight", "limit"),
         attributes={"kind": "table|lerp_psa|psa|cubic", "dim": "index", "points": "count"},
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 from lilliput.export.onnx_writer import Writer
 from lilliput.graph.functions import Function
 from lilliput.graph.trace import Node
-from lilliput.ops.learned_function import PSA_LIMIT, SOFTNESS, table_of
+from lilliput.ops.learned_function import PSA_LIMIT, SOFTNESS, of_channels, table_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Functions:
     node: Node
     weight: Tensor
     limit: Tensor
+    owner: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -44,11 +45,13 @@ class Functions:
 
     def _lines(self, x: str, table: Tensor) -> str:
         op, (rows, points) = self.writer.op, table.shape
-        scaled = op("Mul", [x, self.along((points - 1) / (2 * self.limit))])
+        limit = self.limit if len(self.limit) == 1 else of_channels(self.limit, self.owner)
+        scaled = op("Mul", [x, self.along((points - 1) / (2 * limit))])
         u = op("Add", [scaled, self.writer.number((points - 1) / 2)])
         bounds = [self.writer.number(0), self.writer.number(points - 2)]
         place = op("Clip", [op("Floor", [u]), *bounds])
-        index = op("Add", [op("Cast", [place], to=7), self.along(np.arange(rows) * (points - 1))])
+        first = np.arange(rows) if self.owner is None or rows == 1 else self.owner.numpy()
+        index = op("Add", [op("Cast", [place], to=7), self.along(first * (points - 1))])
         left, step = (
             op("Gather", [self.writer.constant(values.reshape(-1).numpy()), index])
             for values in (table[:, :-1], table[:, 1:] - table[:, :-1])
@@ -58,8 +61,9 @@ class Functions:
 
     def _psa(self, x: str) -> str:
         op, terms = self.writer.op, (self.weight.shape[1] - 2) // 3
-        factor = self.limit / PSA_LIMIT
-        v, w, b, scale, offset = self.weight.split([terms, terms, terms, 1, 1], dim=1)
+        limit = self.limit if len(self.limit) == 1 else of_channels(self.limit, self.owner)
+        factor = limit / PSA_LIMIT
+        v, w, b, scale, offset = of_channels(self.weight, self.owner).split([terms, terms, terms, 1, 1], dim=1)
         z = op("Div", [x, self.along(factor)])
         wide = op("Unsqueeze", [z, self.writer.shape(-1)])
         away = op("Sub", [wide, self._terms(b)])
@@ -83,7 +87,8 @@ def write_table(writer: Writer, node: Node, x: str, function: Function, offsets:
     table = (function.table + offsets[1]).reshape(-1)
     entries = function.table.shape[-1]
     rows = len(table) // entries
-    base = np.arange(rows) * entries - function.low - offsets[0]
+    row = np.arange(rows) if function.owner is None else function.owner.numpy()
+    base = row * entries - function.low - offsets[0]
     wide = [-1 if d == function.channel and rows > 1 else 1 for d in range(1, len(node.shape))]
     first = writer.constant(base.reshape(wide) if rows > 1 else base.reshape(()))
     index = writer.op("Add", [writer.op("Cast", [x], to=7), first])

@@ -184,7 +184,8 @@ def _silu(p: Place) -> str:
 
 def _learned_function(p: Place) -> str:
     weight, limit = (p.encodings[role].decode() for role in ("weight", "limit"))
-    return Functions(writer=p.writer, node=p.node, weight=weight, limit=limit).write(p.operands[0])
+    owner = p.encodings["owner"].decode().long() if "owner" in p.encodings else None
+    return Functions(writer=p.writer, node=p.node, weight=weight, limit=limit, owner=owner).write(p.operands[0])
 
 
 VALUES: dict[str, Callable[[Place], str]] = {

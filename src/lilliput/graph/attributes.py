@@ -178,7 +178,7 @@ def _layer_norm(g: Given, x: Shape, _w: Shape) -> dict[str, Any]:
 
 def _learned_function(g: Given, x: Shape, w: Shape) -> dict[str, Any]:
     kind, dim = g.get("kind", "table"), _dim(g.get("dim", 1), x)
-    if len(w) != 2 or not w[0] or x[dim] % w[0]:
+    if len(w) != 2 or not w[0]:
         raise ValueError(f"functions of shape {w} on a value of shape {x}")
     points = points_of(kind, *w, g.get("points", POINTS))
     if g.get("points", points) != points:

@@ -265,6 +265,10 @@ class _Reader:
         """A function for each channel goes with it; one for all stays."""
         channels, weight = self.along(x, node.attributes["dim"]), node.state["weight"]
         rows = self.shapes[weight][0]
+        if "owner" in node.state:  # which function a channel has goes with it; the functions stay
+            self.tie(channels, node.state["owner"], 0)
+            self.labels[node.name] = x
+            return
         if 1 < rows < len(channels):
             self.fix(channels, f"{node.name} has functions for groups of channels")
         if rows == len(channels) > 1:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.edits import Replace
@@ -25,8 +26,9 @@ def store_tables_(net: Artifact, selects: Callable[[str], bool]) -> dict[str, st
         path = name.rpartition(".")[0]
         if not selects(path):
             continue
-        if nodes[0].attributes["kind"] != "table":
-            _bake_(net, path)
+        module = net.module.get_submodule(path)
+        if nodes[0].attributes["kind"] != "table" and isinstance(module, LearnedActivation):
+            become_table_(net, path, module.table().detach())
         values = net.parameter(name).detach()
         net.encode_(name, Encoding.of(values).with_grid(_grid(net, graph, nodes[0]).to(values.device)))
         stored[path] = f"tables of {values.shape[1]} points, {net.encoding(name).describe()}"
@@ -68,19 +70,22 @@ def _grid(net: Artifact, graph: Graph, node: Node) -> Grid:
     return grids_of(graph, net.activations)[node.name]
 
 
-def _bake_(net: Artifact, path: str) -> None:
-    """A table of its points in the place of functions of another kind."""
+def become_table_(net: Artifact, path: str, table: Tensor, owner: Tensor | None = None) -> None:
+    """Put a table of these values in the place of learned functions; with `owner` [channels] its rows are shared."""
     old = net.module.get_submodule(path)
     if not isinstance(old, LearnedActivation):
         return
-    table, limit, trains = old.table().detach().clone(), old.limit.detach().clone(), old.weight.requires_grad
-    edit = Replace(path=path, cls="LearnedActivation", settings={**old.structure(), "kind": "table"})
+    shared = {} if owner is None else {"share": "indexed", "groups": len(table)}
+    edit = Replace(path=path, cls="LearnedActivation", settings={**old.structure(), "kind": "table", **shared})
     edit.replay_(net.module)
     net.edits.append(edit)
     new = net.module.get_submodule(path)
     if isinstance(new, LearnedActivation):
-        new.to(table.device).train(mode=old.training)
+        new.to(old.limit.device).train(mode=old.training)
+        owner = old.owner if owner is None else owner
         with torch.no_grad():
             new.weight.copy_(table)
-            new.limit.copy_(limit)
-        new.weight.requires_grad_(trains)
+            new.limit.copy_(old.limit)
+            if new.owner is not None and owner is not None:
+                new.owner.copy_(owner)
+        new.weight.requires_grad_(old.weight.requires_grad)

@@ -35,6 +35,7 @@ CLIPS = ("relu", "clamp")
 class Function:
     """`table`: int64 [entries], or [channels, entries] for channels along dimension `channel` of the batch.
 
+    With `owner`, int64 [channels], it is [rows, entries], and channel c has row owner[c].
     Without `shift` an entry for each code from `low` on; else points, 2^shift codes apart.
     """
 
@@ -42,12 +43,13 @@ class Function:
     low: int
     shift: int | None = None
     channel: int = 1
+    owner: Tensor | None = None
 
     def __call__(self, codes: Tensor) -> Tensor:
         table = self.table.to(codes.device)
         if self.shift is None:
-            return look_up(codes, table, self.low, self.channel)
-        return interpolate(codes, table, self.low, self.shift, self.channel)
+            return look_up(codes, table, self.low, self.channel, self.owner)
+        return interpolate(codes, table, self.low, self.shift, self.channel, self.owner)
 
     def expanded(self) -> "Function":
         """The same with an entry for each code."""
@@ -100,20 +102,23 @@ def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) 
         limit = state[node.state["limit"]].detach().cpu()
         shift = shift_of(node, source, limit)
         if shift is not None:
-            return _points(node, grid, state[node.state["weight"]].detach().cpu(), limit, shift, bits)
+            found = _points(node, grid, state[node.state["weight"]].detach().cpu(), limit, shift, bits)
+            return _of_channels(node, found, state)
     if is_wide(source):
         low, shift = integer_range(bits, signed=source.signed)[0], bits - POINT_BITS
         codes = point_codes(low, bits)
     else:
         low, high = (int(end) for end in source.range())
         codes, shift = torch.arange(low, high + 1), None
-    own = {name: state[name].detach().cpu() for name in node.state.values()}
+    alone = replace(node, state={role: name for role, name in node.state.items() if role != "owner"})
+    own = {name: state[name].detach().cpu() for name in alone.state.values()}
     x = source.dequantize(codes)
     rows, channel = rows_of(node, own), node.attributes.get("dim", 1)
     if "dim" in node.attributes:
-        node = replace(node, attributes={**node.attributes, "dim": 1})
-    y = evaluate(node, {node.inputs[0]: x[:, None].expand(-1, rows)}, own).movedim(0, 1)
-    return _spread(node, Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift, channel=channel))
+        alone = replace(alone, attributes={**node.attributes, "dim": 1})
+    y = evaluate(alone, {node.inputs[0]: x[:, None].expand(-1, rows)}, own).movedim(0, 1)
+    found = Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift, channel=channel)
+    return _of_channels(node, found, state)
 
 
 def _points(node: Node, grid: Grid, weight: Tensor, limit: Tensor, shift: int, bits: int) -> Function:
@@ -122,15 +127,19 @@ def _points(node: Node, grid: Grid, weight: Tensor, limit: Tensor, shift: int, b
     table, low = grid.quantize(_filled(node, y)), -1 << (bits - 1)
     channel = node.attributes["dim"]
     if shift == 0:
-        return _spread(node, Function(table=table[:, :-1], low=low, channel=channel))
-    return _spread(node, Function(table=table, low=low, shift=shift, channel=channel))
+        return Function(table=table[:, :-1], low=low, channel=channel)
+    return Function(table=table, low=low, shift=shift, channel=channel)
 
 
-def _spread(node: Node, found: Function) -> Function:
-    """One table, or one for each channel."""
+def _of_channels(node: Node, found: Function, state: Mapping[str, Tensor]) -> Function:
+    """One table, one for each channel, or which of several each channel has."""
     rows = len(found.table)
-    table = found.table[0] if rows == 1 else found.table.repeat_interleave(node.shape[found.channel] // rows, 0)
-    return replace(found, table=table)
+    if rows == 1:
+        return replace(found, table=found.table[0])
+    channels = node.shape[found.channel]
+    if "owner" in node.state:
+        return replace(found, owner=state[node.state["owner"]].detach().cpu().long())
+    return found if rows == channels else replace(found, owner=torch.arange(channels) // (channels // rows))
 
 
 def rows_of(node: Node, state: Mapping[str, Tensor]) -> int:

@@ -105,7 +105,7 @@ def _function(o: Operation, table: Ints, index: Ints) -> Ints:
             return table[at]
         wide = [1] * at.ndim
         wide[o.attributes["channel"] + 1] = -1
-        return table[np.arange(len(table)).reshape(wide), at]
+        return table[np.array(o.attributes.get("owner", range(len(table)))).reshape(wide), at]
 
     if o.kind == "table":
         return entry(index)

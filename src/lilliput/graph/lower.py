@@ -370,6 +370,8 @@ class _Lowering:
         attributes: dict[str, Any] = {"first": found.low}
         if found.table.dim() > 1:
             attributes["channel"] = found.channel - 1
+        if found.owner is not None:
+            attributes["owner"] = tuple(found.owner.tolist())
         if found.shift is not None:
             attributes["shift"] = found.shift
         kind = "table" if found.shift is None else "interpolate"

@@ -309,10 +309,13 @@ def _prelu(_n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
 
 
 def _learned_function(_n: Any, a: tuple[Any, ...], _k: dict[str, Any]) -> Reading:
-    kind, points, dim = a[3:]
+    kind, points, dim, *owner = a[3:]
     if dim == 0:
         return "other", {}, {}
-    return "learned_function", {"weight": a[1], "limit": a[2]}, {"kind": kind, "points": points, "dim": dim}
+    roles = {"weight": a[1], "limit": a[2]}
+    if owner and owner[0] is not None:
+        roles["owner"] = owner[0]
+    return "learned_function", roles, {"kind": kind, "points": points, "dim": dim}
 
 
 def _plain(word: str, **fixed: Any) -> Reader:

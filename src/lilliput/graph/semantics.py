@@ -121,7 +121,7 @@ RULES: dict[str, Rule] = {
     "leaky_relu": _of(F.leaky_relu, "slope"),
     "prelu": lambda x, s, _a: F.prelu(x[0], s["weight"]),
     "learned_function": lambda x, s, a: learned_function(
-        x[0], s["weight"], s["limit"], a["kind"], a["points"], a["dim"]
+        x[0], s["weight"], s["limit"], a["kind"], a["points"], a["dim"], s.get("owner")
     ),
     "selu": _of(F.selu),
     "celu": _of(F.celu, "alpha"),

@@ -19,6 +19,7 @@ from lilliput.core.encoding import Encoding
 from lilliput.core.errors import ArtifactError, LilliputError, UnsupportedError, UsageError
 from lilliput.core.fields import shown
 from lilliput.core.files import write_atomically
+from lilliput.core.learned_activation import check_owner
 from lilliput.core.nameless import renamed
 from lilliput.core.wiring import CODES, MAX_COUNT, OPERATIONS, Wire, Wiring, pack_wiring, unpack_wiring
 from lilliput.graph.attributes import Shape, completed, given
@@ -64,6 +65,8 @@ def _node(
 ) -> tuple[Node, Tensor]:
     found = [tensors[o] if isinstance(o, str) else values[o] for o in wire.operands]
     state = {role: tensors[name] for role, name in wire.tensors.items()}
+    if wire.op == "learned_function" and len(found) > 1:
+        state["owner"] = _owner(wire, found[1])
     joins = OPERATIONS[CODES[wire.op]].operands[1] > 1
     if any(
         not t.is_floating_point() and not (joins and isinstance(o, str))
@@ -85,7 +88,7 @@ def _node(
         name=wire.name,
         op=wire.op,
         inputs=tuple(names[o] for o in wire.operands if isinstance(o, int)),
-        state=dict(wire.tensors) if OPERATIONS[CODES[wire.op]].roles else own,
+        state=_named_state(wire) if OPERATIONS[CODES[wire.op]].roles else own,
         attributes=attributes,
         shape=tuple(value.shape),
         module=wire.module,
@@ -94,6 +97,19 @@ def _node(
         arguments=(refs,) if wire.op == "concat" else tuple(refs),
     )
     return node, value
+
+
+def _owner(wire: Wire, tensor: Tensor) -> Tensor:
+    if not isinstance(wire.operands[1], str) or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise ValueError("functions of channels by something else than a counter")
+    return tensor
+
+
+def _named_state(wire: Wire) -> dict[str, str]:
+    """The names of a node's tensors by role: which function each channel has is an operand in files."""
+    if wire.op == "learned_function" and len(wire.operands) > 1:
+        return {**wire.tensors, "owner": str(wire.operands[1])}
+    return dict(wire.tensors)
 
 
 NEEDED = {
@@ -125,8 +141,11 @@ def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str
         wanted = dict.fromkeys(state, (x[1],))
     elif word == "layer_norm":
         wanted = dict.fromkeys(state, x[-a["dims"] :])
-    elif word == "learned_function" and state["limit"] != (1,):
-        wanted = {"limit": state["weight"][:1]}
+    elif word == "learned_function":
+        w, channels = state["weight"], x[a["dim"]]
+        if "owner" not in state and channels % w[0]:
+            raise ValueError(f"functions of shape {w} on a value of shape {x}")
+        wanted = {"owner": (channels,)} | ({} if state["limit"] == (1,) else {"limit": w[:1]})
     elif word == "prelu" and state["weight"] not in ((1,), x[1:2]):
         raise ValueError(f"a weight of shape {state['weight']} on a value of shape {x}")
     for role, shape in wanted.items():
@@ -162,8 +181,9 @@ def _wiring(artifact: Artifact, graph: Graph) -> Wiring:
     for node in kept:
         if node.op not in CODES:
             raise ValueError(f"{node.name!r} is {node.target}, which has no word in the format")
-        refs = operands(node)
         roles = dict(node.state) if OPERATIONS[CODES[node.op]].roles else {}
+        owner = roles.pop("owner", None)  # a counter: in files it is an operand
+        refs = operands(node) if owner is None else [*operands(node), Ref(owner)]
         first = refs[0].name
         x = graph[first].shape if first in places else tuple(meta[first].shape)
         w = tuple(meta[roles["weight"]].shape) if "weight" in roles else ()
@@ -240,6 +260,9 @@ def _assembled(wiring: Wiring, stored: Mapping[str, Encoding], counters: Tensors
         put_(network, name, e.decode().clone())
     for name, value in counters.items():
         put_(network, name, value.clone())
+    for node in network.graph.nodes:
+        if node.op == "learned_function" and "owner" in node.state:
+            check_owner(counters[node.state["owner"]], stored[node.state["weight"]].shape[0])
     return Artifact(module=network.eval(), input=spec, encodings=encodings)
 
 

@@ -6,7 +6,7 @@
 - A requantization takes 4 bytes for each scale (int32 multiplier) and 1 for the shift that they share, an add 9, a
   result left in accumulators 4 for each scale (float32).
 - A function of one value on a grid is a table: 256 entries for 8 bits, 257 points for more; a learned function whose
-  2^k + 1 points stand on codes is these.
+  2^k + 1 points stand on codes is these. Functions that channels share are there once, and a byte for each channel.
 - BatchNorm that is not folded takes 8 bytes a channel.
 
 Tensors that no operation reads are not there, tied tensors are there once. Code is not included.
@@ -29,6 +29,7 @@ WIDTHS = (0, 1, 2, 4, 8, 16, 32)
 FLOAT_BITS = 32
 MULTIPLIER_BYTES = 5
 POINTS = 2**POINT_BITS + 1
+MOST_SHARED = 1 << 8
 
 
 def packed_bits(bit_width: int) -> int:
@@ -113,7 +114,8 @@ def _arithmetic_bytes(node: Node, grids: Mapping[str, Grid], read: Mapping[str, 
         entries = POINTS if is_wide(source) else 2 ** int(source.bit_width.max())
         if shift:
             entries = node.attributes["points"]
-        rows = len(read["weight"]) if "weight" in read else 1
-        per_channel = rows if rows == 1 else node.shape[node.attributes.get("dim", 1)]
-        return entries * per_channel * element_bytes(grids[node.name])
+        rows, channels = len(read["weight"]) if "weight" in read else 1, node.shape[node.attributes.get("dim", 1)]
+        named = rows > 1 and (rows < channels or "owner" in read)  # channels say in a byte which row they have
+        rows, index = (channels, 0) if named and rows > MOST_SHARED else (rows, channels if named else 0)
+        return entries * rows * element_bytes(grids[node.name]) + index
     return 0

@@ -5,6 +5,7 @@ from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.consolidation.pruning import AcceptancePruning
 from lilliput.methods.consolidation.sic import Sic
 from lilliput.methods.learned_functions.replace_activations import ReplaceActivations
+from lilliput.methods.learned_functions.share_functions import ShareFunctions
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm, ReestimateBatchNorm
 from lilliput.methods.pruning.channel import ChannelPruning
 from lilliput.methods.pruning.gradual import GradualPruning
@@ -27,6 +28,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     ReestimateBatchNorm,
     ReplaceActivations,
+    ShareFunctions,
     MagnitudePruning,
     GradualPruning,
     ChannelPruning,

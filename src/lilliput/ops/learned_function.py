@@ -37,24 +37,45 @@ SMALL_PLANE = 64
 """Places of a channel that are worth a loop of their own."""
 
 
-def learned_function(x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int = 1) -> Tensor:
-    """`weight` [rows, n], `limit` [1] or [rows]; channel c of dimension `dim` has row c // (channels / rows)."""
+def learned_function(
+    x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int = 1, owner: Tensor | None = None
+) -> Tensor:
+    """`weight` [rows, n], `limit` [1] or [rows]; channel c of dimension `dim` has row c // (channels / rows).
+
+    With `owner`, integers [channels], it has row owner[c] instead.
+    """
     if kind == "psa":
-        return _psa_of_channels(x, weight, limit, dim)
-    return piecewise_linear(x, table_of(weight, limit, kind, points), limit, dim)
+        return _psa_of_channels(x, of_channels(weight, owner), _limits(limit, owner), dim)
+    return piecewise_linear(x, of_channels(table_of(weight, limit, kind, points), owner), _limits(limit, owner), dim)
 
 
-def recorded(x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int) -> Tensor:
+def of_channels(rows: Tensor, owner: Tensor | None) -> Tensor:
+    """What each channel has of `rows`; they themselves where no channel owns one."""
+    return rows if owner is None else rows.index_select(0, owner.long())
+
+
+def _limits(limit: Tensor, owner: Tensor | None) -> Tensor:
+    return limit if len(limit) == 1 else of_channels(limit, owner)
+
+
+def recorded(
+    x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int, owner: Tensor | None = None
+) -> Tensor:
     """`learned_function` as one operation: what a trace records."""
-    return _operation()(x, weight, limit, kind, points, dim)
+    return _operation()(x, weight, limit, kind, points, dim, owner)
 
 
 @functools.cache
 def _operation() -> Any:
-    def learned(x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int) -> Tensor:
-        return learned_function(x, weight, limit, kind, points, dim)
+    def learned(
+        x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int, owner: Tensor | None = None
+    ) -> Tensor:
+        return learned_function(x, weight, limit, kind, points, dim, owner)
 
-    def shape(x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int) -> Tensor:  # noqa: ARG001
+    def shape(
+        x: Tensor, weight: Tensor, limit: Tensor, kind: str, points: int, dim: int, owner: Tensor | None = None
+    ) -> Tensor:
+        del weight, limit, kind, points, dim, owner
         return torch.empty_like(x)
 
     operation = torch.library.custom_op("lilliput::learned_function", learned, mutates_args=())

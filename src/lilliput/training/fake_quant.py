@@ -33,7 +33,7 @@ from lilliput.graph.operators import MOVES
 from lilliput.graph.shared_bias import owners_of_grids
 from lilliput.graph.trace import Graph, Node, evaluate
 from lilliput.ops.fixed_point import requantize
-from lilliput.ops.learned_function import piecewise_linear, table_of
+from lilliput.ops.learned_function import of_channels, piecewise_linear, table_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ class FakeQuant(nn.Module):
         """A learned function whose points stand on codes; places are counted in codes, where they are exact."""
         scale, (low, high) = self._scale(node, grid)
         weight, limit = (self._state[node.state[role]] for role in ("weight", "limit"))
-        table = table_of(weight, limit, node.attributes["kind"], node.attributes["points"])
+        owner = self._state[node.state["owner"]] if "owner" in node.state else None
+        table = of_channels(table_of(weight, limit, node.attributes["kind"], node.attributes["points"]), owner)
         codes = torch.full_like(limit, float(1 << (int(x.grid.bit_width) - 1)))
         real = piecewise_linear(x.q, (table / scale).clamp(low, high), codes, node.attributes["dim"])
         return Coded(through(q, real), scale, grid)

@@ -42,6 +42,7 @@ KERNELS: dict[str, tuple[int, int]] = {
     "expand": (54, 12),
     "gather": (544, 64),
     "interpolate": (150, 56),
+    "interpolate_shared": (182, 64),
     "join": (254, 48),
     "linear codes": (228, 112),
     "linear codes one": (228, 112),
@@ -103,4 +104,5 @@ KERNELS: dict[str, tuple[int, int]] = {
     "sum_pool sums": (272, 72),
     "table": (38, 8),
     "table_per_channel": (86, 36),
+    "table_shared": (116, 48),
 }

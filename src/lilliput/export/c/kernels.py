@@ -199,20 +199,32 @@ TABLE_PER_CHANNEL = """
 }
 """
 
+TABLE_SHARED = """
+/* Each channel says its row. */
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *table, const uint8_t *owner, int32_t first, int32_t entries,
+               int32_t blocks, int32_t channels, int32_t count) {
+  for (int32_t b = 0; b < blocks; b++)
+    for (int32_t c = 0; c < channels; c++) {
+      const @W *row = table + owner[c] * entries;
+      for (int32_t i = 0; i < count; i++) *y++ = (@Y)row[(int32_t)*x++ - first];
+    }
+}
+"""
+
 INTERPOLATE = """
 /* Lines between points 2^shift codes apart; points have 16 bits, so every product has at most 31. */
-@U_KERNEL void @F(const @X *x, @Y *y, const @W *points, int32_t first, int32_t shift, int32_t entries, int32_t blocks,
-               int32_t channels, int32_t count) {
+@U_KERNEL void @F(const @X *x, @Y *y, const @W *points, @OWNER int32_t first, int32_t shift, int32_t entries,
+               int32_t blocks, int32_t channels, int32_t count) {
   const int32_t mask = ((int32_t)1 << shift) - 1, half = (int32_t)1 << shift >> 1;
-  for (int32_t b = 0; b < blocks; b++) {
-    const @W *row = points;
-    for (int32_t c = 0; c < channels; c++, row += entries)
+  for (int32_t b = 0; b < blocks; b++)
+    for (int32_t c = 0; c < channels; c++) {
+      const @W *row = points + @ROW * entries;
       for (int32_t i = 0; i < count; i++) {
         const int32_t at = (int32_t)*x++ - first;
         const int32_t left = row[at >> shift], right = row[(at >> shift) + 1];
         *y++ = (@Y)(left + (((right - left) * (at & mask) + half) >> shift));
       }
-  }
+    }
 }
 """
 
@@ -269,7 +281,9 @@ KERNELS = {
     "mul": MULTIPLY,
     "table": TABLE,
     "table_per_channel": TABLE_PER_CHANNEL,
-    "interpolate": INTERPOLATE,
+    "table_shared": TABLE_SHARED,
+    "interpolate": INTERPOLATE.replace("@OWNER ", "").replace("@ROW", "c"),
+    "interpolate_shared": INTERPOLATE.replace("@OWNER", "const uint8_t *owner,").replace("@ROW", "owner[c]"),
     "argmax": ARGMAX,
     "copy": COPY,
     "join": JOIN,

@@ -38,6 +38,8 @@ from lilliput.measure.memory import Buffer, place
 
 LAYERS = ("conv", "conv_transposed", "linear", "grouped_sum")
 SHARED = ("reshape",)
+MOST_SHARED = 1 << 8
+"""Rows of tables that a byte can name."""
 
 
 def word(values: Ints) -> str:
@@ -260,8 +262,10 @@ class Writer:
         return self.tables.array(whole, "int32_t", "z") if reach.max() <= LARGEST_SUM else "0"
 
     def _function(self, o: Operation, entries: Ints, x: Value, y: Value, source: str, target: str) -> None:
-        """A table or points, one for all or one for each channel."""
-        kind, channel = _code_word(entries), o.attributes.get("channel")
+        """A table or points: one for all, one for each channel, or rows of which channels say theirs in a byte."""
+        kind, channel, owner = _code_word(entries), o.attributes.get("channel"), o.attributes.get("owner")
+        if owner is not None and len(entries) > MOST_SHARED:
+            entries, owner = entries[np.array(owner)], None
         values = [o.attributes["first"]]
         if channel is None:
             outer, rest = (1, 1), math.prod(y.shape)
@@ -272,9 +276,13 @@ class Writer:
         elif channel is not None:
             values += [entries.shape[-1], *outer]
         name = "table_per_channel" if o.kind == "table" and channel is not None else o.kind
+        tables = [self.tables.array(entries, kind, "t")]
+        if owner is not None:
+            name = f"{o.kind}_shared"
+            tables.append(self.tables.array(np.array(owner), "uint8_t", "o"))
         function = self._kernel(name, c_type(x), c_type(y), kind)
-        numbers = ", ".join(map(str, (*values, rest)))
-        self.calls.append(f"  {function}({source}, {target}, {self.tables.array(entries, kind, 't')}, {numbers});")
+        numbers = ", ".join(map(str, (*tables, *values, rest)))
+        self.calls.append(f"  {function}({source}, {target}, {numbers});")
 
     def _pool(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
         window = self._window(o) if o.kind in ("sum_pool", "max_pool") else self._whole(o, x)

@@ -53,7 +53,7 @@ class ReplaceActivations(Pass):
 
     def __post_init__(self) -> None:
         check_choice("replace_activations kind", self.kind, tuple(KINDS))
-        check_choice("replace_activations share", self.share, SHARES)
+        check_choice("replace_activations share", self.share, SHARES[:3])
         check_choice("replace_activations init", self.init, INITS[:2])
         check_range("replace_activations points", self.points, 3, 1 << 10)
         check_range("replace_activations groups", self.groups, 1, 1 << 16)
