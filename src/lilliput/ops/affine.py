@@ -141,8 +141,8 @@ def short(steps: Tensor) -> Tensor:
 
 def next_power_of_two(x: Tensor) -> Tensor:
     """The least power of two that is at least `x`, for positive numbers."""
-    mantissa, exponent = torch.frexp(x)
-    return torch.ldexp(torch.ones_like(x), exponent - (mantissa == 0.5).to(exponent.dtype))
+    mantissa = torch.frexp(x).mantissa
+    return torch.where(mantissa == 0.5, x, x / mantissa)  # exact
 
 
 def _scale(exact: Tensor, *, power_of_two: bool) -> Tensor:

@@ -291,7 +291,7 @@ class Quantization(Pass):
         }
         notes += self._points_(net, graph)
         if self.shifts:
-            net.activations = aligned(graph, net.activations)
+            net.activations = aligned(net, graph)
         notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
         grids = grids_of(graph, net.activations)
         modules = layers(net)
