@@ -9,6 +9,16 @@ from lilliput.cli.console import ConsoleProgress, answer
 from lilliput.cli.options import DataName, DataRoot, Into, Json, Quiet, TargetName
 from lilliput.core.errors import UsageError
 
+FORMATS = {"onnx": "ONNX", "c": "C", "hls": "HLS"}
+COUNT_FOR = {
+    "--target": ("onnx",),
+    "--static-batch": ("onnx",),
+    "--name": ("c", "hls"),
+    "--threshold": ("c",),
+    "--product-of-sums": ("c",),
+    "--inputs": ("hls",),
+}
+
 
 def export(
     file: Annotated[Path, typer.Argument(help="net.lil")],
@@ -16,31 +26,40 @@ def export(
     folder: Annotated[Path, typer.Option("--out")] = Path("export"),
     target: TargetName = None,
     static_batch: Annotated[int | None, typer.Option(min=1, help="fix the batch size (default: any)")] = None,
-    to: Annotated[str, typer.Option(help="onnx, or c: C99 without floats that builds by itself")] = "onnx",
-    name: Annotated[str | None, typer.Option(help="prefix of all names in C (default: net)")] = None,
+    to: Annotated[
+        str, typer.Option(help="onnx; c: C99 without floats that builds by itself; hls: constants for FPGA designs")
+    ] = "onnx",
+    name: Annotated[
+        str | None, typer.Option(help="C: prefix of all names; HLS: of the files and guards (default: net)")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="C: the score above which a sample is an anomaly (default: from validation)")
     ] = None,
     product_of_sums: Annotated[
         bool, typer.Option("--product-of-sums", help="C: add inputs that meet one shared weight, then multiply")
     ] = False,
+    inputs: Annotated[
+        Path | None, typer.Option(help="HLS: .npy of samples for the golden vectors (default: noise)")
+    ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Write a deployable ONNX file and say which layers are in float; or integer-only C99 with golden vectors."""
-    from lilliput.cli.generated import export_c
+    """Write a deployable ONNX file and say which layers are in float; or integer-only C99 with golden vectors.
+
+    Or the constants of an integer network as C++ headers with ap_int types, which FPGA designs read (hls).
+    """
+    from lilliput.cli.generated import export_c, export_hls
     from lilliput.cli.using import export_file
 
-    if to not in ("onnx", "c"):
-        raise UsageError(f"export --to {to!r}", "not a format", "use onnx or c")
-    if to == "c" and (target is not None or static_batch is not None):
-        raise UsageError("export --to c", "--target or --static-batch", "leave them out: they count for ONNX files")
-    only_c = {"--name": name is not None, "--threshold": threshold is not None, "--product-of-sums": product_of_sums}
-    if to == "onnx" and any(only_c.values()):
-        found = next(option for option, given in only_c.items() if given)
-        raise UsageError("export --to onnx", found, "leave it out: it counts for C")
-    found = (
-        export_c(
+    if to not in FORMATS:
+        raise UsageError(f"export --to {to!r}", "not a format", "use onnx, c or hls")
+    options = (target, static_batch, name, threshold, product_of_sums or None, inputs)
+    for (option, where), value in zip(COUNT_FOR.items(), options, strict=True):
+        if value is not None and to not in where:
+            known = " and ".join(FORMATS[f] for f in where)
+            raise UsageError(f"export --to {to}", option, f"leave it out: it counts for {known}")
+    if to == "c":
+        found = export_c(
             file,
             into,
             folder,
@@ -49,9 +68,10 @@ def export(
             product_of_sums=product_of_sums,
             data_root=data_root,
         )
-        if to == "c"
-        else export_file(file, into, folder, target, static_batch)
-    )
+    elif to == "hls":
+        found = export_hls(file, into, folder, name or "net", inputs)
+    else:
+        found = export_file(file, into, folder, target, static_batch)
     answer(found, found["text"], as_json=as_json)
 
 

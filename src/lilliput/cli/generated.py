@@ -1,11 +1,11 @@
-"""Commands on generated C: write it, replay its golden vectors, read the log of a board."""
+"""Commands on generated C and headers: write them, replay golden vectors, read the log of a board."""
 
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lilliput.cli.using import artifact_of
+from lilliput.cli.using import artifact_of, read_inputs
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, LilliputError
 from lilliput.core.program import Program
@@ -15,6 +15,7 @@ from lilliput.export.c.board_log import check_log
 from lilliput.export.c.golden import read
 from lilliput.export.c.interface import Interface
 from lilliput.export.c.replay import Replay, replay, trouble
+from lilliput.export.hls import header
 from lilliput.graph.answers import NORMAL_SHARE, anomaly_threshold
 from lilliput.graph.lower import lower
 from lilliput.graph.trace import graph_of
@@ -46,6 +47,22 @@ def export_c(
     lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths] + notes
     lines.append(f"build it and run its golden vectors: make -C {folder} test, or lilliput verify {folder}")
     return {"files": [str(path) for path in paths], "threshold": threshold, "text": "\n".join(lines)}
+
+
+def export_hls(file: Path, into: str | None, folder: Path, name: str, inputs: Path | None) -> dict[str, Any]:
+    """Two headers, and a word on what is no right shift."""
+    artifact = artifact_of(file, into)
+    program = lower(artifact)
+    real = None if inputs is None else read_inputs(inputs, artifact.input).numpy()
+    paths = header.write(program, made(folder), name=name, inputs=real)
+    multiplies = header.multiplying(program)
+    lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths]
+    if multiplies:
+        do = "quantization with requantization: power_of_two gives right shifts alone"
+        lines.append(f"{len(multiplies)} operations multiply to rescale ({multiplies[0]} is the first); {do}")
+    else:
+        lines.append("every rescaling is a right shift")
+    return {"files": [str(path) for path in paths], "multiplies": multiplies, "text": "\n".join(lines)}
 
 
 def verify_folder(

@@ -475,18 +475,29 @@ def bias_integers(bias: Encoding, product: Tensor) -> Tensor | None:
     """int64: a bias in units of its layer's accumulator, which are worth `product`; None where it has other units."""
     if bias.grid is None:
         return None
-    mantissa, exponent = torch.frexp(bias.grid.scale.double() / product.float().double())
-    if bool((mantissa != 0.5).any()) or bool((exponent < 1).any()):  # not a power of two
+    ratio = bias.grid.scale.double() / product.float().double()
+    if not bool(is_power_of_two(ratio).all()):
         return None
-    return (bias.integers() - bias.grid.zero_point) << (exponent.long() - 1)
+    return (bias.integers() - bias.grid.zero_point) << (torch.frexp(ratio).exponent.long() - 1)
 
 
-def integer_bias(bias: Tensor, source: Grid, weight: Grid, encoding: Encoding | None = None) -> Encoding:
+def is_power_of_two(ratio: Tensor) -> Tensor:
+    """Which are 1, 2, 4 and so on."""
+    mantissa, exponent = torch.frexp(ratio)
+    return (mantissa == 0.5) & (exponent >= 1)
+
+
+def integer_bias(
+    bias: Tensor, source: Grid, weight: Grid, encoding: Encoding | None = None, *, output: Grid | None = None
+) -> Encoding:
     """A bias on the scale of its layer's accumulator, with as few bits as it needs.
 
-    Where it needs more than an encoding holds, its scale is the least power of two times that.
+    Where it needs more than an encoding holds, its scale is the least power of two times that. With `output` it is on
+    the scale of the layer's output, if that is a power of two of accumulators, at least one, in every channel.
     """
     scale = accumulator_scale(source, weight).float()
+    if output is not None and bool(is_power_of_two(output.scale.double() / scale.double()).all()):
+        scale = output.scale.float()
     most = float((bias.detach().double() / scale.double()).abs().max())
     while most + 0.5 >= 1 << (MAX_BITS - 1):
         scale, most = 2 * scale, most / 2

@@ -139,12 +139,17 @@ def short(steps: Tensor) -> Tensor:
     return torch.ldexp(torch.round(mantissa * unit) / unit, exponent)
 
 
+def next_power_of_two(x: Tensor) -> Tensor:
+    """The least power of two that is at least `x`, for positive numbers."""
+    mantissa = torch.frexp(x).mantissa
+    return torch.where(mantissa == 0.5, x, x / mantissa)  # exact
+
+
 def _scale(exact: Tensor, *, power_of_two: bool) -> Tensor:
     """The smallest normal float32, or power of two, that is at least `exact`; 1 for 0."""
     exact = torch.where(exact == 0, 1.0, exact)
     if power_of_two:
-        mantissa = torch.frexp(exact).mantissa
-        exact = torch.where(mantissa == 0.5, exact, exact / mantissa)
+        exact = next_power_of_two(exact)
     scale = exact.to(torch.float32)
     scale = torch.where(
         scale.to(torch.float64) < exact, torch.nextafter(scale, torch.full_like(scale, math.inf)), scale

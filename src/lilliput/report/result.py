@@ -22,6 +22,7 @@ from lilliput.export import onnx as onnx_export
 from lilliput.export.c import project
 from lilliput.export.c.interface import Interface
 from lilliput.export.c.replay import replay, trouble
+from lilliput.export.hls import header
 from lilliput.export.onnx_check import check_with_runtime
 from lilliput.graph import stored
 from lilliput.graph.lower import lower
@@ -31,7 +32,7 @@ from lilliput.report.html.page import fragment, page
 from lilliput.report.html.source import Source, of_data
 from lilliput.report.text import comparison
 
-FORMATS = ("onnx", "c")
+FORMATS = ("onnx", "c", "hls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ class Result:
         name: str = "net",
         product_of_sums: bool = False,
     ) -> "Export":
-        """Write deployable files into `folder`: `onnx` the file name.onnx, `c` the folder name-c.
+        """Write deployable files into `folder`: `onnx` the file name.onnx, `c` the folder name-c, `hls` name-hls.
 
         With `product_of_sums` the C adds inputs that meet one shared weight before it multiplies. Raises `ExportError`
         for what the format cannot hold.
@@ -172,7 +173,7 @@ class Result:
         if product_of_sums and "c" not in to:
             raise UsageError("export with product of sums", f"formats {', '.join(to)}", 'give to=["c"]')
         place = made(folder)
-        path = c = None
+        path = c = hls = None
         if "onnx" in to:
             path = place / f"{name}.onnx"
             onnx_export.export(self.artifact, path, target=onnx_target(self.target))
@@ -182,7 +183,10 @@ class Result:
             within = {key: value for key, value in limits.items() if isinstance(value, int)}
             program = lower(self.artifact, product_of_sums=product_of_sums)
             project.write(program, c, name=name, interface=Interface.of(self.artifact.input), **within)
-        return Export(result=self, onnx=path, c=c)
+        if "hls" in to:
+            hls = made(place / f"{name}-hls")
+            header.write(lower(self.artifact), hls, name=name)
+        return Export(result=self, onnx=path, c=c, hls=hls)
 
     def to_data(self) -> dict[str, Any]:
         """Everything but the network, as plain data: what `result.json` holds."""
@@ -214,6 +218,7 @@ class Export:
     result: Result
     onnx: Path | None
     c: Path | None = None
+    hls: Path | None = None
 
     def verify(self, samples: int = 1000) -> str:
         """Run the files and compare, ONNX on real samples, C on its golden vectors on every target of this machine.

@@ -147,6 +147,7 @@ def choose_range(
     bit_width: int = 8,
     signed: bool = False,
     symmetric: bool = False,
+    power_of_two: bool = False,
 ) -> tuple[float, float]:
     """(low, high) to represent.
 
@@ -168,7 +169,7 @@ def choose_range(
     shares = torch.arange(SHARES, 0, -1, dtype=torch.float64) / SHARES
     ends = torch.tensor([min(observation.low, 0.0), max(observation.high, 0.0)], dtype=torch.float64)
     low, high = ends
-    grid = {"bit_width": bit_width, "signed": signed, "symmetric": symmetric}
+    grid = {"bit_width": bit_width, "signed": signed, "symmetric": symmetric, "power_of_two": power_of_two}
     low, high = _least_error(observation, low * shares, high * shares, **grid)
     if low < 0 < high and not symmetric:
         low, high = _least_error(observation, low * shares, high.expand(SHARES), **grid)
@@ -184,18 +185,24 @@ def activation_grid(
     bit_width: int = 8,
     signed: bool,
     symmetric: bool = False,
+    power_of_two: bool = False,
 ) -> Grid:
-    """One affine grid for the whole tensor. Where no value is negative, zero is the lowest code, unless symmetric."""
+    """One affine grid for the whole tensor. Where no value is negative, zero is the lowest code, unless symmetric.
+
+    `power_of_two`: its scale is one.
+    """
     _check_bits(bit_width)
-    low, high = choose_range(
-        observation, method, percentile=percentile, bit_width=bit_width, signed=signed, symmetric=symmetric
-    )
+    kind: dict[str, Any] = {
+        "bit_width": bit_width,
+        "signed": signed,
+        "symmetric": symmetric,
+        "power_of_two": power_of_two,
+    }
+    low, high = choose_range(observation, method, percentile=percentile, **kind)
     scale, zero_point = affine_parameters(
         torch.tensor([low], dtype=torch.float64),
         torch.tensor([high], dtype=torch.float64),
-        bit_width=bit_width,
-        signed=signed,
-        symmetric=symmetric,
+        **kind,
     )
     return Grid.per_tensor(float(scale), int(zero_point), bit_width, signed=signed)
 
@@ -211,10 +218,19 @@ def _percentile(observation: Observation, percent: float) -> tuple[float, float]
 
 
 def _least_error(
-    observation: Observation, low: Tensor, high: Tensor, *, bit_width: int, signed: bool, symmetric: bool
+    observation: Observation,
+    low: Tensor,
+    high: Tensor,
+    *,
+    bit_width: int,
+    signed: bool,
+    symmetric: bool,
+    power_of_two: bool,
 ) -> tuple[Tensor, Tensor]:
     """The candidate (low[i], high[i]) with the least squared error over the histogram; the first of equal ones."""
-    scale, zero_point = affine_parameters(low, high, bit_width=bit_width, signed=signed, symmetric=symmetric)
+    scale, zero_point = affine_parameters(
+        low, high, bit_width=bit_width, signed=signed, symmetric=symmetric, power_of_two=power_of_two
+    )
     filled = observation.counts > 0
     values, weights = observation.means[filled].expand(len(low), -1), observation.counts[filled].double()
     codes = quantize_rows(values, scale, zero_point, *integer_range(bit_width, signed=signed))

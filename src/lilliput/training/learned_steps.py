@@ -33,16 +33,16 @@ FARTHEST = 256.0
 
 
 @dataclass(kw_only=True, eq=False)
-class _Step:
+class Step:
     grid: Grid  # before training
     ratio: Tensor  # float32, like its scale; what the optimizer moves
     factor: Tensor  # float32: the size of the gradient
     aliases: list[str]
 
     @staticmethod
-    def of(grid: Grid, count: int, aliases: list[str]) -> "_Step":
+    def of(grid: Grid, count: int, aliases: list[str]) -> "Step":
         most = (grid.range()[1] - grid.zero_point).clamp(min=1).float()
-        return _Step(
+        return Step(
             grid=grid,
             ratio=torch.ones_like(grid.scale).requires_grad_(),
             factor=1 / torch.sqrt(max(count, 1) * most),
@@ -76,7 +76,8 @@ class LearnedSteps(Attached):
             activations={n: g.to(place) for n, g in net.activations.items()},
         )
         self._biases: dict[str, tuple[str, str]] = {}  # {bias: (the value that its layer reads, the weight)}
-        self._steps: dict[str, _Step] = {}
+        self._outputs: dict[str, str] = {}  # {bias: the value whose scale it is on, where that is not its sum's}
+        self._steps: dict[str, Step] = {}
         self._leaders: dict[str, str] = {}
         self._scales: dict[str, Tensor] = {}
         self._fake: FakeQuant | None = None
@@ -86,7 +87,7 @@ class LearnedSteps(Attached):
             if s.encoding.grid is not None and s.name not in self._biases:
                 grid = s.encoding.grid
                 count = math.prod(s.encoding.shape) // grid.scale.numel()
-                self._steps[s.name] = _Step.of(grid, count, names_of(net.module)[s.name])
+                self._steps[s.name] = Step.of(grid, count, names_of(net.module)[s.name])
         self.project_()
 
     def _activations_(self) -> None:
@@ -110,7 +111,14 @@ class LearnedSteps(Attached):
         for name, leader in self._leaders.items():
             if name == leader and name not in fixed:
                 count = math.prod(graph[name].shape[1:])
-                self._steps[name + SUFFIX] = _Step.of(net.activations[name], count, readers.get(name, []))
+                self._steps[name + SUFFIX] = Step.of(net.activations[name], count, readers.get(name, []))
+
+    def _now(self, step: Step) -> Grid:
+        """The grid that computes."""
+        return step.now()
+
+    def _join_(self) -> None:
+        """Change grids of activations that depend on others."""
 
     @property
     def network(self) -> nn.Module:
@@ -149,11 +157,12 @@ class LearnedSteps(Attached):
                 step.ratio.clamp_(1 / FARTHEST, FARTHEST)
             for i, s in enumerate(self._stored):
                 if s.name in self._steps:
-                    encoding = replace(s.encoding, grid=self._steps[s.name].now()).encode(s.real())
+                    encoding = replace(s.encoding, grid=self._now(self._steps[s.name])).encode(s.real())
                     self._put_(s.name, i, encoding)
             for name, leader in self._leaders.items():
                 if leader + SUFFIX in self._steps:
-                    self._view.activations[name] = self._steps[leader + SUFFIX].now()
+                    self._view.activations[name] = self._now(self._steps[leader + SUFFIX])
+            self._join_()
             self._scales = {
                 n: self._view.activations[n].scale.clone().requires_grad_()
                 for n in dict.fromkeys(self._leaders.values())
@@ -166,7 +175,8 @@ class LearnedSteps(Attached):
                 if grid is None:
                     continue
                 free = Encoding(shape=own.shape, values=values.detach().clone(), mask=own.mask)
-                encoding = integer_bias(values, self._view.activations[source], grid, free)
+                output = self._view.activations[self._outputs[name]] if name in self._outputs else None
+                encoding = integer_bias(values, self._view.activations[source], grid, free, output=output)
                 self._put_(name, at, encoding)
 
     def _put_(self, name: str, at: int | None, encoding: Encoding) -> None:

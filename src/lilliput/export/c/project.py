@@ -85,13 +85,13 @@ def write(
         **bench.files(name),
     }
     for file in files:
-        _check_free(folder, file)
+        check_free(folder, file)
     for file, text in files.items():
         write_atomically(folder / file, text.encode())
     return [folder / file for file in files]
 
 
-def _check_free(folder: Path, file: str) -> None:
+def check_free(folder: Path, file: str) -> None:
     """Raises `UsageError` if what stands at this place is not an earlier export."""
     path, do = folder / file, "move it away, or choose another folder; nothing was changed"
     if path.parent != folder and path.parent.exists() and not path.parent.is_dir():

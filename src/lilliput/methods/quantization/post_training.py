@@ -9,7 +9,7 @@ described in `ops.output_error`, with its sources.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding, Grid
 from lilliput.core.errors import RecipeError
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range, layers
+from lilliput.graph.aligned import aligned
 from lilliput.graph.function_tables import store_tables_
 from lilliput.graph.integer import (
+    LAYERS,
     TOO_LARGE,
     IntegerNet,
     accumulator_scale,
@@ -39,6 +41,7 @@ from lilliput.training.moments import moments
 
 NARROW = 8
 TABLES = ("points", "full")
+REQUANTIZATIONS = ("multiplier", "power_of_two")
 LARGEST_BIAS, LARGEST_WIDE_BIAS = 2**20, 2**30
 """A bias may be this many steps of its accumulator: with it the sums of the zoo stay exact in float32.
 
@@ -68,6 +71,10 @@ class Quantization(Pass):
     `tables` "points" makes learned functions of 2^k + 1 points (k from 3 to the bits of what they read, at most 8) that
     many integers with lines between them: what such a function alone reads is on a grid that its limit gives. Other
     functions, and all with "full", have an entry for each code of up to 8 bits.
+
+    `requantization` "power_of_two" is what FPGA designs want: all scales are powers of two, activations are signed with
+    zero point 0, and so are the outputs of a last layer; biases are on the scale of their layer's output. Then every
+    rescaling of a layer is a rounding right shift. "multiplier" has no such limits, and loses less.
     """
 
     name: ClassVar[str] = "quantization"
@@ -85,6 +92,7 @@ class Quantization(Pass):
     size_weight: float = 0.0
     rounding: str = "nearest"
     tables: str = "points"
+    requantization: str = "multiplier"
 
     def __post_init__(self) -> None:
         check_range("quantization weight_bits", self.weight_bits, 2, 16)
@@ -96,6 +104,8 @@ class Quantization(Pass):
         check_range("quantization percentile", self.percentile, 50.0, 100.0)
         check_choice("quantization tables", self.tables, TABLES)
         check_choice("quantization rounding", self.rounding, ("nearest", "output"))
+        check_choice("quantization requantization", self.requantization, REQUANTIZATIONS)
+        self._check_shifts()
         check_range("quantization size_weight", self.size_weight, 0.0, 10.0)
         for name in ("rounding", "size_weight"):
             if self.weight_range != "output" and getattr(self, name) not in ("nearest", 0):
@@ -108,7 +118,7 @@ class Quantization(Pass):
             )
         super().__post_init__()
         for pattern, settings in self.overrides.items():
-            for name in ("activation_bits", "activation_range", "signed", "tables"):
+            for name in ("activation_bits", "activation_range", "signed", "tables", "requantization"):
                 if name in settings:
                     raise RecipeError(
                         f"quantization override for {pattern!r}",
@@ -121,6 +131,21 @@ class Quantization(Pass):
                     "a percentile without weight_range: percentile",
                     "override both",
                 )
+
+    def _check_shifts(self) -> None:
+        """Which settings do not go with powers of two."""
+        if not self.shifts:
+            return
+        asked = "quantization requantization: power_of_two"
+        if self.weight_range == "output":
+            raise RecipeError(asked, "weight_range: output, whose scales are no powers of two", "use mse or min_max")
+        if not self.symmetric or self.signed is False:
+            found = "symmetric: false" if not self.symmetric else "signed: false"
+            raise RecipeError(asked, found, "leave it out: zero points are 0")
+
+    @property
+    def shifts(self) -> bool:
+        return self.requantization == "power_of_two"
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:
         result = self.round_(net, context)
@@ -182,7 +207,14 @@ class Quantization(Pass):
                 else values.movedim(axis_used, 0).reshape(values.shape[axis_used], -1)
             )
             choice = "mse" if self.weight_range == "output" else self.weight_range
-            scale, zero = weight_grid(rows, bits, symmetric=self.symmetric, choice=choice, percentile=self.percentile)
+            scale, zero = weight_grid(
+                rows,
+                bits,
+                symmetric=self.symmetric,
+                choice=choice,
+                percentile=self.percentile,
+                power_of_two=self.shifts,
+            )
         width = torch.full_like(zero, bits)
         grid = Grid(scale=scale, zero_point=zero, bit_width=width, signed=True, narrow=self.symmetric, axis=axis_used)
         rounded = encoding.with_grid(grid.to(values.device))
@@ -232,7 +264,9 @@ class Quantization(Pass):
     ) -> None:
         graph = graph_of(net)
         nodes = integer_values(graph)
-        wide = self.activation_bits > NARROW
+        if self.shifts:
+            nodes += [n for n in dict.fromkeys(graph.outputs) if graph[n].op in LAYERS and n not in nodes]
+        wide = self.activation_bits > NARROW or self.shifts
         signed = (wide or context.target.preset.activations_signed) if self.signed is None else self.signed
         seen = observe_ranges(
             net,
@@ -251,18 +285,21 @@ class Quantization(Pass):
                 bit_width=self.activation_bits,
                 signed=signed,
                 symmetric=wide and signed,
+                power_of_two=self.shifts,
             ).to(net.device)
             for node in nodes
         }
         notes += self._points_(net, graph)
+        if self.shifts:
+            net.activations = aligned(net, graph)
         notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
         grids = grids_of(graph, net.activations)
         modules = layers(net)
         layer_nodes = [n for n in graph.nodes if n.op in ("conv", "linear") and n.module in modules]
         for name, float_weight in fresh.items():
-            _fit_weight_(net, name, float_weight, layer_nodes, grids)
+            _fit_weight_(net, name, float_weight, layer_nodes, grids, power_of_two=self.shifts)
         for node in layer_nodes:
-            reason = _bias_(net, graph, node, grids)
+            reason = _bias_(net, graph, node, grids, of_output=self.shifts)
             if reason:
                 notes.append(f"{node.layer} stays in float: {reason}")
             else:
@@ -280,17 +317,24 @@ class Quantization(Pass):
         return [f"{graph[name].layer} has an entry for each code: {why}" for name, why in found.others.items()]
 
 
-def weight_grid(rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float) -> tuple[Tensor, Tensor]:
+def weight_grid(
+    rows: Tensor, bits: int, *, symmetric: bool, choice: str, percentile: float, power_of_two: bool = False
+) -> tuple[Tensor, Tensor]:
     """(scale, zero_point) for each row of [rows, n]; signed, narrow when symmetric."""
+    kind: dict[str, Any] = {
+        "bit_width": bits,
+        "signed": True,
+        "symmetric": symmetric,
+        "narrow": symmetric,
+        "power_of_two": power_of_two,
+    }
     if choice == "min_max":
         found = affine.min_max(rows)
     elif choice == "percentile":
         found = affine.percentile(rows, percentile)
     else:
-        found = affine.mse(rows, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric)
-    return affine.affine_parameters(
-        found.low, found.high, bit_width=bits, signed=True, symmetric=symmetric, narrow=symmetric
-    )
+        found = affine.mse(rows, **kind)
+    return affine.affine_parameters(found.low, found.high, **kind)
 
 
 def largest_bias(weight: Grid, source: Grid) -> int:
@@ -299,7 +343,7 @@ def largest_bias(weight: Grid, source: Grid) -> int:
     return LARGEST_BIAS if narrow else LARGEST_WIDE_BIAS
 
 
-def fit_to_biases(weight: Grid, values: Tensor, needed: Tensor) -> Grid:
+def fit_to_biases(weight: Grid, values: Tensor, needed: Tensor, *, power_of_two: bool = False) -> Grid:
     """A grid for `values` in which no bias is more than `largest_bias` steps of its accumulator.
 
     `needed` is the scale from which on that holds, for each channel. Channels of 8 bits that get a coarser scale for it
@@ -312,11 +356,19 @@ def fit_to_biases(weight: Grid, values: Tensor, needed: Tensor) -> Grid:
         dead = ~values.movedim(weight.axis, 0).flatten(1).any(1)
     smallest = torch.finfo(torch.float32).tiny
     scale = torch.where(dead & (needed > 0), needed.clamp(min=smallest), torch.maximum(weight.scale, needed))
+    if power_of_two:
+        scale = affine.next_power_of_two(scale)
     return replace(weight, scale=scale)
 
 
 def _fit_weight_(
-    net: Artifact, name: str, float_weight: Encoding, nodes: list[Node], grids: Mapping[str, Grid]
+    net: Artifact,
+    name: str,
+    float_weight: Encoding,
+    nodes: list[Node],
+    grids: Mapping[str, Grid],
+    *,
+    power_of_two: bool,
 ) -> None:
     """Adapt the scale of a weight that this pass has put on its grid to the biases of all layers that use it."""
     grid = net.encodings[name].grid
@@ -333,7 +385,8 @@ def _fit_weight_(
         and (source := grids.get(node.inputs[0])) is not None
     ]
     if needed:
-        fitted = fit_to_biases(grid, float_weight.decode(), torch.stack(needed).amax(0).float())
+        most = torch.stack(needed).amax(0).float()
+        fitted = fit_to_biases(grid, float_weight.decode(), most, power_of_two=power_of_two)
         if not fitted.same(grid):
             old, new = net.encodings[name], float_weight.with_grid(fitted)
             if old.sharing is None:  # integers whose scale stays are kept: they need not be the nearest
@@ -342,8 +395,11 @@ def _fit_weight_(
             net.encode_(name, new)
 
 
-def _bias_(net: Artifact, graph: Graph, node: Node, grids: Mapping[str, Grid]) -> str:
-    """Put a layer's bias on its accumulator's scale; the reason why the layer cannot be integer, or ""."""
+def _bias_(net: Artifact, graph: Graph, node: Node, grids: Mapping[str, Grid], *, of_output: bool) -> str:
+    """Put a layer's bias on its accumulator's scale; the reason why the layer cannot be integer, or "".
+
+    With `of_output` on the scale of the layer's output, where one call reads it.
+    """
     source = grids.get(node.inputs[0])
     weight = net.encodings.get(net.canonical(node.state["weight"]))
     if source is None:
@@ -360,5 +416,6 @@ def _bias_(net: Artifact, graph: Graph, node: Node, grids: Mapping[str, Grid]) -
     largest = max(2**22, largest_bias(weight.grid, source))
     if bool((values.abs().double() > largest * accumulator_scale(source, weight.grid)).any()):
         return "its bias is too large for its weights' scale"
-    net.encode_(name, integer_bias(values, source, weight.grid))
+    output = grids.get(node.name) if of_output and len(graph.users_of(name)) == 1 else None
+    net.encode_(name, integer_bias(values, source, weight.grid, output=output))
     return ""
