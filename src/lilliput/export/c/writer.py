@@ -32,7 +32,7 @@ from lilliput.export.c.products import (
     scratch_bytes,
     with_form,
 )
-from lilliput.export.c.tables import MOST_DIMENSIONS, Tables
+from lilliput.export.c.tables import FUNCTION, MOST_DIMENSIONS, Tables
 from lilliput.export.c.text import NOTE
 from lilliput.measure.memory import Buffer, place
 
@@ -274,7 +274,7 @@ class Writer:
         name = "table_per_channel" if o.kind == "table" and channel is not None else o.kind
         function = self._kernel(name, c_type(x), c_type(y), kind)
         numbers = ", ".join(map(str, (*values, rest)))
-        self.calls.append(f"  {function}({source}, {target}, {self.tables.array(entries, kind, 't')}, {numbers});")
+        self.calls.append(f"  {function}({source}, {target}, {self.tables.array(entries, kind, FUNCTION)}, {numbers});")
 
     def _pool(self, o: Operation, x: Value, y: Value, source: str, target: str) -> None:
         window = self._window(o) if o.kind in ("sum_pool", "max_pool") else self._whole(o, x)
