@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lilliput.report.html.axes import categories, linear, logarithmic
-from lilliput.report.html.charts import HEIGHT, WIDTH, Plot, fitting
+from lilliput.report.html.charts import LARGE, SMALL, Plot, fitting
 from lilliput.report.html.panels.front import front
 from lilliput.report.html.panels.sensitivity import sensitivity
 from lilliput.report.html.source import Source
@@ -57,10 +57,10 @@ def test_what_is_drawn_lies_in_the_picture_and_texts_are_escaped(points, text):
     plot.upright(points[0][0], text)
     page = Page(plot.svg())
     for circle in page.all("circle"):
-        assert 0 <= float(circle["cx"]) <= WIDTH
-        assert 0 <= float(circle["cy"]) <= HEIGHT
+        assert 0 <= float(circle["cx"]) <= LARGE.width
+        assert 0 <= float(circle["cy"]) <= LARGE.height
     for bar in page.all("rect"):
-        assert float(bar["y"]) + float(bar["height"]) <= HEIGHT
+        assert float(bar["y"]) + float(bar["height"]) <= LARGE.height
     assert {e.tag for e in page.elements} <= {"svg", "title", "g", "polyline", "circle", "line", "rect", "text"}
 
 

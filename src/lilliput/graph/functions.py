@@ -107,13 +107,8 @@ def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) 
     else:
         low, high = (int(end) for end in source.range())
         codes, shift = torch.arange(low, high + 1), None
-    own = {name: state[name].detach().cpu() for name in node.state.values()}
-    x = source.dequantize(codes)
-    rows, channel = rows_of(node, own), node.attributes.get("dim", 1)
-    if "dim" in node.attributes:
-        node = replace(node, attributes={**node.attributes, "dim": 1})
-    y = evaluate(node, {node.inputs[0]: x[:, None].expand(-1, rows)}, own).movedim(0, 1)
-    return _spread(node, Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift, channel=channel))
+    table = grid.quantize(_filled(node, values_at(node, state, source.dequantize(codes))))
+    return _spread(node, Function(table=table, low=low, shift=shift, channel=node.attributes.get("dim", 1)))
 
 
 def _points(node: Node, grid: Grid, weight: Tensor, limit: Tensor, shift: int, bits: int) -> Function:
@@ -131,6 +126,14 @@ def _spread(node: Node, found: Function) -> Function:
     rows = len(found.table)
     table = found.table[0] if rows == 1 else found.table.repeat_interleave(node.shape[found.channel] // rows, 0)
     return replace(found, table=table)
+
+
+def values_at(node: Node, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """[functions, len(x)]: what a node of one value makes of these, on the CPU."""
+    own = {name: state[name].detach().cpu() for name in node.state.values()}
+    if "dim" in node.attributes:
+        node = replace(node, attributes={**node.attributes, "dim": 1})
+    return evaluate(node, {node.inputs[0]: x[:, None].expand(-1, rows_of(node, own))}, own).movedim(0, 1)
 
 
 def rows_of(node: Node, state: Mapping[str, Tensor]) -> int:
