@@ -144,9 +144,7 @@ def main() -> None:
             for folder, target in ((floats, Target()), (integers, Target("cortex-m4")))
         }
         times = torch_times(artifacts)
-    rows = {
-        name: {kind: numbers(found[i]) for kind, found in columns.items()} for i, name in enumerate(made)
-    }
+    rows = {name: {kind: numbers(found[i]) for kind, found in columns.items()} for i, name in enumerate(made)}
     for name, row in rows.items():
         row["float"] |= times[name]
     text = table(rows)

@@ -62,13 +62,15 @@ def _inputs_of(nodes: list[Node], network: Artifact, x: Tensor) -> dict[str, Ten
 
     IntegerNet(network).values((x.to(network.device),), keep)
     state = network.module.state_dict()
-    return {
-        n.name: values[n.inputs[0]].movedim(n.attributes["dim"], 0).reshape(rows_of(n, state), -1) for n in nodes
-    }
+    return {n.name: values[n.inputs[0]].movedim(n.attributes["dim"], 0).reshape(rows_of(n, state), -1) for n in nodes}
 
 
 def _place(
-    node: Node, before: Node | None, states: tuple[dict[str, Tensor], dict[str, Tensor]], grids: dict[str, Grid], x: Tensor
+    node: Node,
+    before: Node | None,
+    states: tuple[dict[str, Tensor], dict[str, Tensor]],
+    grids: dict[str, Grid],
+    x: Tensor,
 ) -> dict[str, Any]:
     """`changed` is None where there is nothing to compare with: channels went, so functions have no partner."""
     old, new = states

@@ -6,6 +6,7 @@ from html import escape
 
 from lilliput.report.html.axes import Axis
 
+
 @dataclass(frozen=True, kw_only=True)
 class Frame:
     """A picture and the margins around what is drawn in it."""
@@ -68,7 +69,8 @@ class Plot:
         at = self.x(x)
         line = f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{self.frame.top}" y2="{self.floor}"/>'
         before = at > self.frame.width * 0.66
-        place = f'x="{at + (-4 if before else 4):.1f}" y="{self.frame.top + 10}" text-anchor="{"end" if before else "start"}"'
+        anchor = "end" if before else "start"
+        place = f'x="{at + (-4 if before else 4):.1f}" y="{self.frame.top + 10}" text-anchor="{anchor}"'
         self.marks.append(f'<g class="rule {css}">{line}<text {place}>{escape(text)}</text></g>')
 
     def text(self, x: float, y: float, text: str, css: str = "name", *, anchor: str = "start") -> None:
@@ -85,7 +87,9 @@ class Plot:
         for value, text in y.ticks:
             at = self.y(value)
             parts.append(f'<line class="grid" x1="{self.frame.left}" x2="{self.end}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            parts.append(f'<text class="tick" x="{frame.left - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+            parts.append(
+                f'<text class="tick" x="{frame.left - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+            )
         for value, text in _shown(x.ticks, [self.x(value) for value, _ in x.ticks]):
             at, half = self.x(value), len(text) * CHARACTER / 2
             place = f'x="{min(at, frame.width - half):.1f}" y="{floor + 18}" text-anchor="middle"'

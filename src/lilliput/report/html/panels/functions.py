@@ -1,4 +1,4 @@
-"""Functions that learned: before the run, after it, and as stored tables, above what they read; how much each changed."""
+"""Learned functions: before the run, after it, and in integers, above what they read; how much each has changed."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -90,7 +90,13 @@ def _changes(ident: str, place: Mapping[str, Any]) -> dict[str, str]:
     values = sorted((100 * v for v in place["changed"]), reverse=True)
     ticks = tuple((float(v), str(v)) for v in (1, len(values)))
     x = Axis(label="function", low=0.5, high=len(values) + 0.5, ticks=ticks)
-    plot = Plot(ident, f"{place['name']}: change of each function", x, linear("changed", values, "%", zero=True, count=3), frame=SMALL)
+    plot = Plot(
+        ident,
+        f"{place['name']}: change of each function",
+        x,
+        linear("changed", values, "%", zero=True, count=3),
+        frame=SMALL,
+    )
     for i, value in enumerate(values):
         plot.bar(i + 0.5, i + 1.5, value, "ours", f"{value:.3g}%")
     return {"svg": plot.svg(), "caption": f"all {len(values)}, by change"}
