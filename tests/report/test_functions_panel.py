@@ -83,19 +83,21 @@ def test_the_functions_that_changed_most_come_first_and_by_how_much(changed):
     assert max(place["changed"][row] for row in (0, 1, 3, 6)) < 0.02
 
 
+@pytest.mark.parametrize("tables", ["full", "points"])
 @pytest.mark.parametrize("bits", [3, 8, 12])
-def test_the_table_that_is_drawn_is_the_one_that_runs(changed, bits):
+def test_the_table_that_is_drawn_is_the_one_that_runs(changed, bits, tables):
     first, last = changed
     last = last.copy()
-    apply_checked_(Quantization(signed=True, activation_bits=bits), last, Context.of(TASK, last.module))
+    apply_checked_(Quantization(signed=True, activation_bits=bits, tables=tables), last, Context.of(TASK, last.module))
     (place,) = noted(first, last)
     graph = graph_of(last)
     (node,) = (n for n in graph.nodes if n.op == "learned_function")
     grid = last.activations[node.name]
     step = float(grid.scale)
     for shown in place["shown"]:
-        inputs, outputs = shown["table"]
-        assert len(inputs) == len(outputs) <= 2 * 64
+        inputs, outputs = shown["table"]["inputs"], shown["table"]["outputs"]
+        assert len(inputs) == len(outputs) <= 65
+        assert shown["table"]["lines"] == (bits == 12 or (tables == "points" and bits > 4))
         assert max(map(abs, inputs)) <= place["limit"] * 1.001
         batch = torch.tensor(inputs).reshape(-1, 1, 1, 1).expand(-1, CHANNELS, 1, 1)
         with torch.no_grad():
@@ -152,7 +154,7 @@ def test_the_page_draws_each_of_them_with_both_axes(run):
     assert len(parts.all("rect", "ours", inside=charts[-1])) == CHANNELS
     (row,) = parts.rows(parts.one("table", inside=section))
     place = run.details["functions"][0]
-    assert row[:4] == ["1", str(CHANNELS), "lerp_psa", "33"]
+    assert row[:4] == ["1", str(CHANNELS), "table", "33"]  # its points, as quantization has stored them
     assert row[-1] == f"{100 * max(place['changed']):.3g}%"
 
 

@@ -42,7 +42,8 @@ COLUMNS = (
     "learned_values",
 )
 """`kept`: what a file stores (not masked, more than 0 bits); `nonzero`: what is not 0, kept or not. `function_values`
-go through functions of one value (a ReLU too), `learned_values` through those with parameters, `function_parameters`."""
+go through functions of one value (a ReLU too), `learned_values` through those with parameters (`function_parameters`).
+"""
 
 LAYERS = ("conv", "linear")
 FREE = (*MOVES, *POINTWISE, "concat", "softmax", "log_softmax", "getitem", "input", "size")

@@ -5,6 +5,7 @@ before. A function has changed by the root mean square of the difference on the 
 it was on them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ SHOWN, MOST_PLACES = 4, 16
 """So many functions of a place are drawn, those that changed most, at so many places; all are counted."""
 LEAST_POINTS, MOST_POINTS = 33, 65
 BINS = 24
-TABLE = 64
-"""Entries of a table that are drawn."""
+TABLE = 65
+"""Entries of a table that are drawn, at most; of longer ones every second, third, ..."""
 DIGITS = 5
 
 
@@ -101,7 +102,7 @@ def _place(
                 "before": None if was is None else _numbers(was[row]),
                 "after": _numbers(after[row]),
                 "inputs": counts[row].long().tolist(),
-                "table": None if table is None else [_numbers(table[0]), _numbers(table[1][row % len(table[1])])],
+                "table": None if table is None else table(row),
             }
             for row in order[:SHOWN]
         ],
@@ -120,8 +121,10 @@ def _changed(
     return (moved / torch.where(size > 0, size, weight.sum(1) * limit**2)).sqrt()
 
 
-def _table(node: Node, state: dict[str, Tensor], grids: dict[str, Grid], limit: float) -> tuple[Tensor, Tensor] | None:
-    """Inputs inside the limit, and what the integers of the network's table or points are worth there."""
+def _table(
+    node: Node, state: dict[str, Tensor], grids: dict[str, Grid], limit: float
+) -> Callable[[int], dict[str, Any]] | None:
+    """For a function: inputs inside the limit, what its integers are worth there, and whether lines are between."""
     source, grid = grids.get(node.inputs[0]), grids.get(node.name)
     if source is None or grid is None:
         return None
@@ -132,7 +135,9 @@ def _table(node: Node, state: dict[str, Tensor], grids: dict[str, Grid], limit: 
     inputs = source.to(torch.device("cpu")).dequantize(codes)
     inside = torch.nonzero(inputs.abs() <= limit * (1 + 1e-6)).reshape(-1)
     inside = inside[:: max(1, -(-len(inside) // TABLE))]
-    return inputs[inside], grid.to(torch.device("cpu")).dequantize(table[:, inside])
+    outputs = grid.to(torch.device("cpu")).dequantize(table[:, inside])
+    places, lines = _numbers(inputs[inside]), made.shift is not None
+    return lambda row: {"inputs": places, "outputs": _numbers(outputs[row]), "lines": lines}
 
 
 def _numbers(values: Tensor) -> list[float]:

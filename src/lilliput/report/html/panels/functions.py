@@ -11,7 +11,7 @@ from lilliput.report.html.source import Source
 HEADER = ("place", "functions", "kind", "points", "limit", "inputs beyond", "changed: median", "most")
 NUMBERS = (1, 3, 4, 5, 6, 7)
 STEPS = 32
-"""Tables of fewer entries are drawn as steps."""
+"""Tables of fewer entries, without lines between them, are drawn as steps."""
 SHARE = 0.9
 """Of the height, for the bin that was read most."""
 LEGEND = {
@@ -62,13 +62,14 @@ def _place(number: int, place: Mapping[str, Any]) -> dict[str, Any]:
 def _curve(ident: str, place: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, str]:
     limit, after, before, table = place["limit"], shown["after"], shown["before"], shown["table"]
     x = Axis(label="input", low=-limit, high=limit, ticks=tuple((v, f"{v:.3g}") for v in (-limit, 0.0, limit)))
-    y = linear("output", [*after, *(before or ()), *(table[1] if table else ())], count=3)
+    y = linear("output", [*after, *(before or ()), *(table["outputs"] if table else ())], count=3)
     name = f"{place['name']}, function {shown['function']}"
     plot = Plot(ident, name, x, y, frame=SMALL)
     _draw_inputs(plot, x, y, shown["inputs"])
     if table is not None:
-        stepped = _steps(*table) if len(table[0]) < STEPS else list(zip(*table, strict=True))
-        plot.line(stepped, "int8 band", f"{name}: {LEGEND['table'][1]}", dots=False)
+        points = list(zip(table["inputs"], table["outputs"], strict=True))
+        stepped = not table["lines"] and len(points) < STEPS
+        plot.line(_steps(points) if stepped else points, "int8 band", f"{name}: {LEGEND['table'][1]}", dots=False)
     if before is not None:
         plot.line(_spread(before, x), "float dashed", f"{name}: {LEGEND['before'][1]}", dots=False)
     plot.line(_spread(after, x), "ours", f"{name}: {LEGEND['after'][1]}", dots=False)
@@ -107,11 +108,11 @@ def _spread(values: Sequence[float], x: Axis) -> list[tuple[float, float]]:
     return [(x.low + i * step, value) for i, value in enumerate(values)]
 
 
-def _steps(inputs: Sequence[float], outputs: Sequence[float]) -> list[tuple[float, float]]:
-    """From middle to middle between inputs at each output."""
-    middles = [(a + b) / 2 for a, b in pairwise(inputs)]
-    ends = [inputs[0], *middles, inputs[-1]]
-    return [(end, output) for i, output in enumerate(outputs) for end in ends[i : i + 2]]
+def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each output from middle to middle between the inputs."""
+    middles = [(a + b) / 2 for (a, _), (b, _) in pairwise(points)]
+    ends = [points[0][0], *middles, points[-1][0]]
+    return [(end, output) for i, (_, output) in enumerate(points) for end in ends[i : i + 2]]
 
 
 def _share(value: float) -> str:
