@@ -5,7 +5,9 @@ import subprocess
 
 import pytest
 import torch
+from torch import nn
 
+from lilliput.core.learned_activation import LearnedActivation
 from lilliput.export.c.kernel_sizes import KERNELS
 from lilliput.export.c.plan import plan
 from lilliput.export.c.writer import Writer
@@ -63,6 +65,20 @@ def test_parts_of_a_plan_add_up():
     assert planned.ram == planned.arena + planned.stack
     assert (planned.inputs, planned.outputs) == (64, 40)
     assert planned.inputs + planned.outputs <= planned.arena
+
+
+@pytest.mark.parametrize(("share", "tables"), [("layer", 1), ("channel", 4)])
+def test_tables_of_functions_are_counted_as_part_of_all_tables(share, tables):
+    def planned(act):
+        model = nn.Sequential(nn.Linear(6, 4), act, nn.Linear(4, 3))
+        return plan(lower(quantized(model, calibrated_on(torch.randn(32, 6)), Quantization(signed=True))))
+
+    torch.manual_seed(0)
+    learned = LearnedActivation(4, kind="lerp_psa", share=share, init="paper")
+    found, plain = planned(learned), planned(nn.ReLU())
+    assert plain.functions == 0
+    assert found.functions == 256 * tables
+    assert found.tables >= plain.tables + found.functions
 
 
 def test_every_kernel_has_a_size():

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import UsageError
+from lilliput.core.learned_activation import LearnedActivation
 from lilliput.graph.trace import Graph, Node, trace
 from lilliput.measure.macs import COLUMNS, count_macs, of_layers, uncounted
 from lilliput.nn.models.digits import DigitsCNN, TinyRegressor
@@ -166,7 +167,7 @@ def test_every_operation_has_a_row_and_pointwise_ones_cost_nothing(digits):
     assert list(table.rows) == [node.name for node in graph.nodes if node.op != "input"]
     free = [node.name for node in graph.nodes if node.op in ("relu", "reshape")]
     assert free
-    assert all(m.value == 0 for name in free for m in table[name].values())
+    assert all(m.value == 0 for name in free for m in table[name].values() if m.name != "function_values")
 
 
 def test_counts_of_everything_else_by_hand(digits):
@@ -308,3 +309,18 @@ def test_a_graph_of_another_network_is_refused():
     other = Artifact.of(nn.Linear(10, 1), InputSpec(shape=(10,)))
     with pytest.raises(UsageError, match=r"layers\.0\.weight"):
         count_macs(graph, other)
+
+
+def test_values_through_functions_are_counted_apart_from_operations():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), LearnedActivation(4, kind="table", points=9))
+    found, plain = totals(model, 6), totals(nn.Sequential(model[0], model[2]), 6)
+    assert (found["function_values"], found["learned_values"], found["function_parameters"]) == (5 + 4, 4, 4 * 9)
+    assert found["parameters"] == plain["parameters"] + 4 * 9
+    for name in ("macs", "multiplies", "additions"):
+        assert found[name] == plain[name]
+    assert (plain["function_values"], plain["function_parameters"]) == (0, 0)
+
+
+def test_a_prelu_learns_and_its_parameters_are_those_of_a_function():
+    found = totals(nn.Sequential(nn.Conv1d(2, 3, 1), nn.PReLU(3)), 2, 7)
+    assert (found["function_values"], found["learned_values"], found["function_parameters"]) == (21, 21, 3)

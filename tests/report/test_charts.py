@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lilliput.report.html.axes import categories, linear, logarithmic
-from lilliput.report.html.charts import HEIGHT, WIDTH, Plot, fitting
+from lilliput.report.html.charts import LARGE, SMALL, Plot, fitting
 from lilliput.report.html.panels.front import front
 from lilliput.report.html.panels.sensitivity import sensitivity
 from lilliput.report.html.source import Source
 from page_parser import Page
 
 many = settings(max_examples=100, deadline=None)
+FRAMES = (LARGE, SMALL)
 numbers = st.floats(-1e7, 1e7, allow_nan=False).map(lambda v: round(v, 6))
 
 
@@ -46,9 +47,9 @@ def test_a_logarithmic_axis_ends_at_decades_and_puts_the_rest_at_its_edge(values
 
 
 @many
-@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8), st.text(max_size=8))
-def test_what_is_drawn_lies_in_the_picture_and_texts_are_escaped(points, text):
-    plot = Plot("p", text, linear("x", [a for a, _ in points]), linear("y", [b for _, b in points]))
+@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8), st.text(max_size=8), st.sampled_from(FRAMES))
+def test_what_is_drawn_lies_in_the_picture_and_texts_are_escaped(points, text, frame):
+    plot = Plot("p", text, linear("x", [a for a, _ in points]), linear("y", [b for _, b in points]), frame=frame)
     plot.line(points, "ours", text)
     for a, b in points:
         plot.dot(a, b, "ours", text)
@@ -57,10 +58,10 @@ def test_what_is_drawn_lies_in_the_picture_and_texts_are_escaped(points, text):
     plot.upright(points[0][0], text)
     page = Page(plot.svg())
     for circle in page.all("circle"):
-        assert 0 <= float(circle["cx"]) <= WIDTH
-        assert 0 <= float(circle["cy"]) <= HEIGHT
+        assert 0 <= float(circle["cx"]) <= frame.width
+        assert 0 <= float(circle["cy"]) <= frame.height
     for bar in page.all("rect"):
-        assert float(bar["y"]) + float(bar["height"]) <= HEIGHT
+        assert float(bar["y"]) + float(bar["height"]) <= frame.height
     assert {e.tag for e in page.elements} <= {"svg", "title", "g", "polyline", "circle", "line", "rect", "text"}
 
 

@@ -112,7 +112,9 @@ def test_counts_are_those_of_the_network(result):
 def test_each_number_has_its_origin_and_unit(result):
     for column in result[2]:
         kinds = {n: (m.origin, m.unit) for n, m in column.measurements.items()}
-        assert {n for n, (origin, _) in kinds.items() if origin == "planned"} == {"planned RAM", "planned flash"}
+        assert {n for n, (origin, _) in kinds.items() if origin == "planned"} == {
+            *("planned RAM", "planned flash", "flash of functions"),
+        }
         assert kinds["file"] == kinds["ONNX file"] == ("counted", "B")
         assert kinds["MACs"] == ("counted", "")
         assert kinds["latency"][0] == "measured"

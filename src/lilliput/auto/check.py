@@ -134,7 +134,7 @@ def check(
     bits = max([8, *(p.activation_bits for p in quantizing)])
     untouched |= _pretend_integers_(net, graph, chosen, quantizing, bits)
     plan = plan_memory(graph, net)
-    ram, flash = planned(net, graph, chosen)
+    ram, flash, _ = planned(net, graph, chosen)
     misses = [
         f"{name}: {found.value:,.0f} bytes planned, at most {limit:,} wanted"
         for name, found, limit in (("RAM", ram, chosen.ram), ("flash", flash, chosen.flash))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli import benching, changing, exporting, guarding, looking
+from lilliput.cli import benching, changing, comparing, exporting, guarding, looking
 from lilliput.cli.console import complain, out
 from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
 from lilliput.core.errors import BUG, LilliputError
@@ -55,6 +55,7 @@ for command in (
     looking.evaluate,
     looking.predict,
     looking.inspect,
+    comparing.compare,
     looking.diff,
     exporting.export,
     exporting.verify,

@@ -110,14 +110,8 @@ def function(node: Node, source: Grid, grid: Grid, state: Mapping[str, Tensor]) 
     else:
         low, high = (int(end) for end in source.range())
         codes, shift = torch.arange(low, high + 1), None
-    alone = replace(node, state={role: name for role, name in node.state.items() if role != "owner"})
-    own = {name: state[name].detach().cpu() for name in alone.state.values()}
-    x = source.dequantize(codes)
-    rows, channel = rows_of(node, own), node.attributes.get("dim", 1)
-    if "dim" in node.attributes:
-        alone = replace(alone, attributes={**node.attributes, "dim": 1})
-    y = evaluate(alone, {node.inputs[0]: x[:, None].expand(-1, rows)}, own).movedim(0, 1)
-    found = Function(table=grid.quantize(_filled(node, y)), low=low, shift=shift, channel=channel)
+    table = grid.quantize(_filled(node, values_at(node, state, source.dequantize(codes))))
+    found = Function(table=table, low=low, shift=shift, channel=node.attributes.get("dim", 1))
     return _of_channels(node, found, state)
 
 
@@ -140,6 +134,15 @@ def _of_channels(node: Node, found: Function, state: Mapping[str, Tensor]) -> Fu
     if "owner" in node.state:
         return replace(found, owner=state[node.state["owner"]].detach().cpu().long())
     return found if rows == channels else replace(found, owner=torch.arange(channels) // (channels // rows))
+
+
+def values_at(node: Node, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """[functions, len(x)]: what each function of a node makes of these, on the CPU."""
+    node = replace(node, state={role: name for role, name in node.state.items() if role != "owner"})
+    own = {name: state[name].detach().cpu() for name in node.state.values()}
+    if "dim" in node.attributes:
+        node = replace(node, attributes={**node.attributes, "dim": 1})
+    return evaluate(node, {node.inputs[0]: x[:, None].expand(-1, rows_of(node, own))}, own).movedim(0, 1)
 
 
 def rows_of(node: Node, state: Mapping[str, Tensor]) -> int:

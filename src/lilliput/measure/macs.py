@@ -9,7 +9,8 @@ Conventions, for one output of a convolution or linear layer that sums n weighte
   many as the effective ones. A row of zeros takes none. Without shared weights the multiplies are the effective ones.
 
 Comparisons of a max pooling count as additions. Functions of one value (relu, sigmoid), softmax and moves count
-nothing; nor does what reads only parameters: it is computed once.
+nothing; nor does what reads only parameters: it is computed once. How many values go through functions of one value is
+a column of its own: what one costs depends on where it runs (a comparison, a look-up, a line, an exponential).
 """
 
 import math
@@ -36,8 +37,13 @@ COLUMNS = (
     "parameters",
     "kept_parameters",
     "nonzero_parameters",
+    "function_parameters",
+    "function_values",
+    "learned_values",
 )
-"""`kept`: what a file stores (not masked, more than 0 bits); `nonzero`: what is not 0, kept or not."""
+"""`kept`: what a file stores (not masked, more than 0 bits); `nonzero`: what is not 0, kept or not. `function_values`
+go through functions of one value (a ReLU too), `learned_values` through those with parameters (`function_parameters`).
+"""
 
 LAYERS = ("conv", "linear")
 FREE = (*MOVES, *POINTWISE, "concat", "softmax", "log_softmax", "getitem", "input", "size")
@@ -83,6 +89,7 @@ def count_macs(graph: Graph, artifact: Artifact) -> CostTable:
         cells["parameters"] += parameter.numel()
         cells["kept_parameters"] += parameter.numel() if encoding is None else _kept(encoding)
         cells["nonzero_parameters"] += int(torch.count_nonzero(parameter))
+        cells["function_parameters"] += parameter.numel() if counter.is_function(layer) else 0
     notes = {node.name: f"{node.target} is not counted" for node in uncounted(graph)}
     return CostTable.of(
         (layer, Measurement(name, value, "", "counted", note=notes.get(layer, "") if name == "macs" else ""))
@@ -144,13 +151,19 @@ class _Counter:
         first = self.artifact.module.named_parameters()
         return [(readers.get(id(p)) or name.rpartition(".")[0] or name, name) for name, p in first]
 
+    def is_function(self, row: str) -> bool:
+        return row in self.nodes and self.nodes[row].op in POINTWISE
+
     def operations(self, node: Node) -> dict[str, int]:
         if node.name in self.constant:
             return {}
         if node.op in LAYERS:
             return self._layer(node)
         multiplies, additions = self._elementwise(node)
+        values = math.prod(node.shape) if node.op in POINTWISE else 0
         return {
+            "function_values": values,
+            "learned_values": values if node.state else 0,
             "multiplies": multiplies,
             "effective_multiplies": multiplies,
             "product_of_sums_multiplies": multiplies,

@@ -25,6 +25,7 @@ from lilliput.export.c.plan import planned
 from lilliput.export.onnx_check import Report, check_with_runtime
 from lilliput.graph import stored
 from lilliput.graph.integer import LAYERS, runnable
+from lilliput.graph.operators import POINTWISE
 from lilliput.graph.trace import Graph, graph_of
 from lilliput.measure.latency import interleaved, session_runner, single_thread, torch_runner
 from lilliput.measure.macs import count_macs
@@ -91,14 +92,16 @@ def compare(
         plain = not artifact.edits and not artifact.activations
         unchanged = plain and _same_weights(fresh.module, evaluator.original)
         column.evaluation = evaluator.reference(role) if unchanged else evaluator(runnable(fresh, graph), role)
-        _score(column, task, columns[0].evaluation if columns else None)
+        add_score(column, task, columns[0].evaluation if columns else None)
         column.add(Measurement("file", len(data), "B", "counted", note=".lil"))
-        _plan(column, fresh, graph, target)
-        _onnx(column, fresh, graph, task, target, folder / f"{name.replace(' ', '-')}.onnx", role)
+        add_counts(column, fresh, graph, target)
+        samples = samples_of(task, role, CHECKED_SAMPLES)
+        add_onnx(column, fresh, graph, target, folder / f"{name.replace(' ', '-')}.onnx", samples)
         _in_float(column, fresh, graph, left_out.get(name))
         columns.append(column)
     if latency:
-        _latency(columns, task, role)
+        x = samples_of(task, role, 1)
+        add_latencies(columns, {column.name: x for column in columns})
     return columns
 
 
@@ -108,7 +111,8 @@ def _same_weights(a: nn.Module, b: nn.Module) -> bool:
     return list(one) == list(other) and all(torch.equal(t, other[n].to(t.device)) for n, t in one.items())
 
 
-def _score(column: Column, task: Task, reference: Evaluation | None) -> None:
+def add_score(column: Column, task: Task, reference: Evaluation | None) -> None:
+    """The score of the column's evaluation, and what it is more or less than the reference's on the same samples."""
     if column.evaluation is None:
         return
     score, rows = task.score, column.evaluation.rows
@@ -137,7 +141,8 @@ def _score(column: Column, task: Task, reference: Evaluation | None) -> None:
         )
 
 
-def _plan(column: Column, artifact: Artifact, graph: Graph, target: Target) -> None:
+def add_counts(column: Column, artifact: Artifact, graph: Graph, target: Target) -> None:
+    """Planned and used memory, parameters, operations."""
     for measurement in planned(artifact, graph, target):
         column.add(measurement)
     column.costs = table = count_macs(graph, artifact)
@@ -151,16 +156,22 @@ def _plan(column: Column, artifact: Artifact, graph: Graph, target: Target) -> N
         ("macs", "MACs"),
         ("effective_multiplies", "multiplies"),
         ("effective_additions", "additions"),
+        ("function_parameters", "parameters of functions"),
+        ("function_values", "values through functions"),
+        ("learned_values", "values through learned functions"),
     ):
         if name in table.names():
             total = table.total(name)
             column.add(Measurement(label, total.value, "", "counted", note=total.note))
+    read = {artifact.canonical(name) for n in graph.nodes if n.op in POINTWISE for name in n.state.values()}
+    size = sum(count for name, count in column.tensors.items() if name in read)
+    column.add(Measurement("file bytes of functions", size, "B", "counted"))
 
 
-def _onnx(column: Column, artifact: Artifact, graph: Graph, task: Task, target: Target, path: Path, role: Role) -> None:
+def add_onnx(column: Column, artifact: Artifact, graph: Graph, target: Target, path: Path, samples: Tensor) -> None:
+    """Export the network to `path`, run it on the samples, compare; what fails is a note."""
     try:
         onnx_export.export(artifact, path, target=onnx_target(target), graph=graph)
-        samples = samples_of(task, role, CHECKED_SAMPLES)
         report = check_with_runtime(path, artifact, samples)
     except LilliputError as error:  # whatever it is: the other numbers are not lost for it
         if is_disk_trouble(error):  # but this is not the network's fault: it would be missing after a resume too
@@ -189,17 +200,18 @@ def _in_float(column: Column, artifact: Artifact, graph: Graph, left_out: Callab
         column.notes.append(f"{name} stays in float: {(plain and left_out and left_out(node.module)) or reason}")
 
 
-def _latency(columns: list[Column], task: Task, role: Role) -> None:
-    x = samples_of(task, role, 1)
+def add_latencies(columns: list[Column], inputs: Mapping[str, Tensor]) -> None:
+    """One sample, `inputs` by the names of the columns: in ONNX Runtime if all have a file, else in torch, in turns."""
     with_file = [c for c in columns if c.onnx is not None]
     if len(with_file) == len(columns):
         runners: dict[str, Any] = {}
         for column in columns:
             session = open_session(str(column.onnx), threads=1)
-            feed = {session.get_inputs()[0].name: x.numpy()}
+            feed = {session.get_inputs()[0].name: inputs[column.name].numpy()}
             runners[column.name] = session_runner(session, feed, threads=1)
     else:
-        runners = {c.name: torch_runner(runnable(c.artifact), x) for c in columns if not c.artifact.activations}
+        floats = [c for c in columns if not c.artifact.activations]
+        runners = {c.name: torch_runner(runnable(c.artifact), inputs[c.name]) for c in floats}
         for column in columns:
             if column.name not in runners:
                 column.notes.append("no latency: there is no ONNX file to run")
@@ -229,7 +241,7 @@ def _latency(columns: list[Column], task: Task, role: Role) -> None:
                         "x",
                         "measured",
                         spread=ratio.spread,
-                        note="to float, within each round",
+                        note=f"to {columns[0].name}, within each round",
                     )
                 )
 

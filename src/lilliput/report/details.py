@@ -1,14 +1,14 @@
 """What a page shows beside the table, as plain data, collected while the networks are there.
 
-No network is run on a role again: answers come from the evaluations of the comparison. Only SQNR needs values inside
-the network, on a few calibration samples.
+No network is run on a role again: answers come from the evaluations of the comparison. Only SQNR and learned functions
+need values inside the network, on a few calibration samples.
 """
 
 import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.encoding import Encoding
@@ -22,6 +22,7 @@ from lilliput.report.answers import answers, usual_kind
 from lilliput.report.changed import changed_samples
 from lilliput.report.compare import Column, samples_of
 from lilliput.report.difference import layer_sqnr
+from lilliput.report.functions import learned_functions
 
 SQNR_SAMPLES, SQNR_VALUES = 64, 1 << 24
 """Layers are compared on so many samples, fewer where that would keep more values at once."""
@@ -40,6 +41,7 @@ def details(columns: list[Column], task: Task, role: Role) -> dict[str, Any]:
         },
         "layers": layer_rows(first, last, graph, task),
         "memory": memory_steps(graph, last.artifact),
+        "functions": learned_functions(first.artifact, last.artifact, graph, _few(first.artifact, task)),
         "data": fingerprints(task),
     }
     if first.evaluation is not None and last.evaluation is not None:
@@ -118,9 +120,13 @@ def _stored(encoding: Encoding) -> dict[str, Any]:
 
 def _sqnr(original: Artifact, artifact: Artifact, task: Task) -> dict[str, float]:
     """By operation; empty where the networks cannot be compared from inside."""
-    values = sum(math.prod(node.shape[1:]) for node in graph_of(original).nodes)
-    count = max(1, min(SQNR_SAMPLES, SQNR_VALUES // max(values, 1)))
     try:
-        return layer_sqnr(artifact, original, samples_of(task, "calibration", count))
+        return layer_sqnr(artifact, original, _few(original, task))
     except LilliputError:
         return {}
+
+
+def _few(network: Artifact, task: Task) -> Tensor:
+    """Calibration samples on which all values of a network are kept."""
+    values = sum(math.prod(node.shape[1:]) for node in graph_of(network).nodes)
+    return samples_of(task, "calibration", max(1, min(SQNR_SAMPLES, SQNR_VALUES // max(values, 1))))

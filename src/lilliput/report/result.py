@@ -112,8 +112,7 @@ class Result:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each quantity: its unit and origin, and for each network the value and the ends of its spread."""
-        names = list(dict.fromkeys(name for c in self.columns for name in c.measurements))
-        return [_row(name, self.columns) for name in names]
+        return rows_of(self.columns)
 
     def to_csv(self) -> str:
         """`rows` as text for a spreadsheet: what `table.csv` of a run folder holds."""
@@ -241,6 +240,12 @@ class Export:
         task = self.result.task
         x = samples_of(task, "test" if task.has("test") else "validation", samples)
         return agreement(check_with_runtime(path, self.result.artifact, x))
+
+
+def rows_of(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """A row for each quantity that a network has."""
+    names = list(dict.fromkeys(name for c in columns for name in c.measurements))
+    return [_row(name, columns) for name in names]
 
 
 def _row(name: str, columns: Sequence[Column]) -> dict[str, Any]:

@@ -8,28 +8,37 @@ from lilliput.core.cost import Measurement, format_quantity
 ROWS = (
     "difference",
     "file",
+    "file bytes of functions",
     "ONNX file",
     "planned flash",
+    "flash of functions",
     "planned RAM",
     "peak memory",
     "parameters",
+    "parameters of functions",
     "stored parameters",
     "MACs",
     "multiplies",
     "additions",
+    "values through functions",
+    "values through learned functions",
     "latency",
     "latency ratio",
+    "latency in C",
+    "instructions",
 )
-SHARED_NOTES = ("planned flash", "planned RAM", "peak memory", "MACs", "latency")
+FUNCTION_ROWS = tuple(name for name in ROWS if name.endswith("functions"))
+"""Shown where functions of a network have parameters."""
+SHARED_NOTES = ("planned flash", "planned RAM", "peak memory", "MACs", "latency", "latency in C", "instructions")
 """Rows whose note is the same for every network."""
 LABELS = {
-    "difference": "difference to float",
     "file": ".lil file",
     "ONNX file": "deployable (ONNX)",
     "multiplies": "multiplies, no zeros",
     "additions": "additions, no zeros",
-    "latency ratio": "latency / float",
 }
+OF_FIRST = {"difference": "difference to {}", "latency ratio": "latency / {}"}
+"""Rows that compare with the first network."""
 
 
 class Compared(Protocol):
@@ -54,13 +63,16 @@ def comparison_rows(columns: Sequence[Compared], score: str) -> tuple[list[list[
     header = ["", *(c.name for c in columns), "origin"]
     body: list[list[str]] = []
     notes: list[str] = []
-    for name in (score, *ROWS):
+    labels = {**LABELS, **{name: text.format(header[1]) for name, text in OF_FIRST.items()}}
+    counted = [m for c in columns if (m := c.measurements.get("parameters of functions")) is not None]
+    learned = any(m.value for m in counted)
+    for name in (score, *(row for row in ROWS if learned or row not in FUNCTION_ROWS)):
         cells = [c.measurements.get(name) for c in columns]
         known = [m for m in cells if m is not None]
         if known:
-            body.append([LABELS.get(name, name), *(format_cell(m) for m in cells), known[0].origin])
+            body.append([labels.get(name, name), *(format_cell(m) for m in cells), known[0].origin])
             if name in (score, *SHARED_NOTES) and known[-1].note:
-                notes.append(f"{LABELS.get(name, name)}: {known[-1].note}")
+                notes.append(f"{labels.get(name, name)}: {known[-1].note}")
     notes += [
         f"ONNX file of {c.name}: {c.measurements['ONNX file'].note}" for c in columns if "ONNX file" in c.measurements
     ]

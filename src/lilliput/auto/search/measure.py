@@ -42,7 +42,7 @@ class Judge:
         """`subset`: on a part of validation, which also is enough for what is too large."""
         setup = self.setup
         graph = graph_of(artifact)
-        ram, flash = (m.value for m in planned(artifact, graph, setup.target))
+        ram, flash, _ = (m.value for m in planned(artifact, graph, setup.target))
         sizes = Measured(bytes=float(len(stored.dumps(artifact))), flash=flash, ram=ram, score=0.0, drop=0.0)
         subset = subset or any(name != "max_drop" for name in setup.budget.missed(sizes))
         score = setup.task.score.value(self._evaluation(artifact, subset=subset).rows)

@@ -15,6 +15,7 @@ from lilliput.core.target import Target
 from lilliput.export.c.kernel_sizes import KERNELS, RUN
 from lilliput.export.c.writer import Writer
 from lilliput.graph.lower import lower
+from lilliput.graph.operators import POINTWISE
 from lilliput.graph.trace import Graph
 from lilliput.measure.memory import plan_memory
 
@@ -23,9 +24,10 @@ CALLERS = ("conv ", "linear ")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes. `inputs` and `outputs` are part of `arena`."""
+    """Bytes. `inputs` and `outputs` are part of `arena`, `functions` (tables of functions of one value) of `tables`."""
 
     tables: int
+    functions: int
     code: int
     arena: int
     stack: int
@@ -55,6 +57,7 @@ def plan(program: Program) -> Plan:
     inputs, outputs = (math.prod(v.shape) * v.bits // 8 for v in ends)
     return Plan(
         tables=writer.tables.bytes,
+        functions=writer.tables.function_bytes,
         code=run + sum(KERNELS[key][0] for key in used),
         arena=writer.arena,
         stack=frame + callers + leaves,
@@ -63,8 +66,11 @@ def plan(program: Program) -> Plan:
     )
 
 
-def planned(artifact: Artifact, graph: Graph, target: Target) -> tuple[Measurement, Measurement]:
-    """RAM and flash on a microcontroller: of the generated C where C is the target, else of the network's buffers."""
+def planned(artifact: Artifact, graph: Graph, target: Target) -> tuple[Measurement, Measurement, Measurement]:
+    """RAM and flash on a microcontroller: of the generated C where C is the target, else of the network's buffers.
+
+    The third is what functions of one value take of the flash: their tables, or in float their numbers.
+    """
     note = ""
     if target.preset.file == "flash" and artifact.activations:
         try:
@@ -76,10 +82,13 @@ def planned(artifact: Artifact, graph: Graph, target: Target) -> tuple[Measureme
             return (
                 Measurement("planned RAM", c.ram, "B", "planned", note=f"arena {c.arena}, {inside}, stack {c.stack}"),
                 Measurement("planned flash", c.flash, "B", "planned", note=f"tables {c.tables}, code {c.code}"),
+                Measurement("flash of functions", c.functions, "B", "planned", note="tables, equal ones once"),
             )
     rough = plan_memory(graph, artifact)
     ram = "static arena of activations; kernel scratch not included" + note
+    functions = [row["flash"].value for name, row in rough.constants.rows.items() if graph[name].op in POINTWISE]
     return (
         Measurement("planned RAM", rough.ram_bytes, "B", "planned", note=ram),
         Measurement("planned flash", rough.flash_bytes, "B", "planned", note="constants; code not included" + note),
+        Measurement("flash of functions", sum(functions), "B", "planned"),
     )

@@ -8,6 +8,8 @@ from lilliput.core.errors import ExportError
 from lilliput.core.program import Ints, Program, Rescale
 
 PER_LINE = 20
+FUNCTION = "t"
+"""The role of tables and points of functions of one value."""
 SIZES = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "uint16_t": 2, "int32_t": 4}
 POINTER = 4
 SHORT = 1 << 15
@@ -42,7 +44,7 @@ class Tables:
     def __init__(self, name: str, program: Program) -> None:
         self.name = name
         self.texts: list[str] = []
-        self.bytes = 0
+        self.bytes = self.function_bytes = 0
         self.known: dict[tuple[str, str], str] = {}
         rescales = [r for o in program for r in o.rescale]
         self.offsets = any(r.offset is not None for r in rescales)
@@ -97,6 +99,7 @@ class Tables:
             name = self.known[(head, body)] = f"{self.name}_{role}{len(self.texts)}"
             self.texts.append(f"{head.replace('@', name)} = {body};\n")
             self.bytes += size
+            self.function_bytes += size if role == FUNCTION else 0
         return self.known[(head, body)]
 
 

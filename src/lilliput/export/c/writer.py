@@ -32,7 +32,7 @@ from lilliput.export.c.products import (
     scratch_bytes,
     with_form,
 )
-from lilliput.export.c.tables import MOST_DIMENSIONS, Tables
+from lilliput.export.c.tables import FUNCTION, MOST_DIMENSIONS, Tables
 from lilliput.export.c.text import NOTE
 from lilliput.measure.memory import Buffer, place
 
@@ -276,10 +276,10 @@ class Writer:
         elif channel is not None:
             values += [entries.shape[-1], *outer]
         name = "table_per_channel" if o.kind == "table" and channel is not None else o.kind
-        tables = [self.tables.array(entries, kind, "t")]
+        tables = [self.tables.array(entries, kind, FUNCTION)]
         if owner is not None:
             name = f"{o.kind}_shared"
-            tables.append(self.tables.array(np.array(owner), "uint8_t", "o"))
+            tables.append(self.tables.array(np.array(owner), "uint8_t", FUNCTION))
         function = self._kernel(name, c_type(x), c_type(y), kind)
         numbers = ", ".join(map(str, (*tables, *values, rest)))
         self.calls.append(f"  {function}({source}, {target}, {numbers});")

@@ -12,6 +12,7 @@ from lilliput.core.errors import ArtifactError, MissingExtraError
 from lilliput.report.html.panels.answers import answers
 from lilliput.report.html.panels.comparison import comparison
 from lilliput.report.html.panels.front import front
+from lilliput.report.html.panels.functions import functions
 from lilliput.report.html.panels.layers import layers
 from lilliput.report.html.panels.learning import learning
 from lilliput.report.html.panels.memory import memory
@@ -28,6 +29,7 @@ PANELS: Mapping[str, tuple[str, Callable[[Source], Any]]] = {
     "front": ("Size and score", front),
     "passes": ("What each step bought", passes),
     "learning": ("Bits that were learned", learning),
+    "functions": ("Learned functions", functions),
     "layers": ("Layers", layers),
     "samples": ("Answers that changed", samples),
     "answers": ("Answers before and after", answers),
