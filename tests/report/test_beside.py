@@ -12,12 +12,12 @@ from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.core.learned_activation import LearnedActivation
 from lilliput.core.method import Context, apply_checked_
 from lilliput.core.target import Target
-from lilliput.ops.learned_function import POINTS
 from lilliput.export.c.plan import plan
 from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
+from lilliput.ops.learned_function import POINTS
 from lilliput.report.beside import compare_files
 from lilliput.report.text import FUNCTION_ROWS, comparison
 from lilliput.testing import tiny_task

@@ -67,9 +67,9 @@ class ResMLPBlock(nn.Module):
 
 
 class ResMLP(nn.Module):
-    """`activation`, one of `ACTIVATIONS` or a function of the channels, makes what stands between a block's layers.
+    """For square images. `activation`, one of `ACTIVATIONS` or a function of the channels, stands between a block's layers.
 
-    `before` (see `ResMLPBlock`) is as published if it is None: a learned activation stands there too. Images are square.
+    `before` (see `ResMLPBlock`) is as published if it is None: a learned activation stands there too.
     """
 
     def __init__(
