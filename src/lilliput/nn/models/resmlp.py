@@ -67,7 +67,7 @@ class ResMLPBlock(nn.Module):
 
 
 class ResMLP(nn.Module):
-    """For square images. `activation`, one of `ACTIVATIONS` or a function of the channels, stands between a block's layers.
+    """For square images. `activation`, one of `ACTIVATIONS` or a function of the channels, stands in each block.
 
     `before` (see `ResMLPBlock`) is as published if it is None: a learned activation stands there too.
     """
