@@ -12,7 +12,7 @@ from lowered import task_of
 TASK = task_of((4,), classes=2)
 
 
-def functions(points, kind="table", channels=3, limit=1.7, **more):
+def functions(points, kind="table", channels=3, limit=4.0, **more):
     """Of random values, some of them far out of what a grid will hold."""
     act = LearnedActivation(channels, kind=kind, points=points, limit=limit, **more)
     generator = torch.Generator().manual_seed(points)

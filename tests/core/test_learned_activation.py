@@ -172,8 +172,11 @@ def test_paper_starts_are_drawn_from_the_generator_that_is_given():
     assert torch.allclose(LearnedActivation(4, kind="bspline", init="paper")(x), F.leaky_relu(x, 0.01), atol=1e-5)
 
 
-def test_a_module_of_its_structure_takes_its_weights():
-    module = randomized(6, kind="cubic", points=9, share="group", groups=2, dim=-1, limit=3.0)
+@pytest.mark.parametrize("share", ["group", "indexed"])
+def test_a_module_of_its_structure_takes_its_weights(share):
+    module = randomized(6, kind="cubic", points=9, share=share, groups=2, dim=-1, limit=3.0)
+    if module.owner is not None:
+        module.owner.copy_(torch.tensor([0, 1, 0, 0, 1, 1]))
     twin = LearnedActivation(**module.structure())
     twin.load_state_dict(module.state_dict())
     assert torch.equal(twin(samples(4, 6)), module(samples(4, 6)))
@@ -191,6 +194,7 @@ def test_a_module_of_its_structure_takes_its_weights():
         ({"limit": float("nan")}, "limit: nan; use a positive number"),
         ({"share": "group", "groups": 4}, "groups: 4 of 6 channels; use a divisor of them"),
         ({"terms": 0}, "terms: 0"),
+        ({"share": "indexed", "points": 4096, "channels": 1 << 16}, "65536 functions of kind 'lerp_psa'"),
         ({"points": 4096, "terms": 64, "channels": 1 << 16}, "65536 functions of kind 'lerp_psa'"),
         ({"dim": "last"}, "dim: 'last'"),
     ],

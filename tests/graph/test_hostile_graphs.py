@@ -151,6 +151,36 @@ MISFITS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
         functions((4, 9), limit=(3,)),
         r"a limit of shape \(3,\) on a value of shape",
     ),
+    "functions by floats": (
+        [node("learned_function", "f", [1, -1])],
+        functions((4, 9)),
+        r"functions of channels by something else than a counter",
+    ),
+    "functions by a value": (
+        [node("learned_function", "f", [1, 1])],
+        functions((4, 9)),
+        r"functions of channels by something else than a counter",
+    ),
+    "functions of fewer channels": (
+        [node("learned_function", "f", [1, -3])],
+        functions((2, 9)) | {"counters": [["f.owner", 4, [3], bytes(3)]]},
+        r"a owner of shape \(3,\) on a value of shape \(1, 4\)",
+    ),
+    "functions that are not there": (
+        [node("learned_function", "f", [1, -3])],
+        functions((2, 9)) | {"counters": [["f.owner", 4, [4], bytes([0, 1, 2, 0])]]},
+        r"channels with functions 0 to 2 of 2",
+    ),
+    "functions before the first": (
+        [node("learned_function", "f", [1, -3])],
+        functions((2, 9)) | {"counters": [["f.owner", 3, [4], bytes([0, 1, 255, 0])]]},
+        r"channels with functions -1 to 1 of 2",
+    ),
+    "more points of channels than fit": (
+        [node("learned_function", "f", [1, -3])],
+        functions((2, 4096)) | {"counters": [["f.owner", 4, [16384], bytes(16384)]], "shape": (16384,)},
+        r"16384 functions of kind 'table' with 4096 points",
+    ),
     "slope of other channels": (
         [node("prelu", 0, 1, AT["slope.weight"])],
         {},

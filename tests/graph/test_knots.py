@@ -127,6 +127,18 @@ def test_the_input_of_a_network_and_moved_values_can_have_the_grid():
     assert float(net.activations["input"].scale) == 4.0 / 128
 
 
+def test_who_reads_much_beyond_its_limit_keeps_a_full_table():
+    for limit, stands in ((0.5, False), (3.0, True)):
+        net, result = quantized(nn.Sequential(functions(17, channels=4, limit=limit), nn.Linear(4, 2)).eval())
+        graph = graph_of(net)
+        assert bool(standing(graph, grids_of(graph, net.activations), net.module.state_dict())) == stands
+        told = [note for note in result.notes if note.startswith("0 has an entry for each code")]
+        assert len(told) == (not stands)
+        x = TASK.data("calibration").inputs
+        share = 100 * float((x.abs() > limit).float().mean())
+        assert stands or f"{share:.1f}"[:2] in told[0]
+
+
 def test_full_tables_when_asked_for():
     net, result = quantized(chain(functions(9)), tables="full")
     graph = graph_of(net)

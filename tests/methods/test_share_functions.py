@@ -84,7 +84,9 @@ def test_what_is_told_is_what_changes():
     net, result = applied(model, ShareFunctions(tables=4))
     assert result.statistics is not None
     told = torch.tensor(result.statistics["act"]["changed"])
-    assert result.statistics["act"]["owner"] == learned(net.module, "act").owner.tolist()
+    owner = learned(net.module, "act").owner
+    assert owner is not None
+    assert result.statistics["act"]["owner"] == owner.tolist()
     x = model.a(TASK.data("calibration").inputs).clamp(-2, 2)
     with torch.no_grad():
         before, after = (learned(m, "act")(x).movedim(1, 0).flatten(1) for m in (model, net.module))
@@ -156,6 +158,8 @@ def test_shared_psa_and_its_gradients_are_those_of_copies():
         by = torch.randn_like(y)
         (y * by).sum().backward()
         (z * by).sum().backward()
+        assert alone.weight.grad is not None
+        assert shared.weight.grad is not None
         wanted = torch.zeros_like(shared.weight).index_add_(0, shared.owner.long(), alone.weight.grad)
         assert torch.allclose(shared.weight.grad, wanted, atol=1e-4)
 
@@ -183,7 +187,7 @@ def test_channels_take_their_byte_with_them():
     net, _ = applied(model, ShareFunctions(tables=4), ChannelPruning(amount=0.5, compensate=False))
     act = learned(net.module, "act")
     assert act.owner is not None
-    assert len(act.owner) == act.channels == net.module.get_submodule("a").weight.shape[0] < 12
+    assert len(act.owner) == act.channels == net.parameter("a.weight").shape[0] < 12
     assert tuple(act.weight.shape) == (4, 17)
     data = stored.dumps(net)
     for again in (stored.stored_artifact(container.loads(data)), container.loads(data).replay(Net())):

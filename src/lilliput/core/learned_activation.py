@@ -84,7 +84,7 @@ class LearnedActivation(nn.Module):
         rows = {"layer": 1, "channel": channels}.get(share, groups)
         size = weight_size(self.form, points, terms)
         try:
-            points_of(self.form, rows, size, points)
+            points_of(self.form, max(rows, channels) if share == "indexed" else rows, size, points)
         except ValueError as error:
             raise UsageError("LearnedActivation", str(error), "use fewer points, or share functions") from error
         self.weight = nn.Parameter(torch.zeros(rows, size))

@@ -18,9 +18,13 @@ from lilliput.graph.trace import Graph, Node
 
 @dataclass(frozen=True, kw_only=True)
 class Knots:
-    """`grids` {value: the grid whose codes the points stand on}; `others` {node: why its points cannot}."""
+    """`grids` {value: the grid whose codes the points stand on}; `others` {node: why its points cannot}.
+
+    `readers` {value: the functions that alone read it}.
+    """
 
     grids: dict[str, Grid] = field(default_factory=dict[str, Grid])
+    readers: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     others: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -40,6 +44,7 @@ def possible(graph: Graph, state: Mapping[str, Tensor], bits: int) -> Knots:
                 found.others[node.name] = reason
             else:
                 found.grids[owner] = grid_of_limit(float(state[node.state["limit"]]), bits)
+                found.readers.setdefault(owner, []).append(node.name)
     return found
 
 

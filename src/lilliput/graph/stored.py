@@ -26,6 +26,7 @@ from lilliput.graph.attributes import Shape, completed, given
 from lilliput.graph.integer import fusions
 from lilliput.graph.semantics import RULES
 from lilliput.graph.trace import Graph, Node, Ref, StoredNetwork, graph_of, operands
+from lilliput.ops.learned_function import points_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -142,15 +143,22 @@ def _check_tensors(word: str, x: Shape, a: Mapping[str, Any], state: Mapping[str
     elif word == "layer_norm":
         wanted = dict.fromkeys(state, x[-a["dims"] :])
     elif word == "learned_function":
-        w, channels = state["weight"], x[a["dim"]]
-        if "owner" not in state and channels % w[0]:
-            raise ValueError(f"functions of shape {w} on a value of shape {x}")
-        wanted = {"owner": (channels,)} | ({} if state["limit"] == (1,) else {"limit": w[:1]})
+        wanted = _check_functions(x, a, state)
     elif word == "prelu" and state["weight"] not in ((1,), x[1:2]):
         raise ValueError(f"a weight of shape {state['weight']} on a value of shape {x}")
     for role, shape in wanted.items():
         if role in state and state[role] != shape:
             raise ValueError(f"a {role} of shape {state[role]} on a value of shape {x}")
+
+
+def _check_functions(x: Shape, a: Mapping[str, Any], state: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes that tensors of learned functions must have."""
+    w, channels = state["weight"], x[a["dim"]]
+    if "owner" not in state and channels % w[0]:
+        raise ValueError(f"functions of shape {w} on a value of shape {x}")
+    if "owner" in state:  # each channel gets its points while it runs
+        points_of(a["kind"], channels, w[1], a["points"])
+    return {"owner": (channels,)} | ({} if state["limit"] == (1,) else {"limit": w[:1]})
 
 
 # --- from a graph to a wiring ----------------------------------------------------------------------------------------

@@ -35,13 +35,15 @@ from lilliput.graph.shared_bias import bias_conflict, shared_grids
 from lilliput.graph.trace import Graph, Node, graph_of
 from lilliput.ops import affine
 from lilliput.ops.output_error import Moments, fit, refine
-from lilliput.training.calibrate import activation_grid, observe_ranges
+from lilliput.training.calibrate import Observation, activation_grid, observe_ranges
 from lilliput.training.lockstep import Lockstep, Turn
 from lilliput.training.moments import moments
 
 NARROW = 8
 TABLES = ("points", "full")
 REQUANTIZATIONS = ("multiplier", "power_of_two")
+MOST_BEYOND = 0.01
+"""Of what a learned function reads, the part that may saturate at its limit."""
 LARGEST_BIAS, LARGEST_WIDE_BIAS = 2**20, 2**30
 """A bias may be this many steps of its accumulator: with it the sums of the zoo stay exact in float32.
 
@@ -69,8 +71,9 @@ class Quantization(Pass):
     already on a grid keep it. What feeds only the output stays in accumulators.
 
     `tables` "points" makes learned functions of 2^k + 1 points (k from 3 to the bits of what they read, at most 8) that
-    many integers with lines between them: what such a function alone reads is on a grid that its limit gives. Other
-    functions, and all with "full", have an entry for each code of up to 8 bits.
+    many integers with lines between them: what such a function alone reads is on a grid that its limit gives, if at
+    most 1% of it is beyond the limit. Other functions, and all with "full", have an entry for each code of up to 8
+    bits.
 
     `requantization` "power_of_two" is what FPGA designs want: all scales are powers of two, activations are signed with
     zero point 0, and so are the outputs of a last layer; biases are on the scale of their layer's output. Then every
@@ -289,7 +292,7 @@ class Quantization(Pass):
             ).to(net.device)
             for node in nodes
         }
-        notes += self._points_(net, graph)
+        notes += self._points_(net, graph, seen)
         if self.shifts:
             net.activations = aligned(net, graph)
         notes.append(f"{len(nodes)} values on {self.activation_bits}-bit grids ({'signed' if signed else 'unsigned'})")
@@ -308,13 +311,24 @@ class Quantization(Pass):
         reasons = IntegerNet(net, graph).floats
         notes += [f"{graph[name].layer} stays in float: {TOO_LARGE}" for name, r in reasons.items() if r == TOO_LARGE]
 
-    def _points_(self, net: Artifact, graph: Graph) -> list[str]:
+    def _points_(self, net: Artifact, graph: Graph, seen: Mapping[str, Observation]) -> list[str]:
         """Learned functions become points with lines between them where what they read can have the grid for it."""
         if self.tables == "full":
             return []
         found = possible(graph, net.module.state_dict(), self.activation_bits)
-        net.activations |= {name: grid.to(net.device) for name, grid in found.grids.items() if name in net.activations}
-        return [f"{graph[name].layer} has an entry for each code: {why}" for name, why in found.others.items()]
+        others = dict(found.others)
+        for name, grid in found.grids.items():
+            if name not in net.activations:
+                continue
+            limit = float(grid.scale) * (1 << (self.activation_bits - 1))
+            beyond = float(seen[name].counts[seen[name].means.abs() > limit].sum()) / seen[name].total
+            if beyond > MOST_BEYOND:
+                others |= dict.fromkeys(
+                    found.readers[name], f"{100 * beyond:.2g}% of what it reads is beyond its limit"
+                )
+            else:
+                net.activations[name] = grid.to(net.device)
+        return [f"{graph[name].layer} has an entry for each code: {why}" for name, why in others.items()]
 
 
 def weight_grid(
