@@ -313,8 +313,14 @@ class Quantization(Pass):
         if self.tables == "full":
             return []
         found = possible(graph, net.module.state_dict(), self.activation_bits)
-        net.activations |= {name: grid.to(net.device) for name, grid in found.grids.items() if name in net.activations}
-        return [f"{graph[name].layer} has an entry for each code: {why}" for name, why in found.others.items()]
+        notes = [f"{graph[name].layer} has an entry for each code: {why}" for name, why in found.others.items()]
+        for name, grid in found.grids.items():
+            if self.shifts and not torch.equal(affine.next_power_of_two(grid.scale), grid.scale):
+                why = "their limit is no power of two; replace_activations takes limit: 4"
+                notes.append(f"functions of {graph[name].layer} have an entry for each code: {why}")
+            elif name in net.activations:
+                net.activations[name] = grid.to(net.device)
+        return notes
 
 
 def weight_grid(
