@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import zlib
 
+import numpy as np
 import pytest
 import torch
 
 from lilliput.core import container
+from lilliput.core.artifact import Artifact
 from lilliput.graph import stored
 from lilliput.methods.clustering.weight_clustering import WeightClustering
 from lilliput.methods.quantization.post_training import Quantization
@@ -216,3 +218,46 @@ def test_make_builds_what_the_command_has_written(fw):
     for goal in ("test", "example", "clean"):
         done = subprocess.run(["make", goal], cwd=fw, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_export_to_hls_says_what_multiplies(call, finished, tmp_path):
+    answer = call("export", finished / "net.lil", "--into", "digits-cnn", "--to", "hls", "--out", tmp_path, "--json")
+    data = json.loads(answer.out)
+    assert answer.code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net_parameters.h", "net_samples.h"]
+    assert data["files"] == [str(tmp_path / "net_parameters.h"), str(tmp_path / "net_samples.h")]
+    assert len(data["multiplies"]) > 3
+    assert "requantization: power_of_two gives right shifts alone" in data["text"]
+
+
+def test_export_to_hls_of_shifts_takes_real_samples(call, tmp_path):
+    net = quantized(tiny_model("residual"), tiny_task(), Quantization(requantization="power_of_two"))
+    (tmp_path / "net.lil").write_bytes(stored.dumps(net))
+    np.save(tmp_path / "x.npy", net.input.example(3).numpy())
+    where = ["export", tmp_path / "net.lil", "--to", "hls", "--out", tmp_path / "h", "--name", "motor"]
+    answer = call(*where, "--inputs", tmp_path / "x.npy")
+    assert answer.code == 0
+    assert "every rescaling is a right shift" in answer.out
+    text = (tmp_path / "h" / "motor_samples.h").read_text()
+    assert "#ifndef MOTOR_SAMPLES_H" in text
+    assert "samples_input[3][1][4][4]" in text
+    np.save(tmp_path / "x.npy", np.zeros((2, 5)))
+    answer = call(*where, "--inputs", tmp_path / "x.npy")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("options", [["--to", "c", "--inputs", "x.npy"], ["--to", "hls", "--threshold", "1"]])
+def test_options_of_other_formats_are_refused(call, options):
+    answer = call("export", "net.lil", *options)
+    assert answer.code == 2
+    assert f"export --to {options[1]}: {options[2]}; leave it out: it counts for" in answer.err
+
+
+def test_export_to_hls_of_a_float_network_is_one_error(call, tmp_path):
+    model = tiny_model("linear")
+    (tmp_path / "net.lil").write_bytes(stored.dumps(Artifact.of(model, tiny_task().spec)))
+    answer = call("export", tmp_path / "net.lil", "--to", "hls", "--out", tmp_path / "h")
+    assert answer.code != 0
+    assert "activations have no grids; quantize with activation_bits: 8 first" in answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "h").exists()

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hls_files import constants, replayed
 from lilliput.core.errors import ExportError, UsageError
 from lilliput.core.program import Operation, Program, Value
 from lilliput.export.hls import header
-from lilliput.export.hls.names import c_name
+from lilliput.export.hls.constants import parts
+from lilliput.export.hls.header import _part
+from lilliput.export.hls.names import Names, c_name
 from lilliput.graph.interpreter import quantize_input, run
 from lilliput.graph.lower import lower
 from lilliput.methods.quantization.post_training import Quantization
@@ -216,6 +219,19 @@ def test_a_path_cannot_become_code(path, tmp_path):
     name = c_name(path)
     code = f'#include "net_parameters.h"\n#include "net_samples.h"\nint main() {{ return {name}_w[1][1] != 4; }}'
     replayed(tmp_path, code + "\n")
+
+
+def test_shared_functions_have_rows(tmp_path):
+    value = Value(name="in", shape=(3,), low=-128, high=127, scale=(1.0,))
+    table = np.arange(18).reshape(2, 9)
+    attributes = {"first": -128, "shift": 5, "channel": 0, "owner": (1, 0, 1)}
+    lines = Operation(kind="interpolate", inputs=("in",), output="act", attributes=attributes, table=table)
+    values = {"in": value, "act": replace(value, name="act")}
+    program = Program(values=values, operations=(lines,), input="in", outputs=("act",), tensors={})
+    found = constants("\n".join(_part(program, part) for part in parts(program, Names.for_program(program))))
+    assert np.array_equal(found["act_lerp_lut"][1], table)
+    assert np.array_equal(found["act_lerp_lut_row"][1], [1, 0, 1])
+    assert found["act_lerp_lut_s"] == ("ap_uint<8>", 5)
 
 
 def test_nothing_of_somebody_else_is_written_over(tmp_path):

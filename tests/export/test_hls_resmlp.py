@@ -121,47 +121,48 @@ int main() {
 """
 
 
-@pytest.fixture(scope="module", params=["relu", "psa"])
+@pytest.fixture(scope="module", params=[("relu", "points"), ("psa", "points"), ("psa", "full")], ids="-".join)
 def network(request):
     torch.manual_seed(0)
-    model = ResMLP(hidden=12, channels=8, blocks=2, patch=8, activation=request.param).eval()
+    model = ResMLP(hidden=12, channels=8, blocks=2, patch=2, pixels=8, activation=request.param[0]).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    task = task_of((3, 32, 32), classes=10)
+    task = task_of((3, 8, 8), classes=10)
     net = Artifact.of(model, task.spec)
-    for method in (FoldBatchNorm(rest="layer"), Quantization(requantization="power_of_two")):
+    for method in (FoldBatchNorm(rest="layer"), Quantization(requantization="power_of_two", tables=request.param[1])):
         apply_checked_(method, net, Context.of(task, model))
-    return request.param, net
+    return *request.param, net
 
 
 @needs_compiler
 def test_the_published_rules_give_the_integers_of_the_interpreter(network, tmp_path):
-    kind, net = network
+    kind, _, net = network
     program = lower(net)
-    header.write(program, tmp_path, inputs=np.random.default_rng(1).normal(size=(8, 3, 32, 32)))
+    header.write(program, tmp_path, inputs=np.random.default_rng(1).normal(size=(8, 3, 8, 8)))
     defines = f"#define CHANNELS 8\n#define TOKENS 16\n{'#define HAS_PSA' if kind == 'psa' else ''}\n"
     compared, wrong = map(int, replayed(tmp_path, defines + REPLAY))
     assert (compared, wrong) == (8 * (3 * 16 * 8 + 10), 0)
 
 
 def test_names_types_and_shapes_are_the_published_ones(network, tmp_path):
-    kind, net = network
+    kind, points, net = network
     paths = header.write(lower(net), tmp_path)
     text = paths[0].read_text()
     assert '#ifndef NET_PARAMETERS_H\n#define NET_PARAMETERS_H\n#include "ap_int.h"' in text
     found = constants(text)
     shapes = {name: values.shape for name, (_, values) in found.items()}
-    expected = {"embed_linear": (8, 192), "classifier_linear": (10, 8)}
+    expected = {"embed_linear": (8, 12), "classifier_linear": (10, 8)}
     for i in range(2):
         expected |= {f"blocks_{i}_token_mixer_{part}": (8,) for part in ("affine_1", "affine_2", "res_affine")}
         expected |= {f"blocks_{i}_token_mixer_linear": (16, 16), f"blocks_{i}_mlp_res_affine": (8,)}
         expected |= {f"blocks_{i}_mlp_linear_1": (12, 8), f"blocks_{i}_mlp_linear_2": (8, 12)}
         if kind == "psa":
             expected[f"blocks_{i}_mlp_affine_1"] = (8,)
-            assert shapes[f"blocks_{i}_mlp_psa_1_lerp_lut"][0] == 8
-            assert shapes[f"blocks_{i}_mlp_psa_2_lerp_lut"][0] == 12
+            for place, channels in (("psa_1", 8), ("psa_2", 12)):
+                assert shapes[f"blocks_{i}_mlp_{place}_lerp_lut"] == (channels, 65 if points == "points" else 256)
+                assert found[f"blocks_{i}_mlp_{place}_lerp_lut_s"][1] == (2 if points == "points" else 0)
     for name, shape in expected.items():
         assert shapes[f"{name}_w"] == shape
         assert shapes[f"{name}_b"] == shapes[f"{name}_s"] == shape[:1]
@@ -171,7 +172,7 @@ def test_names_types_and_shapes_are_the_published_ones(network, tmp_path):
     assert rest == {"pool_s", *lows}
     seen = constants(paths[1].read_text())
     assert {name: values.shape for name, (_, values) in seen.items()} == {
-        "samples_input": (8, 16, 192),
+        "samples_input": (8, 16, 12),
         **{f"samples_inter_{i}": (8, 16, 8) for i in range(3)},
         "samples_output": (8, 10),
     }
@@ -179,10 +180,10 @@ def test_names_types_and_shapes_are_the_published_ones(network, tmp_path):
 
 
 def test_a_network_of_the_same_names_and_another_shape_is_no_resmlp(network):
-    program = lower(network[1])
+    program = lower(network[2])
     assert Names.for_program(program).is_resmlp
     first, *others = program.operations
-    strided = replace(first, attributes={**first.attributes, "stride": (4, 4)})
+    strided = replace(first, attributes={**first.attributes, "stride": (1, 1)})
     names = Names.for_program(replace(program, operations=(strided, *others)))
     assert (names.is_resmlp, names.of["blocks.0/add_1"]) == (False, "blocks_0_add_1")
 

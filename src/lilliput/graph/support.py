@@ -295,7 +295,8 @@ which is made from it (`python -m lilliput.graph.support` prints it).
 - *ONNX*: `int8` runs in integer kernels where its inputs have 8 bits, and in float32 with 16; `float` runs in float32
   between grids; `no` is refused.
 - *program*: the integer program and its interpreter, with activations of 2 to 8 or 9 to 16 bits; *C*: the code made
-  from it. Both give the integers of `IntegerNet`.
+  from it. Both give the integers of `IntegerNet`. [HLS headers](learned-functions.md#for-fpga-designs) hold the
+  constants of every program.
 """
 
 MIDDLE = """

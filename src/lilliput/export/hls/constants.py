@@ -179,6 +179,8 @@ class _Constants:
             return
         codes = (table.shape[-1] - (self.o.kind == "interpolate")) << amount
         yield integer("_lerp_lut", table)
+        if "owner" in self.o.attributes:
+            yield integer("_lerp_lut_row", np.array(self.o.attributes["owner"]))
         yield shift("_lerp_lut_s", amount)
         if self.o.attributes["first"] != -(codes >> 1):
             yield integer("_lerp_lut_first", self.o.attributes["first"])

@@ -37,7 +37,8 @@ PARAMETERS = """/* @NOTE
 
      T[i >> s] + (((T[(i >> s) + 1] - T[i >> s]) * (i & ((1 << s) - 1)) + (1 << s >> 1)) >> s)
 
-   which for s = 0 is T[i]. Its points are one more than intervals: the last one is read, too. */
+   which for s = 0 is T[i]. Its points are one more than intervals: the last one is read, too. T is NAME_lerp_lut, or
+   its row of the channel; with NAME_lerp_lut_row that says which row is the channel's. */
 #ifndef @GUARD
 #define @GUARD
 #include "ap_int.h"

@@ -322,10 +322,13 @@ class Quantization(Pass):
                 continue
             limit = float(grid.scale) * (1 << (self.activation_bits - 1))
             beyond = float(seen[name].counts[seen[name].means.abs() > limit].sum()) / seen[name].total
+            why = ""
             if beyond > MOST_BEYOND:
-                others |= dict.fromkeys(
-                    found.readers[name], f"{100 * beyond:.2g}% of what it reads is beyond its limit"
-                )
+                why = f"{100 * beyond:.2g}% of what it reads is beyond its limit"
+            elif self.shifts and not torch.equal(affine.next_power_of_two(grid.scale), grid.scale):
+                why = "its limit is no power of two; replace_activations takes limit: 4"
+            if why:
+                others |= dict.fromkeys(found.readers[name], why)
             else:
                 net.activations[name] = grid.to(net.device)
         return [f"{graph[name].layer} has an entry for each code: {why}" for name, why in others.items()]
