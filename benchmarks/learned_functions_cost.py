@@ -3,8 +3,9 @@
     python benchmarks/learned_functions_cost.py [part of a row's name]
 
 Untrained networks of the zoo (`resmlp-192` has 192 hidden channels and ReLU, `-psa` and `-spline` a learned function
-for each channel in two places of each block; "one a layer" has one for all channels of a place), so there are no scores
-here: counts and times do not depend on the weights. Each is measured twice, as `lilliput compare` does it: in float,
+for each channel in two places of each block; "one a layer" has one for all channels of a place), with noise on every
+number, as the constants of an untrained network would be coded in no bytes. There are no scores here.
+Each is measured twice, as `lilliput compare` does it: in float,
 and folded and quantized to 8 bits. Parameters and bytes include the functions, whose own part is given beside them;
 flash is that of the generated C, tables and code. Latency of one sample on one thread, CPU time, all networks in turn:
 ONNX Runtime, torch (with our loops), and C (-O2 on this machine); torch also for a batch of 128, for each sample.
@@ -60,6 +61,13 @@ def networks():
     return made
 
 
+def noisy(model):
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *(b for b in model.buffers() if b.numel() > 1)):
+            tensor.add_(0.05 * torch.rand_like(tensor))
+    return model
+
+
 def write(made, floats, integers):
     """Files of each network in both folders; the artifacts in float."""
     found = {}
@@ -67,7 +75,7 @@ def write(made, floats, integers):
     task = Task.classification(train=(x, torch.arange(64) % 10), validation=(x, torch.arange(64) % 10))
     for name, make in made.items():
         torch.manual_seed(0)
-        found[name] = Artifact.of(make().eval(), task.spec)
+        found[name] = Artifact.of(noisy(make()).eval(), task.spec)
         stored.save(found[name], floats / f"{name}.lil")
         net = found[name].copy()
         for method in (FoldBatchNorm(rest="layer"), Quantization(signed=True)):

@@ -67,17 +67,19 @@ def test_parts_of_a_plan_add_up():
     assert planned.inputs + planned.outputs <= planned.arena
 
 
-@pytest.mark.parametrize(("share", "tables"), [("layer", 1), ("channel", 4)])
-def test_tables_of_functions_are_counted_as_part_of_all_tables(share, tables):
+@pytest.mark.parametrize(("tables", "entries"), [("full", 256), ("points", 33)])
+@pytest.mark.parametrize(("share", "functions"), [("layer", 1), ("channel", 4)])
+def test_tables_of_functions_are_counted_as_part_of_all_tables(share, functions, tables, entries):
     def planned(act):
         model = nn.Sequential(nn.Linear(6, 4), act, nn.Linear(4, 3))
-        return plan(lower(quantized(model, calibrated_on(torch.randn(32, 6)), Quantization(signed=True))))
+        method = Quantization(signed=True, tables=tables)
+        return plan(lower(quantized(model, calibrated_on(torch.randn(32, 6)), method)))
 
     torch.manual_seed(0)
     learned = LearnedActivation(4, kind="lerp_psa", share=share, init="paper")
     found, plain = planned(learned), planned(nn.ReLU())
     assert plain.functions == 0
-    assert found.functions == 256 * tables
+    assert found.functions == entries * functions
     assert found.tables >= plain.tables + found.functions
 
 

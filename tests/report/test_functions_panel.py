@@ -36,7 +36,7 @@ def inputs_of(net, count=64):
     """[channels, values] of what the activation reads."""
     x = TASK.data("train").batch(torch.arange(count))[0]
     with torch.no_grad():
-        return net.module[0](x).movedim(1, 0).reshape(CHANNELS, -1)
+        return net.module.get_submodule("0")(x).movedim(1, 0).reshape(CHANNELS, -1)
 
 
 @pytest.fixture(scope="module")

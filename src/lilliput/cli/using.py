@@ -210,6 +210,9 @@ def inspect_file(file: Path) -> dict[str, Any]:
         if graph is None or contents.wiring is None
         else f"graph of {len(contents.wiring.nodes)} operations in {graph} bytes: it runs as it is",
     )
+    functions = _functions(contents)
+    if functions:
+        lines.insert(2, functions.pop("text"))
     lines += [f"edit: {edit}" for edit in contents.edits]
     for name, g in contents.activations.items():
         kind = f"{int(g.bit_width)} bits {'signed' if g.signed else 'unsigned'}"
@@ -219,12 +222,26 @@ def inspect_file(file: Path) -> dict[str, Any]:
         "bytes": contents.size,
         "overhead": rest,
         "graph": graph,
+        "functions": functions,
         "tensors": tensors,
         "recipe": contents.recipe,
         "activations": list(contents.activations),
         "edits": [str(e) for e in contents.edits],
         "text": "\n".join(lines),
     }
+
+
+def _functions(contents: container.Contents) -> dict[str, Any]:
+    """What learned functions take of a file; empty where its graph has none, or it has no graph."""
+    wires = [] if contents.wiring is None else [w for w in contents.wiring.nodes if w.op == "learned_function"]
+    if not wires:
+        return {}
+    sizes = container.sizes(contents)
+    count = sum(sum(sizes[name].values()) for name in {n for w in wires for n in w.tensors.values()} if name in sizes)
+    shapes = [contents.tensors[name].shape for name in {w.tensors["weight"] for w in wires} if name in contents.tensors]
+    rows, numbers = sum(shape[0] for shape in shapes), sum(shape[0] * shape[1] for shape in shapes)
+    text = f"{rows:,} learned functions at {len(wires)} places: {numbers:,} numbers in {count:,} bytes"
+    return {"places": len(wires), "functions": rows, "numbers": numbers, "bytes": count, "text": text}
 
 
 def export_file(

@@ -74,7 +74,7 @@ def _curve(ident: str, place: Mapping[str, Any], shown: Mapping[str, Any]) -> di
         plot.line(_spread(before, x), "float dashed", f"{name}: {LEGEND['before'][1]}", dots=False)
     plot.line(_spread(after, x), "ours", f"{name}: {LEGEND['after'][1]}", dots=False)
     index = shown["function"]
-    change = "" if place["changed"] is None else f" changed by {_share(place['changed'][index])}"
+    change = "" if place["changed"] is None else f": by {_share(place['changed'][index])}"
     return {"svg": plot.svg(), "caption": f"function {index}{change}"}
 
 
@@ -95,7 +95,7 @@ def _changes(ident: str, place: Mapping[str, Any]) -> dict[str, str]:
         ident,
         f"{place['name']}: change of each function",
         x,
-        linear("changed", values, "%", zero=True, count=3),
+        linear("changed by, %", values, zero=True, count=3),
         frame=SMALL,
     )
     for i, value in enumerate(values):
@@ -116,4 +116,4 @@ def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.3g}%"
+    return f"{100 * value:.3g}%" if value < 10 else f"{100 * value:,.0f}%"
