@@ -10,6 +10,7 @@ from test_published_integers import arrays, resmlp  # noqa: F401 - a fixture
 
 from hls_files import constants, replayed
 from lilliput.core.artifact import Artifact
+from lilliput.core.learned_activation import LearnedActivation
 from lilliput.core.method import Context, apply_checked_
 from lilliput.export.hls import header
 from lilliput.export.hls.names import Names
@@ -121,19 +122,25 @@ int main() {
 """
 
 
-@pytest.fixture(scope="module", params=[("relu", "points"), ("psa", "points"), ("psa", "full")], ids="-".join)
+@pytest.fixture(scope="module", params=[("relu", 0), ("psa", 65), ("psa", 64)], ids=str)
 def network(request):
+    kind, points = request.param
     torch.manual_seed(0)
-    model = ResMLP(hidden=12, channels=8, blocks=2, patch=2, pixels=8, activation=request.param[0]).eval()
+
+    def psa(channels):
+        return LearnedActivation(channels, kind="lerp_psa", points=points, init="paper")
+
+    sizes = {"hidden": 12, "channels": 8, "blocks": 2, "patch": 2, "pixels": 8}
+    model = ResMLP(**sizes, activation="relu" if kind == "relu" else psa, before=kind == "psa").eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.get_buffer("running_mean"))
+            torch.nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
     task = task_of((3, 8, 8), classes=10)
     net = Artifact.of(model, task.spec)
-    for method in (FoldBatchNorm(rest="layer"), Quantization(requantization="power_of_two", tables=request.param[1])):
+    for method in (FoldBatchNorm(rest="layer"), Quantization(requantization="power_of_two")):
         apply_checked_(method, net, Context.of(task, model))
-    return *request.param, net
+    return kind, points, net
 
 
 @needs_compiler
@@ -161,8 +168,8 @@ def test_names_types_and_shapes_are_the_published_ones(network, tmp_path):
         if kind == "psa":
             expected[f"blocks_{i}_mlp_affine_1"] = (8,)
             for place, channels in (("psa_1", 8), ("psa_2", 12)):
-                assert shapes[f"blocks_{i}_mlp_{place}_lerp_lut"] == (channels, 65 if points == "points" else 256)
-                assert found[f"blocks_{i}_mlp_{place}_lerp_lut_s"][1] == (2 if points == "points" else 0)
+                assert shapes[f"blocks_{i}_mlp_{place}_lerp_lut"] == (channels, points if points == 65 else 256)
+                assert found[f"blocks_{i}_mlp_{place}_lerp_lut_s"][1] == (2 if points == 65 else 0)
     for name, shape in expected.items():
         assert shapes[f"{name}_w"] == shape
         assert shapes[f"{name}_b"] == shapes[f"{name}_s"] == shape[:1]

@@ -118,9 +118,9 @@ class _Constants:
         moved = None if shifts is None else after_shifts(sums, shifts)
         if moved is None:
             yield integer("_sum_b", sums)
-        if moved is not None or rescale.offset is not None:
-            parts_of_b = [b for b in (moved, rescale.offset) if b is not None]
-            yield integer("_b", np.broadcast_to(sum(parts_of_b), (channels,)))
+        behind = [b for b in (moved, rescale.offset) if b is not None]
+        if behind:
+            yield integer("_b", np.broadcast_to(sum(behind), (channels,)))
         yield from self._scaling(rescale, channels)
         yield from self._ends(rescale)
 
@@ -130,8 +130,8 @@ class _Constants:
             return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
         if "kernel" not in self.o.attributes or set(self.o.attributes["kernel"]) != {1}:
             return weight
-        flat = weight.reshape(weight.shape[:2])
-        return flat[:, 0] if self.o.attributes["groups"] == len(flat) > 1 and flat.shape[1] == 1 else flat
+        scales = self.o.attributes["groups"] == len(weight) > 1 and weight.shape[1] == 1  # a factor for each channel
+        return weight.reshape(-1) if scales else weight.reshape(len(weight), -1)
 
     def _scaling(self, rescale: Rescale, count: int | None = None) -> Iterator[Constant]:
         """Shifts, and multipliers where these do not do; `count` of each, or a number."""
