@@ -44,8 +44,9 @@ def changed():
     """A table for each channel in place of GELU; of three channels it is another function."""
     first = network(nn.GELU())
     reach = float(inputs_of(first).abs().quantile(0.995))  # points take no more than 1% beyond
-    act = LearnedActivation(CHANNELS, kind="table", points=17, limit=reach, like=nn.GELU())
-    last = network(act)
+    last = network(LearnedActivation(CHANNELS, kind="table", points=17, limit=reach, like=nn.GELU()))
+    act = last.module.get_submodule("1")
+    assert isinstance(act, LearnedActivation)
     with torch.no_grad():
         for row, factor in ((5, 3.0), (2, 2.0), (4, 1.5)):
             act.weight[row] *= factor
