@@ -31,7 +31,7 @@ from lilliput.export.c.interface import c_type
 from lilliput.export.c.writer import Writer
 from lilliput.graph import stored
 from lilliput.graph.integer import runnable
-from lilliput.graph.interpreter import quantize_input, run
+from lilliput.graph.interpreter import decode, quantize_input, run
 from lilliput.graph.lower import lower
 from lilliput.methods.normalization.batchnorm import FoldBatchNorm
 from lilliput.methods.quantization.aware_training import QuantizationAwareTraining
@@ -77,8 +77,11 @@ def quantized(net, model, task, seed, *methods):
     return made
 
 
-def in_c(program, task):
-    """How many outputs of the C, compiled here, differ from the interpreter's."""
+def in_c(program, task, trained=None):
+    """How many outputs of the C, compiled here, differ from the interpreter's.
+
+    With `trained`, the module that was trained through its integers: by how many its own differ from them, too.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in (*Writer(program).files().items(), ("main.c", MAIN)):
@@ -91,7 +94,12 @@ def in_c(program, task):
         given = codes.astype(kinds[0]).tobytes()
         done = subprocess.run([folder / "net"], input=given, capture_output=True, check=True)
         expected = run(program, codes)[0]
-        return int((np.frombuffer(done.stdout, kinds[1]).reshape(expected.shape) != expected).sum())
+        different = int((np.frombuffer(done.stdout, kinds[1]).reshape(expected.shape) != expected).sum())
+        if trained is None:
+            return different
+        with torch.inference_mode():
+            found = torch.cat([trained(x) for x, _ in task.data("test").batches(500)]).numpy()
+        return different, int((decode(program.values[program.outputs[0]], expected) != found).sum())
 
 
 def measured(points, seed, task):

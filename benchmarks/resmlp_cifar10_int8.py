@@ -2,11 +2,12 @@
 
     LILLIPUT_TEST_DATA=folder python benchmarks/resmlp_cifar10_int8.py [part of a row's name]
 
-BatchNorm is folded, what is left of it becomes layers; then weights and activations have 8 bits, functions are integer
-points with lines between them, and 100 steps of 128 images of the training set (without augmentation) train what
-remains; the teacher is the network itself in float. "rounded" is the score without these steps. The last weights are
-tested. `differences`: outputs of the C on the 10,000 test images that are not those of the interpreter. "17 points"
-takes the functions of PSA at 17 points from the start of this training.
+BatchNorm is folded, what is left of it becomes layers; then weights and activations have 8 bits, functions are
+integer points with lines between them, and 100 steps of 128 images of the training set (without augmentation) train
+what remains; the teacher is the network itself in float. "rounded" is the score without these steps. The last weights
+are tested. `differences`: outputs of the C on the 10,000 test images that are not those of the interpreter;
+`training_differences`: of the network that was trained. "17 points" takes the functions of PSA at 17 points from the
+start of this training.
 """
 
 import argparse
@@ -66,12 +67,14 @@ def measure(activation, hidden, points, task, given):
     data, program = stored.dumps(net), lower(net)
     functions = [n for n, p in net.module.named_modules() if isinstance(p, LearnedActivation)]
     sizes = container.sizes(container.loads(data))
+    of_c, of_training = in_c(program, task, runnable(net))
     found |= {
         "parameters": sum(p.numel() for p in net.module.parameters()),
         "lil_bytes": len(data),
         "function_bytes": sum(sum(sizes[f"{path}.weight"].values()) for path in functions),
         "c_table_bytes": sum(o.table.size for o in program if o.table is not None),
-        "differences": in_c(program, task),
+        "differences": of_c,
+        "training_differences": of_training,
         "cpu_s": round(time.process_time() - started, 1),
     }
     return found
