@@ -5,13 +5,14 @@
 Untrained networks of the zoo (`resmlp-192` has 192 hidden channels and ReLU, `-psa` and `-spline` a learned function
 for each channel in two places of each block; "one a layer" has one for all channels of a place), with noise on every
 number, as the constants of an untrained network would be coded in no bytes. There are no scores here.
-Each is measured twice, as `lilliput compare` does it: in float,
-and folded and quantized to 8 bits. Parameters and bytes include the functions, whose own part is given beside them;
-flash is that of the generated C, tables and code. Latency of one sample on one thread, CPU time, all networks in turn:
-ONNX Runtime, torch (with our loops), and C (-O2 on this machine); torch also for a batch of 128, for each sample.
-Instructions are executed ones of one sample on an emulated Cortex-M4, not cycles. Golden vectors must be equal. Needs
-the `onnx` extra and a C compiler; without gcc-arm-none-eabi and qemu-system-arm there are no instructions. Writes
-results/learned_functions_cost.json and .txt if all rows ran.
+
+Each is measured twice, as `lilliput compare` does it: in float, and folded and quantized to 8 bits. Parameters and
+bytes include the functions, whose own part is given beside them; flash is that of the generated C, tables and code.
+Latency of one sample on one thread, CPU time, all networks in turn: ONNX Runtime, torch (with our loops), and C (-O2
+on this machine); torch also for a batch of 128, for each sample. Instructions are executed ones of one sample on an
+emulated Cortex-M4, not cycles. Golden vectors must be equal. Needs the `onnx` extra and a C compiler; without
+gcc-arm-none-eabi and qemu-system-arm there are no instructions. Writes results/learned_functions_cost.json and .txt
+if all rows ran.
 """
 
 import json
