@@ -66,8 +66,9 @@ def _why_not(graph: Graph, owners: Mapping[str, str], node: Node, state: Mapping
     owner, limit = owners[node.inputs[0]], state[node.state["limit"]]
     if any(owners[name] == owner for name in graph.outputs):
         return "its input is an output of the network"
-    inside = [n for n in graph.nodes if owners[n.name] == owner]
-    readers = [r for n in inside for r in graph.consumers()[n.name] if owners[r.name] != owner and r.op != "size"]
+    known = graph.consumers()
+    inside = [n.name for n in graph.nodes if owners[n.name] == owner]
+    readers = [r for name in inside for r in known[name] if owners[r.name] != owner and r.op != "size"]
     for other in readers:
         if other.op != "learned_function" or point_bits(other, bits) is None:
             return f"{other.name} reads its input too"
