@@ -160,37 +160,58 @@ def sleep_(pins: Any, pin: Any, inputs: Any, costs: Any, stack: Any, totals: Any
 
 
 @part
-def set_gene_(pins: Any, gene: Any, value: Any, inputs: Any, costs: Any, stack: Any, pending: Any, totals: Any) -> Any:
-    """Gene 8 pin + (0: a, 1: b, 2: function) becomes `value`, which it was not; true if it is active."""
+def matters(pins: Any, gene: Any, costs: Any) -> Any:
+    """Is the gene, 8 pin + (0: a, 1: b, 2: function), active?"""
     pin, field = gene >> 3, gene & 7
+    return pins[pin, FIRST] >= 0 and (field == FUNCTION or field < costs[pins[pin, FUNCTION], READS])
+
+
+@part
+def set_function_(
+    pins: Any, pin: Any, value: Any, inputs: Any, costs: Any, stack: Any, pending: Any, totals: Any
+) -> None:
+    """An active pin gets another function."""
     f = pins[pin, FUNCTION]
-    reads = costs[f, READS]
-    if pins[pin, FIRST] < 0 or (field != FUNCTION and field >= reads):
-        pins[pin, field] = value
-        return False
-    if field == FUNCTION:
-        pins[pin, FUNCTION] = value
-        totals[ENERGY] += costs[value, ENERGY_COST] - costs[f, ENERGY_COST]
-        totals[GATES] += np.int64(value != functions.IDENTITY) - np.int64(f != functions.IDENTITY)
-        for side in range(reads, costs[value, READS]):
-            if link_(pins, pin, side):
-                wake_(pins, pins[pin, side], inputs, costs, stack, pending, totals)
-        for side in range(costs[value, READS], reads):
-            if unlink_(pins, pin, side):
-                sleep_(pins, pins[pin, side], inputs, costs, stack, totals)
-    else:
-        hand = len(pins) - 1
-        source = pins[pin, field]
-        pins[hand, 0] = source
-        link_(pins, hand, 0)
-        unlink_(pins, pin, field)
-        pins[pin, field] = value
-        if link_(pins, pin, field):
-            wake_(pins, value, inputs, costs, stack, pending, totals)
-        if unlink_(pins, hand, 0):
-            sleep_(pins, source, inputs, costs, stack, totals)
+    before, after = costs[f, READS], costs[value, READS]
+    pins[pin, FUNCTION] = value
+    totals[ENERGY] += costs[value, ENERGY_COST] - costs[f, ENERGY_COST]
+    totals[GATES] += np.int64(value != functions.IDENTITY) - np.int64(f != functions.IDENTITY)
+    for side in range(before, after):
+        if link_(pins, pin, side):
+            wake_(pins, pins[pin, side], inputs, costs, stack, pending, totals)
+    for side in range(after, before):
+        if unlink_(pins, pin, side):
+            sleep_(pins, pins[pin, side], inputs, costs, stack, totals)
     mark_(pending, pin)
-    return True
+
+
+@part
+def set_source_(
+    pins: Any, pin: Any, side: Any, value: Any, inputs: Any, costs: Any, stack: Any, pending: Any, totals: Any
+) -> None:
+    """An active pin reads another source. The hand holds the old one until the new one is awake, which may need it."""
+    hand, source = len(pins) - 1, pins[pin, side]
+    pins[hand, 0] = source
+    link_(pins, hand, 0)
+    unlink_(pins, pin, side)
+    pins[pin, side] = value
+    if link_(pins, pin, side):
+        wake_(pins, value, inputs, costs, stack, pending, totals)
+    if unlink_(pins, hand, 0):
+        sleep_(pins, source, inputs, costs, stack, totals)
+    mark_(pending, pin)
+
+
+@part
+def set_active_(
+    pins: Any, gene: Any, value: Any, inputs: Any, costs: Any, stack: Any, pending: Any, totals: Any
+) -> None:
+    """A gene that matters becomes `value`, which it was not."""
+    pin, field = gene >> 3, gene & 7
+    if field == FUNCTION:
+        set_function_(pins, pin, value, inputs, costs, stack, pending, totals)
+    else:
+        set_source_(pins, pin, field, value, inputs, costs, stack, pending, totals)
 
 
 @part

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lilliput.ops.cartesian_functions import IDENTITY, MULTIPLEXER
-from lilliput.ops.cartesian_kernels import DELAY, ENERGY, ERROR, FUNCTION, build_, latest, set_gene_, settle_
+from lilliput.ops.cartesian_kernels import DELAY, ENERGY, ERROR, FUNCTION, build_, latest, matters, set_active_, settle_
 from lilliput.ops.cartesian_random_kernels import HALF, LOWER, below_, bounded_, skipped_, word_
 from lilliput.ops.jit import kernel, part
 
@@ -60,9 +60,13 @@ def mutate_(
         if value != old:
             undo[changed, 0], undo[changed, 1] = gene, old
             changed += 1
-            active |= set_gene_(pins, gene, value, inputs, costs, stack, pending, totals)
-            if active and mutation == SINGLE_ACTIVE:
-                break
+            if matters(pins, gene, costs):
+                set_active_(pins, gene, value, inputs, costs, stack, pending, totals)
+                active = True
+                if mutation == SINGLE_ACTIVE:
+                    break
+            else:
+                flat[gene] = value
     return changed, active
 
 
@@ -137,14 +141,19 @@ def evolve_(
                     values[pin, row] = log[1][i, row]
             for i in range(changed - 1, -1, -1):
                 gene = np.int64(undo[i, 0])
-                set_gene_(pins, gene, undo[i, 1], inputs, costs, stack, pending, totals)
+                if matters(pins, gene, costs):
+                    set_active_(pins, gene, undo[i, 1], inputs, costs, stack, pending, totals)
+                else:
+                    flat[gene] = undo[i, 1]
             pending[:] = 0
             totals[:4] = parent
         if won >= 0 and not kept:
             for i in range(won):
                 gene = np.int64(winner[i, 0])
-                if flat[gene] != winner[i, 1]:
-                    set_gene_(pins, gene, winner[i, 1], inputs, costs, stack, pending, totals)
+                if flat[gene] != winner[i, 1] and matters(pins, gene, costs):
+                    set_active_(pins, gene, winner[i, 1], inputs, costs, stack, pending, totals)
+                else:
+                    flat[gene] = winner[i, 1]
             settle_(pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, log, totals)
             totals[DELAY] = best[DELAY]
         counters[STALLED] = 0 if compared(best, parent, threshold) > 0 else counters[STALLED] + 1
