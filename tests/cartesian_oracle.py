@@ -14,8 +14,10 @@ def functions(bits: int) -> list[Callable[[int, int, int], int]]:
     floor = lambda n: lambda a, b, row: a // 2**n  # noqa: E731
     times = lambda n: lambda a, b, row: a * 2**n  # noqa: E731
     unsigned = lambda x: x % (1 << bits)  # noqa: E731
-    digits = lambda f: lambda a, b, row: int(  # noqa: E731
-        "".join(f(p, q) for p, q in zip(f"{unsigned(a):0{bits}b}", f"{unsigned(b):0{bits}b}", strict=True)), 2
+    digits = lambda f: (
+        lambda a, b, row: int(
+            "".join(f(p, q) for p, q in zip(f"{unsigned(a):0{bits}b}", f"{unsigned(b):0{bits}b}", strict=True)), 2
+        )
     )
     return [
         lambda a, b, row: half - 1 - a,

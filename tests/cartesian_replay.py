@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+
 from cartesian_oracle import SOURCES, judged
 
 MASK = (1 << 64) - 1
@@ -126,6 +127,4 @@ def evolved(goal, settings, state, generations):
         now, circuit, stalled, done = best, winner, (0 if better else stalled + 1), done + 1
     found = {"generation": done, "stalled": stalled, "stage": stage, "threshold": threshold, "tried": tried}
     found |= {"neutral": neutral, "random": random.s, **now}
-    if stage == 0:
-        found["delay"] = 0  # nothing asks for it before the second stage
     return found, np.concatenate([circuit.nodes.reshape(-1), circuit.outputs]).tolist()

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from cartesian_oracle import SOURCES, functions, interpreted, wrapped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cartesian_oracle import SOURCES, functions, interpreted, wrapped
 from lilliput.ops import cartesian_functions as cf
 from lilliput.ops.cartesian import Circuit, Shape, random_circuit
 
@@ -122,6 +122,6 @@ def test_wrong_circuits_are_refused():
         Circuit(shape=shape, nodes=nodes, outputs=outputs).run([[128]])
     for key in ("inputs", "outputs", "rows", "columns", "levels_back"):
         with pytest.raises(ValueError, match=key):
-            Shape(**{**{"inputs": 1, "outputs": 1, "rows": 1, "columns": 1, "levels_back": 1}, key: 0})
+            Shape(**{"inputs": 1, "outputs": 1, "rows": 1, "columns": 1, "levels_back": 1, key: 0})
     with pytest.raises(ValueError, match="2 to 16 bits, not 17"):
         Shape(inputs=1, outputs=1, rows=1, columns=1, levels_back=1, bits=17)

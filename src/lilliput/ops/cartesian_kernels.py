@@ -1,13 +1,13 @@
 """A circuit that changes gene by gene, and computes again only what a change can reach.
 
-Each pin, input, node or output, has a record of eight int32 in `pins`: sources a and b, its function, then lists of who
-reads it. An edge is 2 pin + side, the pin that reads through its source a (side 0) or b (side 1). FIRST is the first edge
-that reads the pin, -1 where nothing does: then the pin is inactive, and its sources do not know about it. NEXT and
-PREVIOUS continue the list of the source that a side reads. Outputs are pins that read their a; the last record is a hand
-that holds a source while another reader lets go of it.
+Each pin, input, node or output, has a record of eight int32 in `pins`: sources a and b, its function, then lists of
+who reads it. An edge is 2 pin + side, the pin that reads through its source a (side 0) or b (side 1). FIRST is the
+first edge that reads the pin, -1 where nothing does: then the pin is inactive, and its sources do not know about it.
+NEXT and PREVIOUS continue the list of the source that a side reads. Outputs are pins that read their a; the last record
+is a hand that holds a source while another reader lets go of it.
 
-`pending` has a bit for each pin to be computed; pins are computed in order, so each at most once. `log` keeps what was
-there before. `totals` are exact integers, so nothing drifts.
+`pending` has a bit for each pin to be computed, and above one for each word of these; pins are computed in order, so
+each at most once. `log` keeps what was there before. `totals` are exact integers, so nothing drifts.
 
 Imports numba: import this file inside the function that needs it.
 """
@@ -95,7 +95,30 @@ def result(f: Any, a: Any, b: Any, row: Any, shift: Any) -> Any:
 
 @part
 def mark_(pending: Any, pin: Any) -> None:
-    pending[pin >> 6] |= ONE << np.uint64(pin & 63)
+    pending[0, pin >> 6] |= ONE << np.uint64(pin & 63)
+    pending[1, pin >> 12] |= ONE << np.uint64((pin >> 6) & 63)
+
+
+@part
+def take_(pending: Any) -> Any:
+    """The lowest pin that is marked, without its mark; -1 if none is."""
+    for above in range((pending.shape[1] + 63) >> 6):
+        while pending[1, above]:
+            word = (above << 6) + lowest_bit(pending[1, above])
+            bits = pending[0, word]
+            if bits:
+                pending[0, word] = bits & (bits - ONE)
+                return (word << 6) + lowest_bit(bits)
+            pending[1, above] &= pending[1, above] - ONE
+    return np.int64(-1)
+
+
+@part
+def unmark_(pending: Any) -> None:
+    for above in range((pending.shape[1] + 63) >> 6):
+        while pending[1, above]:
+            pending[0, (above << 6) + lowest_bit(pending[1, above])] = 0
+            pending[1, above] &= pending[1, above] - ONE
 
 
 @part
@@ -234,46 +257,45 @@ def settle_(
     rows = values.shape[1]
     first_output = len(pins) - 1 - len(targets)
     count = 0
-    for word in range(len(pending)):
-        while pending[word]:
-            bits = pending[word]
-            pin = (word << 6) + lowest_bit(bits)
-            pending[word] = bits & (bits - ONE)
-            if pins[pin, FIRST] < 0:
-                continue
-            a, b, f = pins[pin, 0], pins[pin, 1], np.int64(pins[pin, FUNCTION])
-            reads = costs[f, READS]
-            changed = False
-            for row in range(rows):
-                x, y = np.int64(values[a, row]), np.int64(values[b, row])
-                value = result(f, x, y, row, shift)
-                old = values[pin, row]
-                old_values[count, row] = old
-                values[pin, row] = value
-                changed |= value != old
-                if pin >= first_output and value != old:
-                    output = pin - first_output
-                    wanted = targets[output, row]
-                    totals[ERROR] += weights[output] * (
-                        deviation(value, wanted, absolute) - deviation(old, wanted, absolute)
-                    )
-            if timed:
-                late = np.int64(0)
-                if reads > 0:
-                    late = arrival[a]
-                if reads > 1:
-                    late = max(late, arrival[b])
-                late += costs[f, DELAY_COST]
-                old_arrival[count] = arrival[pin]
-                changed |= late != arrival[pin]
-                arrival[pin] = late
-            if changed:
-                changed_pins[count] = pin
-                count += 1
-                edge = pins[pin, FIRST] if pin < first_output else np.int32(-1)
-                while edge >= 0:
-                    mark_(pending, edge >> 1)
-                    edge = pins[edge >> 1, NEXT + (edge & 1)]
+    while True:
+        pin = take_(pending)
+        if pin < 0:
+            break
+        if pins[pin, FIRST] < 0:
+            continue
+        a, b, f = pins[pin, 0], pins[pin, 1], np.int64(pins[pin, FUNCTION])
+        reads = costs[f, READS]
+        changed = False
+        for row in range(rows):
+            x, y = np.int64(values[a, row]), np.int64(values[b, row])
+            value = result(f, x, y, row, shift)
+            old = values[pin, row]
+            old_values[count, row] = old
+            values[pin, row] = value
+            changed |= value != old
+            if pin >= first_output and value != old:
+                output = pin - first_output
+                wanted = targets[output, row]
+                totals[ERROR] += weights[output] * (
+                    deviation(value, wanted, absolute) - deviation(old, wanted, absolute)
+                )
+        if timed:
+            late = np.int64(0)
+            if reads > 0:
+                late = arrival[a]
+            if reads > 1:
+                late = max(late, arrival[b])
+            late += costs[f, DELAY_COST]
+            old_arrival[count] = arrival[pin]
+            changed |= late != arrival[pin]
+            arrival[pin] = late
+        if changed:
+            changed_pins[count] = pin
+            count += 1
+            edge = pins[pin, FIRST] if pin < first_output else np.int32(-1)
+            while edge >= 0:
+                mark_(pending, edge >> 1)
+                edge = pins[edge >> 1, NEXT + (edge & 1)]
     return count
 
 
@@ -296,7 +318,7 @@ def build_(
     first_output = len(pins) - 1 - outputs
     totals[:4] = 0
     pins[:, FIRST] = -1
-    pending[:] = 0
+    pending[:, :] = 0
     arrival[:] = 0
     values[inputs:] = 0
     for output in range(outputs):

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from lilliput.ops.cartesian_functions import IDENTITY, MULTIPLEXER
-from lilliput.ops.cartesian_kernels import DELAY, ENERGY, ERROR, FUNCTION, build_, latest, matters, set_active_, settle_
+from lilliput.ops.cartesian_kernels import (
+    DELAY,
+    ENERGY,
+    ERROR,
+    FUNCTION,
+    build_,
+    latest,
+    matters,
+    set_active_,
+    settle_,
+    unmark_,
+)
 from lilliput.ops.cartesian_random_kernels import HALF, LOWER, below_, bounded_, skipped_, word_
 from lilliput.ops.jit import kernel, part
 
@@ -86,10 +97,14 @@ def evolve_(
     pins: Any, values: Any, inputs: Any, free: Any, costs: Any, shift: Any, targets: Any, weights: Any, absolute: Any,
     how: Any, scale: Any, rng: Any, counters: Any, totals: Any, last_generation: Any,
 ) -> None:  # fmt: skip
-    """Generations until `last_generation`, or until the search is READY. `totals` become those of the parent."""
+    """Generations until `last_generation`, or until the search is READY. `totals` become those of the circuit."""
     size, rows, outputs = len(pins), values.shape[1], len(targets)
     flat = pins.reshape(-1)
-    arrival, stack, pending = np.zeros(size, np.int64), np.empty(size, np.int32), np.zeros(size // 64 + 1, np.uint64)
+    arrival, stack, pending = (
+        np.zeros(size, np.int64),
+        np.empty(size, np.int32),
+        np.zeros((2, size // 64 + 1), np.uint64),
+    )
     log = np.empty(size + 1, np.int32), np.empty((size + 1, rows), np.int16), np.empty(size + 1, np.int64)
     most = how[MOST] if how[MUTATION] != PROBABILITY else len(free)
     undo, winner = np.empty((most, 2), np.int32), np.empty((most, 2), np.int32)
@@ -145,7 +160,7 @@ def evolve_(
                     set_active_(pins, gene, undo[i, 1], inputs, costs, stack, pending, totals)
                 else:
                     flat[gene] = undo[i, 1]
-            pending[:] = 0
+            unmark_(pending)
             totals[:4] = parent
         if won >= 0 and not kept:
             for i in range(won):
@@ -158,15 +173,4 @@ def evolve_(
             totals[DELAY] = best[DELAY]
         counters[STALLED] = 0 if compared(best, parent, threshold) > 0 else counters[STALLED] + 1
         counters[GENERATION] += 1
-
-
-@kernel
-def measure_(
-    pins: Any, values: Any, inputs: Any, costs: Any, shift: Any, targets: Any, weights: Any, absolute: Any, totals: Any
-) -> None:
-    """Values and totals of a circuit, from its genes alone."""
-    size, rows = len(pins), values.shape[1]
-    log = np.empty(size + 1, np.int32), np.empty((size + 1, rows), np.int16), np.empty(size + 1, np.int64)
-    stack, pending = np.empty(size, np.int32), np.zeros(size // 64 + 1, np.uint64)
-    arrival = np.zeros(size, np.int64)
-    build_(pins, values, arrival, True, inputs, costs, shift, targets, weights, absolute, stack, pending, log, totals)  # noqa: FBT003
+    build_(pins, values, arrival, True, inputs, costs, shift, targets, weights, absolute, stack, pending, log, totals)
