@@ -11,14 +11,20 @@ def wrapped(x: int, bits: int) -> int:
 def functions(bits: int) -> list[Callable[[int, int, int], int]]:
     """By number: (a, b, row of data) to a number that is not wrapped."""
     half = 1 << (bits - 1)
-    floor = lambda n: lambda a, b, row: a // 2**n  # noqa: E731
-    times = lambda n: lambda a, b, row: a * 2**n  # noqa: E731
-    unsigned = lambda x: x % (1 << bits)  # noqa: E731
-    digits = lambda f: (
-        lambda a, b, row: int(
-            "".join(f(p, q) for p, q in zip(f"{unsigned(a):0{bits}b}", f"{unsigned(b):0{bits}b}", strict=True)), 2
-        )
-    )
+
+    def floor(n):
+        return lambda a, b, row: a // 2**n
+
+    def times(n):
+        return lambda a, b, row: a * 2**n
+
+    def digits(pick):
+        def joined(a, b, row):
+            pairs = zip(f"{a % 2**bits:0{bits}b}", f"{b % 2**bits:0{bits}b}", strict=True)
+            return int("".join(pick(p, q) for p, q in pairs), 2)
+
+        return joined
+
     return [
         lambda a, b, row: half - 1 - a,
         lambda a, b, row: a + b,

@@ -1,9 +1,9 @@
 """Circuits of Cartesian genetic programming: a grid of functions that compute integers from integers.
 
 Miller and Thomson (2000); for circuits Vasicek and Bidlo (2011). Pins 0.. are the inputs, the next ones the nodes,
-column after column. A node of column c reads pins of the `levels_back` columns before it, and inputs where these columns reach
-beyond the first one; so do outputs, as if they were one more column. A row of data is a set of input values: each pin
-holds as many values as there are rows.
+column after column. A node of column c reads pins of the `levels_back` columns before it, and inputs where these
+columns reach beyond the first one; so do outputs, as if they were one more column. A row of data is a set of input
+values: each pin holds as many values as there are rows.
 """
 
 from dataclasses import dataclass

@@ -44,8 +44,8 @@ class Goal:
         if worst > MOST_ERROR:
             raise ValueError("weights are so large that the error could overflow; scale them with `whole`")
         for name, costs in (("energy", self.energy), ("delay", self.delay)):
-            if costs.shape != (COUNT,) or (costs < 0).any() or int(costs.max()) >= 1 << 53:
-                raise ValueError(f"{name} must be {COUNT} whole numbers from 0 on, below 2^53")
+            if costs.shape != (COUNT,) or (costs < 0).any() or costs.dtype != np.int64:
+                raise ValueError(f"{name} must be {COUNT} whole numbers (int64) from 0 on")
 
     @property
     def output_weights(self) -> Ints:

@@ -1,8 +1,8 @@
 """Circuits that make each distinct wanted integer once: what a weight needs is then looked up by its value.
 
-The published "multiplexed" setting. The last column of the grid is made of identities, one for each distinct value that is
-wanted, in ascending order, and each output reads its own. Those whose value is given read that input and are locked; of
-the others only the source may change.
+The published "multiplexed" setting. The last column of the grid is made of identities, one for each distinct value that
+is wanted, in ascending order, and each output reads its own. Those whose value is given read that input and are locked;
+of the others only the source may change.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def multiplexed(
 ) -> Multiplexed:
     """A random circuit and its goal, for given and wanted weights of any shape, duplicates included.
 
-    `weights` of the shape of `wanted`: how much the error of each matters, from 0 on; each counts once if there are none.
+    `weights` of the shape of `wanted`: how much the error of each matters, from 0 on; without them each counts once.
     Those that are not whole are scaled, see `whole`. `costs`: energy and delay of each function.
     """
     pool, values = np.unique(np.asarray(given, dtype=np.int64)), np.asarray(wanted, dtype=np.int64).reshape(-1)

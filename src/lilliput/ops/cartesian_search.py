@@ -1,9 +1,9 @@
 """The search for a circuit that makes wanted integers from given ones, with little error and then with little energy.
 
 (1 + lambda) evolution as in Vasicek and Bidlo (2011): first the error counts alone, until it is at most a threshold;
-then energy, error, delay and number of gates, in this order. Single active mutation: Goldman and Punch (2013), "Reducing
-wasted evaluations in Cartesian genetic programming". A search is a function of its state: `advance` gives the next one,
-the same in one stretch or in many, in any process.
+then energy, error, delay and number of gates, in this order. Single active mutation: Goldman and Punch (2013),
+"Reducing wasted evaluations in Cartesian genetic programming". A search is a function of its state: `advance` gives the
+next one, the same in one stretch or in many, in any process.
 """
 
 from dataclasses import dataclass, replace
@@ -27,10 +27,10 @@ MUTATIONS = ("rate", "probability", "single_active")
 class Settings:
     """`rate`: a number of genes from 0 to floor(strength x genes) changes; `probability`: each with chance strength.
 
-    `single_active` takes no strength: genes change until one has that is active. `offspring` is lambda. Among equals the
-    child replaces its parent: always, or with drift=False in the first stage alone, as published. `patience`: after so
-    many generations without a better one a stage ends; if the first did not get there, its threshold becomes the error
-    that it reached. With stages=1 the search ends where the second would begin.
+    `single_active` takes no strength: genes change until one has that is active. `offspring` is lambda. Among equals
+    the child replaces its parent: always, or with drift=False in the first stage alone, as published. `patience`: after
+    so many generations without a better one a stage ends; if the first did not get there, its threshold becomes the
+    error that it reached. With stages=1 the search ends where the second would begin.
     """
 
     mutation: Literal["rate", "probability", "single_active"] = "single_active"
@@ -82,6 +82,8 @@ def _evolve(
     shape = circuit.shape
     if (shape.bits, shape.inputs, shape.outputs) != (goal.bits, goal.inputs.shape[1], goal.targets.shape[1]):
         raise ValueError("the circuit has other bits, inputs or outputs than its goal")
+    if max(int(goal.energy.max()) * shape.nodes, int(goal.delay.max()) * shape.columns) > NEVER:
+        raise ValueError("costs are so large that their sum could overflow; scale them with `whole`")
     pins = _pins(circuit)
     values = np.zeros((len(pins), len(goal.inputs)), dtype=np.int16)
     values[: shape.inputs] = goal.inputs.T
