@@ -139,19 +139,16 @@ def test_measures_are_those_of_a_plain_interpreter(shape, rows, error, weighted,
 
 
 MODES = [
-    Settings(mutation=mutation, strength=strength, offspring=offspring, threshold=threshold, **more)
-    for mutation, strength, offspring, threshold, more in (
-        ("single_active", 0.5, 4, 0, {}),
-        ("single_active", 0.5, 1, 10**9, {}),
-        ("single_active", 0.5, 3, 10**9, {"drift": False}),
-        ("single_active", 0.5, 2, 0, {"patience": 4}),
-        ("rate", 0.15, 4, 0, {}),
-        ("rate", 0.15, 4, 10**9, {"drift": False}),
-        ("rate", 0.3, 1, 20_000, {}),
-        ("probability", 0.05, 4, 0, {"patience": 6, "stages": 1}),
-        ("probability", 0.2, 2, 10**9, {}),
-        ("probability", 0.02, 5, 10**9, {"patience": 3}),
-    )
+    Settings(),
+    Settings(offspring=1, threshold=10**9),
+    Settings(offspring=3, threshold=10**9, drift=False),
+    Settings(offspring=2, patience=4),
+    Settings(mutation="rate", strength=0.15),
+    Settings(mutation="rate", strength=0.15, threshold=10**9, drift=False),
+    Settings(mutation="rate", strength=0.3, offspring=1, threshold=20_000),
+    Settings(mutation="probability", strength=0.05, patience=6, stages=1),
+    Settings(mutation="probability", strength=0.2, offspring=2, threshold=10**9),
+    Settings(mutation="probability", strength=0.02, offspring=5, threshold=10**9, patience=3),
 ]
 
 
