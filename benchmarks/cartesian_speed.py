@@ -37,7 +37,7 @@ from lilliput.report.result import environment
 
 RESULTS = Path(__file__).parent / "results"
 LENET = RESULTS / "cartesian_lenet.json"
-SECONDS, ENERGY_SECONDS, CHUNK, SEEDS = 12.0, 4.0, 2000, (0, 1)
+SECONDS, ENERGY_SECONDS, CHUNK, SEEDS = 12.0, 4.0, 2000, (0,)
 MARKS = (1.0, 3.0, 12.0)
 ROWS, COLUMNS = 256, 31
 MODES = {

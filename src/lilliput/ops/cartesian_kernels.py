@@ -7,7 +7,8 @@ NEXT and PREVIOUS continue the list of the source that a side reads. Outputs are
 is a hand that holds a source while another reader lets go of it.
 
 `pending` has a bit for each pin to be computed, and above one for each word of these; pins are computed in order, so
-each at most once. `log` keeps what was there before. `totals` are exact integers, so nothing drifts.
+each at most once. `totals` are exact
+integers, so nothing drifts. Arrays come one by one: a tuple of them would count references at each call.
 
 Imports numba: import this file inside the function that needs it.
 """
@@ -246,14 +247,13 @@ def deviation(got: Any, wanted: Any, absolute: Any) -> Any:
 @part
 def settle_(
     pins: Any, values: Any, arrival: Any, timed: Any, costs: Any, shift: Any, targets: Any, weights: Any,
-    absolute: Any, pending: Any, log: Any, totals: Any,
+    absolute: Any, pending: Any, changed_pins: Any, old_values: Any, old_arrival: Any, totals: Any,
 ) -> Any:  # fmt: skip
     """Computes what is pending and whatever that changes; how many pins changed.
 
     `values` [pins, rows of data]; `arrival` [pins]: the longest path to a pin, followed only if `timed`. The pins that
-    changed go to log[0], their values and arrivals to log[1] and log[2].
+    changed go to `changed_pins`, their values and arrivals to `old_values` and `old_arrival`.
     """
-    changed_pins, old_values, old_arrival = log
     rows = values.shape[1]
     first_output = len(pins) - 1 - len(targets)
     count = 0
@@ -311,7 +311,8 @@ def latest(pins: Any, arrival: Any, outputs: Any) -> Any:
 @part
 def build_(
     pins: Any, values: Any, arrival: Any, timed: Any, inputs: Any, costs: Any, shift: Any, targets: Any,
-    weights: Any, absolute: Any, stack: Any, pending: Any, log: Any, totals: Any,
+    weights: Any, absolute: Any, stack: Any, pending: Any, changed_pins: Any, old_values: Any, old_arrival: Any,
+    totals: Any,
 ) -> None:  # fmt: skip
     """Everything from the genes and the values of the inputs."""
     outputs, rows = targets.shape
@@ -329,5 +330,8 @@ def build_(
         mark_(pending, pin)
         if link_(pins, pin, 0):
             wake_(pins, pins[pin, 0], inputs, costs, stack, pending, totals)
-    settle_(pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, log, totals)
+    settle_(
+        pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, changed_pins, old_values,
+        old_arrival, totals,
+    )  # fmt: skip
     totals[DELAY] = latest(pins, arrival, outputs) if timed else 0

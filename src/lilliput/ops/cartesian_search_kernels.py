@@ -49,7 +49,6 @@ def mutate_(
     totals: Any, undo: Any,
 ) -> Any:  # fmt: skip
     """How many genes changed, which `undo` has with their old values, and whether one of them was active."""
-    flat = pins.reshape(-1)
     mutation, genes, changed, active = how[MUTATION], len(free), 0, False
     tries, at = how[MOST], np.int64(-1)
     if mutation == RATE:
@@ -67,7 +66,7 @@ def mutate_(
             at = bounded_(rng, word >> HALF, genes)
         gene = np.int64(free[at, 0])
         value = new_value_(rng, word & LOWER, gene, np.int64(free[at, 1]), free[at, 2])
-        old = flat[gene]
+        old = pins[gene >> 3, gene & 7]
         if value != old:
             undo[changed, 0], undo[changed, 1] = gene, old
             changed += 1
@@ -77,8 +76,14 @@ def mutate_(
                 if mutation == SINGLE_ACTIVE:
                     break
             else:
-                flat[gene] = value
+                pins[gene >> 3, gene & 7] = value
     return changed, active
+
+
+@part
+def copy_(totals: Any, to: Any) -> None:
+    for measure in range(4):
+        to[measure] = totals[measure]
 
 
 @part
@@ -99,18 +104,24 @@ def evolve_(
 ) -> None:  # fmt: skip
     """Generations until `last_generation`, or until the search is READY. `totals` become those of the circuit."""
     size, rows, outputs = len(pins), values.shape[1], len(targets)
-    flat = pins.reshape(-1)
     arrival, stack, pending = (
         np.zeros(size, np.int64),
         np.empty(size, np.int32),
         np.zeros((2, size // 64 + 1), np.uint64),
     )
-    log = np.empty(size + 1, np.int32), np.empty((size + 1, rows), np.int16), np.empty(size + 1, np.int64)
+    changed_pins, old_values, old_arrival = (
+        np.empty(size + 1, np.int32),
+        np.empty((size + 1, rows), np.int16),
+        np.empty(size + 1, np.int64),
+    )
     most = how[MOST] if how[MUTATION] != PROBABILITY else len(free)
     undo, winner = np.empty((most, 2), np.int32), np.empty((most, 2), np.int32)
     parent, best = np.empty(4, np.int64), np.empty(4, np.int64)
     timed = counters[STAGE] == ENERGY_STAGE
-    build_(pins, values, arrival, timed, inputs, costs, shift, targets, weights, absolute, stack, pending, log, totals)
+    build_(
+        pins, values, arrival, timed, inputs, costs, shift, targets, weights, absolute, stack, pending,
+        changed_pins, old_values, old_arrival, totals,
+    )  # fmt: skip
     while True:
         if counters[STAGE] == ERROR_STAGE:
             if counters[STALLED] >= how[PATIENCE]:
@@ -120,15 +131,16 @@ def evolve_(
                 counters[STALLED] = 0
                 timed = True
                 build_(
-                    pins, values, arrival, timed, inputs, costs, shift, targets, weights, absolute, stack, pending, log,
-                    totals,
+                    pins, values, arrival, timed, inputs, costs, shift, targets, weights, absolute, stack, pending,
+                    changed_pins, old_values, old_arrival, totals,
                 )  # fmt: skip
         elif counters[STALLED] >= how[PATIENCE]:
             counters[STAGE] = READY
         if counters[GENERATION] >= last_generation or counters[STAGE] == READY:
             break
         threshold = counters[THRESHOLD]
-        parent[:], best[:] = totals[:4], totals[:4]
+        copy_(totals, parent)
+        copy_(totals, best)
         won, kept = -1, False
         for child in range(how[CHILDREN]):
             changed, active = mutate_(pins, free, rng, how, scale, inputs, costs, stack, pending, totals, undo)
@@ -137,40 +149,48 @@ def evolve_(
             logged = 0
             if active:
                 logged = settle_(
-                    pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, log, totals
-                )
+                    pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, changed_pins,
+                    old_values, old_arrival, totals,
+                )  # fmt: skip
                 if timed and totals[ERROR] <= threshold and totals[ENERGY] <= best[ENERGY]:
                     totals[DELAY] = latest(pins, arrival, outputs)
             comparison = compared(totals, best, threshold)
             if comparison > 0 or (comparison == 0 and (how[DRIFT] or not timed)):
-                best[:] = totals[:4]
+                copy_(totals, best)
                 won, kept = changed, child == how[CHILDREN] - 1
                 if kept:
                     break
                 for i in range(changed):
-                    winner[i, 0], winner[i, 1] = undo[i, 0], flat[undo[i, 0]]
+                    gene = np.int64(undo[i, 0])
+                    winner[i, 0], winner[i, 1] = gene, pins[gene >> 3, gene & 7]
             for i in range(logged):
-                pin = log[0][i]
-                arrival[pin] = log[2][i]
+                pin = changed_pins[i]
+                arrival[pin] = old_arrival[i]
                 for row in range(rows):
-                    values[pin, row] = log[1][i, row]
+                    values[pin, row] = old_values[i, row]
             for i in range(changed - 1, -1, -1):
                 gene = np.int64(undo[i, 0])
                 if matters(pins, gene, costs):
                     set_active_(pins, gene, undo[i, 1], inputs, costs, stack, pending, totals)
                 else:
-                    flat[gene] = undo[i, 1]
+                    pins[gene >> 3, gene & 7] = undo[i, 1]
             unmark_(pending)
-            totals[:4] = parent
+            copy_(parent, totals)
         if won >= 0 and not kept:
             for i in range(won):
                 gene = np.int64(winner[i, 0])
-                if flat[gene] != winner[i, 1] and matters(pins, gene, costs):
+                if pins[gene >> 3, gene & 7] != winner[i, 1] and matters(pins, gene, costs):
                     set_active_(pins, gene, winner[i, 1], inputs, costs, stack, pending, totals)
                 else:
-                    flat[gene] = winner[i, 1]
-            settle_(pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, log, totals)
+                    pins[gene >> 3, gene & 7] = winner[i, 1]
+            settle_(
+                pins, values, arrival, timed, costs, shift, targets, weights, absolute, pending, changed_pins,
+                old_values, old_arrival, totals,
+            )  # fmt: skip
             totals[DELAY] = best[DELAY]
         counters[STALLED] = 0 if compared(best, parent, threshold) > 0 else counters[STALLED] + 1
         counters[GENERATION] += 1
-    build_(pins, values, arrival, True, inputs, costs, shift, targets, weights, absolute, stack, pending, log, totals)
+    build_(
+        pins, values, arrival, True, inputs, costs, shift, targets, weights, absolute, stack, pending,
+        changed_pins, old_values, old_arrival, totals,
+    )  # fmt: skip
