@@ -1,30 +1,51 @@
 """Circuits that make every wanted value exactly, gate by gate: the cheapest derivation of a missing value comes next.
 
 A value is derived from available ones by one gate or by several; what comes on the way is available from then on. The
-cheapest derivation is found by Knuth's generalization of Dijkstra's algorithm (1977): the price of a value is that of its
-gate and of its operands, and available values are free. It may count an operand twice that two branches share, and
-the order is greedy, so the sum is not always the least that is possible. Nothing is drawn: equal inputs, equal circuits.
+cheapest derivation is found by Knuth's generalization of Dijkstra's algorithm (1977): the price of a value is that of
+its gate and of its operands, and available values are free. It may count an operand twice that two branches share,
+and the order is greedy, so the sum is not always the least that is possible. Nothing is drawn: equal inputs give
+equal circuits.
 """
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lilliput.core.errors import UsageError
-from lilliput.ops.cartesian_functions import BINARY, CONSTANTS, COUNT, IDENTITY, MULTIPLEXER, READS, SUBTRACT
-from lilliput.ops.cartesian_functions import evaluate as apply_function
-from lilliput.ops.cartesian_functions import limits
+from lilliput.ops.cartesian_functions import (
+    ADD,
+    AND,
+    CONSTANTS,
+    COUNT,
+    IDENTITY,
+    MULTIPLY,
+    OR,
+    READS,
+    SUBTRACT,
+    XOR,
+    evaluate,
+    limits,
+)
 from lilliput.ops.netlist import Gate, Netlist
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 UNARY = tuple(f for f in range(COUNT) if READS[f] == 1 and f != IDENTITY)
-PAIRED = tuple(f for f in BINARY if f != MULTIPLEXER)
+PAIRED = {
+    ADD: operator.add,
+    SUBTRACT: operator.sub,
+    MULTIPLY: operator.mul,
+    AND: operator.and_,
+    OR: operator.or_,
+    XOR: operator.xor,
+}
+"""A result is taken modulo 2^bits afterwards."""
 MOST_BITS = 12
 """All values of the width are looked at for each that is missing."""
 GATE_SHARE, DEPTH_SHARE = 1e-3, 1e-6
-"""Of the smallest price that is not 0: what a gate and a level of depth add. Of equal energy the smaller circuit wins."""
+"""Of the smallest price above 0: what a gate and a level of depth add. Of equal energy the smaller circuit wins."""
 
 
 def generate(given: Sequence[int], wanted: Sequence[int], *, bits: int, prices: npt.ArrayLike) -> Netlist:
@@ -78,9 +99,7 @@ class _Builder:
         self.level = unit * DEPTH_SHARE if ties else 0.0
         self.prices = prices + (unit * GATE_SHARE if ties else 0.0) + self.level
         everything = np.arange(self.size) + self.low
-        self.unary = [
-            (f, apply_function(f, everything, 0, bits) - self.low) for f in UNARY if np.isfinite(self.prices[f])
-        ]
+        self.unary = [(f, evaluate(f, everything, 0, bits) - self.low) for f in UNARY if np.isfinite(self.prices[f])]
         self.paired = [f for f in PAIRED if np.isfinite(self.prices[f])]
         self.pin: dict[int, int] = {}
         self.order: list[int] = []
@@ -94,43 +113,42 @@ class _Builder:
         """The best single gate on available values."""
         for f in CONSTANTS:
             if np.isfinite(self.prices[f]):
-                self._offer(self.cost, self.how, np.array([int(apply_function(f, 0, 0, bits)) - self.low]), f, 0, 0, 0.0)
+                self._offer(self.cost, self.how, evaluate(f, [0], 0, bits) - self.low, f, 0, 0, 0.0)
 
     def available(self, value: int, pin: int) -> None:
         if value in self.pin:
             return
         self.pin[value] = pin
         self.cost[value] = -1.0
-        self._relax(self.cost, self.how, value, self.base[value], np.fromiter(self.pin, np.int64), self.base)
+        self._relax(self.cost, self.how, value, self.base, list(self.pin))
 
     def reach(self, missing: set[int]) -> set[int]:
         """Make the cheapest of the missing values available, with all that it needs; all values that this gives."""
-        cost, how = self.cost.copy(), self.how.copy()
-        settled = [v for v in self.pin]
-        total = self.base.copy()
-        while True:
-            value = self._next(cost)
-            if value is None:
-                example = min(missing) + self.low
-                raise UsageError(
-                    f"a circuit for {example}", "the functions allowed do not reach it", "allow more functions"
-                )
-            if value in missing:
-                return self._make(value, how)
-            total[value], cost_here = cost[value], float(cost[value])
-            cost[value] = -1.0
-            settled.append(value)
-            self._relax(cost, how, value, cost_here, np.asarray(settled, dtype=np.int64), total)
+        value, how = self._search(missing, np.inf, list(self.pin))
+        if value is None:
+            found = "the functions allowed do not reach it"
+            raise UsageError(f"a circuit for {min(missing) + self.low}", found, "allow more functions")
+        return self._make(value, how)
 
     def within(self, most: float) -> list[int]:
-        cost, how, total = self.cost.copy(), self.how.copy(), self.base.copy()
         settled = list(self.pin)
-        while (value := self._next(cost)) is not None and cost[value] <= most:
-            total[value], cost_here = cost[value], float(cost[value])
-            cost[value] = -1.0
-            settled.append(value)
-            self._relax(cost, how, value, cost_here, np.asarray(settled, dtype=np.int64), total)
+        self._search(set(), most, settled)
         return settled
+
+    def _search(self, missing: set[int], most: float, settled: list[int]) -> tuple[int | None, Ints]:
+        """Settle values in the order of their cost until one is missing, or above `most`; how each is made."""
+        cost, how, total = self.cost.copy(), self.how.copy(), self.base.copy()
+        wanted = np.fromiter(missing, np.int64)
+        while True:
+            still_open = np.where(cost < 0, np.inf, cost)
+            value = int(np.argmin(still_open))  # the lowest of equally cheap ones
+            if not np.isfinite(still_open[value]) or cost[value] > most:
+                return None, how
+            if value in missing:
+                return value, how
+            total[value], cost[value] = cost[value], -1.0
+            settled.append(value)
+            self._relax(cost, how, value, total, settled, cost[wanted].min(initial=np.inf))
 
     def gates(self, inputs: int) -> list[Gate]:
         """In the order of making, with pins for values."""
@@ -141,23 +159,25 @@ class _Builder:
             Gate(f, *(pins[v] for v in (a, b)[: READS[f]])) for f, a, b in (self.recipe[value] for value in self.order)
         ]
 
-    def _next(self, cost: Floats) -> int | None:
-        """The cheapest value that is not settled; the lowest of equal ones."""
-        open_ = np.where(cost < 0, np.inf, cost)
-        value = int(np.argmin(open_))
-        return value if np.isfinite(open_[value]) else None
-
-    def _relax(self, cost: Floats, how: Ints, value: int, spent: float, others: Ints, total: Floats) -> None:
-        """What `value`, at the cost `spent`, gives alone and with each of `others`, `value` itself among them."""
+    def _relax(
+        self, cost: Floats, how: Ints, value: int, total: Floats, settled: list[int], bound: float = np.inf
+    ) -> None:
+        """What `value` gives alone and with each settled one, itself among them, for less than `bound`."""
+        spent = float(total[value])
         for f, result in self.unary:
-            self._offer(cost, how, result[value : value + 1], f, value, value, spent)
+            if spent + self.prices[f] < min(bound, cost[result[value]]):
+                self._offer(cost, how, result[value : value + 1], f, value, value, spent)
+        paired = [f for f in self.paired if spent + self.prices[f] < bound]
+        if not paired:
+            return
+        others = np.asarray(settled, dtype=np.int64)
         together = spent + np.where(others == value, 0.0, total[others])
-        numbers = others + self.low
-        for f in self.paired:
-            results = apply_function(f, value + self.low, numbers, self.bits) - self.low
+        numbers, number = others + self.low, value + self.low
+        for f in paired:
+            results = (PAIRED[f](number, numbers) - self.low) & (self.size - 1)
             self._offer(cost, how, results, f, value, others, together)
             if f == SUBTRACT:
-                results = apply_function(f, numbers, value + self.low, self.bits) - self.low
+                results = (numbers - number - self.low) & (self.size - 1)
                 self._offer(cost, how, results, f, others, value, together)
 
     def _offer(
