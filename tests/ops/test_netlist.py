@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from lilliput.ops.cartesian_functions import ADD, COUNT, MULTIPLEXER, NAMES, NEGATE, ONE, READS
 from lilliput.ops.netlist import Gate, Netlist, longest, sources, width_of
 
-PLAIN = {"MAX": lambda m: m - 1, "MIN": lambda m: -m}
-
 
 def plain_value(name, a, b, row, half):
     """Of a function by its printed formula, in Python's own integers."""
@@ -46,14 +44,8 @@ def test_values_are_those_of_the_printed_formulas(net, seed):
     for row, known in enumerate(given_rows.tolist()):
         pins = list(known)
         for gate in net.gates:
-            pins.append(
-                plain_value(
-                    NAMES[gate.function],
-                    *(pins[p] if i < READS[gate.function] else 0 for i, p in enumerate(gate[1:])),
-                    row,
-                    1 << (net.bits - 1),
-                )
-            )
+            a, b = (pins[p] if i < READS[gate.function] else 0 for i, p in enumerate(gate[1:]))
+            pins.append(plain_value(NAMES[gate.function], a, b, row, 1 << (net.bits - 1)))
         assert found[row].tolist() == [pins[p] for p in net.outputs]
 
 

@@ -1,0 +1,55 @@
+"""Few values instead of many, then a circuit for these: each weight keeps the index of its value."""
+
+import numpy as np
+import numpy.typing as npt
+
+from lilliput.core.errors import UsageError
+from lilliput.methods.weight_generation.constructive import generate, reachable
+from lilliput.methods.weight_generation.problem import Problem
+from lilliput.methods.weight_generation.solution import Solution
+from lilliput.ops.clustering import optimal_1d
+
+Ints = npt.NDArray[np.int64]
+
+
+def exact(problem: Problem) -> Solution:
+    """Every wanted value as it is."""
+    return for_values(problem, problem.wanted)
+
+
+def clustered(problem: Problem, n_values: int) -> Solution:
+    """At most `n_values` integers of the least error: optimal clusters, weighted by importance, rounded.
+
+    Values that nothing depends on (importance 0) count a little, so that they do not go astray.
+    """
+    if n_values < 1:
+        raise UsageError("a codebook", f"{n_values} values", "use at least 1")
+    floor = max(float(problem.importance.max()), 1e-30) * 1e-9
+    weights = np.maximum(problem.importance, floor)
+    centroids = optimal_1d(problem.wanted.astype(np.float64), n_values, weights).centroids
+    return for_values(problem, np.unique(np.floor(centroids + 0.5).astype(np.int64)))
+
+
+def free(problem: Problem, *, most_pj: float = 0.0) -> Solution:
+    """Values that gates of no energy make of the given ones and of constants: for each wanted one the nearest.
+
+    With `most_pj`, values count that a chain of so much energy makes, each for itself.
+    """
+    prices = problem.gates.energy_pj
+    values = reachable(problem.given.tolist(), bits=problem.bits, prices=prices, most=most_pj)
+    return for_values(problem, values)
+
+
+def for_values(problem: Problem, values: Ints) -> Solution:
+    """For each wanted value the nearest of `values` (ascending, distinct), and a circuit for those that are used."""
+    used, outputs = np.unique(nearest_index(problem.wanted, values), return_inverse=True)
+    prices = problem.gates.energy_pj
+    net = generate(problem.given.tolist(), values[used].tolist(), bits=problem.bits, prices=prices)
+    return Solution(problem=problem, netlist=net, outputs=outputs.reshape(-1).astype(np.int64))
+
+
+def nearest_index(wanted: Ints, values: Ints) -> Ints:
+    """[wanted] into ascending `values`; the lower of two that are equally near."""
+    after = np.searchsorted(values, wanted).clip(0, len(values) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - values[before] <= np.abs(values[after] - wanted), before, after)
