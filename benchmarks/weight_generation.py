@@ -3,8 +3,8 @@
     LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | lenet]
 
 The published instance is `cgp/published_instances.json` of the folder; "from nothing" makes its wanted values without a
-given one. LeNet-5 (ReLU, max pooling) is trained on MNIST without its last 5,000 training images for 4 epochs, its weights
-are rounded to 8 bits for each channel, and the test images are read once for each row. One thread, CPU seconds.
+given one. LeNet-5 (ReLU, max pooling) is trained on MNIST without its last 5,000 training images for 4 epochs, its
+weights are rounded to 8 bits for each channel, and the test images are read once for each row. One thread, CPU seconds.
 Writes results/weight_generation.json and .txt.
 """
 

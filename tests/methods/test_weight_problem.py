@@ -234,13 +234,13 @@ def test_fisher_is_the_mean_of_squared_slopes_and_counts_with_scales():
 
 
 def test_bad_problems_are_refused():
-    with pytest.raises(UsageError, match="weights of '0.weight' in both"):
+    with pytest.raises(UsageError, match=r"weights of '0.weight' in both"):
         problem_of(NET, given="0[0]", wanted="0[:2]")
     with pytest.raises(UsageError, match="none; name at least one layer"):
         problem_of(NET, wanted="= 3")
     with pytest.raises(UsageError, match="constants: 0 to 300 in 8 bits"):
         problem_of(NET, given="= 0, 300", wanted="0")
-    with pytest.raises(UsageError, match="importance of '0.weight': none"):
+    with pytest.raises(UsageError, match=r"importance of '0.weight': none"):
         problem_of(NET, wanted="0", importance={})
     plain = Artifact.of(nn.Linear(3, 2), InputSpec(shape=(3,)))
     with pytest.raises(UsageError, match="it has no grid; quantize the weights first"):
