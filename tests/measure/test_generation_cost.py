@@ -17,7 +17,7 @@ def test_stored_bits_are_counted_one_by_one():
     assert bits.addresses == 2 * 7
     assert bits.indices == 2000
     assert bits.functions == 3 * 5
-    assert bits.wiring == 1 + 2 * 2 + 4 * 3
+    assert bits.wiring == 1 + 2 * 2 + (1 + 5)  # a mark, then a bit for each pin
     assert bits.functions + bits.wiring + bits.counts == 8 * len(FOUR.pack())
     assert bits.total == 800 + 14 + 2000 + 8 * len(FOUR.pack())
 
@@ -39,22 +39,39 @@ def test_energy_of_indices_multiplexers_and_reads():
     assert wired.stored == cost.stored
 
 
+SHIFTS = Netlist(
+    bits=16,
+    inputs=1,
+    gates=tuple(Gate(f.FLIP_SIGN if k % 2 else f.RIGHT_1, k) for k in range(19)),
+    outputs=tuple(range(1, 20)),
+)
+
+
 def test_nothing_to_warn_of_where_the_circuit_wins():
-    cost = generation_cost(FOUR, given=100, wanted=1000, others={"4-bit clusters": 4400.0})
+    cost = generation_cost(SHIFTS, given=100, wanted=1000, others={"4-bit clusters": 16e4})
+    assert cost.table_bits == 1600 + 5000 + 19 * 16
     assert cost.warnings() == ()
     assert cost.verdict == "smaller and cheaper than what it was compared with"
 
 
 def test_every_loss_is_said():
-    cost = generation_cost(
-        FOUR, given=1, wanted=3, others={"4-bit clusters": 16.0, "coded": 1e6}, level="register", wires=Wires(mm=1.0)
-    )
-    larger, clusters, dearer = cost.warnings()
-    assert larger.startswith("larger: ")
-    assert larger.endswith("32 by plain storage")
+    known = {"4-bit clusters": 16.0, "coded": 1e6}
+    cost = generation_cost(FOUR, given=1, wanted=3, others=known, level="register", wires=Wires(mm=1.0))
+    plain, table, clusters, dearer, dearer_than_table = cost.warnings()
+    assert plain.startswith("larger: ")
+    assert plain.endswith("32 by plain storage")
+    assert table.endswith(f"{8 + 6 + 32} by a table of the same values")
     assert clusters.endswith("16 by 4-bit clusters")
     assert dearer.startswith("dearer: ")
-    assert dearer.endswith("to read plain weights from register")
+    assert dearer.endswith("with plain weights read from register")
+    assert dearer_than_table.endswith("with a table of the same values read from register")
+
+
+def test_a_table_is_read_once_with_the_same_indices():
+    cost = generation_cost(FOUR, given=100, wanted=1000, level="buffer")
+    bit = EYERISS.pj_per_bit["buffer"]
+    assert cost.table_bits == 800 + 2000 + 4 * 8
+    assert cost.table_energy_pj == pytest.approx(cost.selection_pj + (800 + 32) * bit)
 
 
 def test_bad_settings_are_refused():

@@ -97,6 +97,6 @@ def test_wrong_numbers_and_bytes_are_refused():
     with pytest.raises(ValueError, match="left over"):
         Netlist.unpack(net.pack() + b"\0")
     with pytest.raises(ValueError, match="functions are"):
-        Netlist.unpack(bytes([8, 1, 0, 1, 0, 0, 0, 31]))
+        Netlist.unpack(((6 | 1 << 4 | 1 << 12) | 31 << 28).to_bytes(5, "little"))
     assert sources(Gate(ONE, 3, 4)) == ()
     assert [width_of(n) for n in (0, 1, 2, 3, 256, 257)] == [0, 0, 1, 2, 8, 9]

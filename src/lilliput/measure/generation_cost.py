@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from lilliput.core.errors import UsageError
 from lilliput.measure.energy import EYERISS, NO_WIRES, PUBLISHED, CircuitCost, GateTable, Memory, Wires, circuit_cost
 from lilliput.ops import cartesian_functions as f
-from lilliput.ops.netlist import FUNCTION_BITS, Netlist, sources, width_of
+from lilliput.ops.netlist import FUNCTION_BITS, Netlist, output_bits, sources, width_of
 
 Selection = Literal["indexed", "wired"]
 
@@ -35,13 +35,18 @@ class StoredBits:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationCost:
-    """Energies are for getting every weight once. `others`: stored bits of other ways to keep the same weights."""
+    """Energies are for getting every weight once. `others`: stored bits of other ways to keep the same weights.
+
+    `plain`: the weights as they were. `table`: the circuit's values in a table instead, with the same indices.
+    """
 
     circuit: CircuitCost
     stored: StoredBits
     plain_bits: int
     energy_pj: float
     plain_energy_pj: float
+    table_bits: int
+    table_energy_pj: float
     selection_pj: float
     level: str
     others: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -49,14 +54,14 @@ class GenerationCost:
     def warnings(self) -> tuple[str, ...]:
         """Everything that the circuit does not make smaller or cheaper; empty if it is better throughout."""
         total, found = self.stored.total, list[str]()
-        for name, bits in {"plain storage": self.plain_bits, **self.others}.items():
+        known = {"plain storage": self.plain_bits, "a table of the same values": self.table_bits, **self.others}
+        for name, bits in known.items():
             if total >= bits:
                 found.append(f"larger: {total:,} bits with the circuit, {bits:,.0f} by {name}")
-        if self.energy_pj >= self.plain_energy_pj:
-            found.append(
-                f"dearer: {self.energy_pj:.3g} pJ with the circuit, "
-                f"{self.plain_energy_pj:.3g} pJ to read plain weights from {self.level}"
-            )
+        for name, pj in (("plain weights", self.plain_energy_pj), ("a table of the same values", self.table_energy_pj)):
+            if self.energy_pj >= pj:
+                ours = f"{self.energy_pj:.4g} pJ with the circuit"
+                found.append(f"dearer: {ours}, {pj:.4g} pJ with {name} read from {self.level}")
         return tuple(found)
 
     @property
@@ -67,7 +72,7 @@ class GenerationCost:
 def stored_bits(net: Netlist, *, given: int, wanted: int) -> StoredBits:
     """For `given` weights that stay stored and `wanted` ones that the circuit makes."""
     pins = net.inputs
-    wiring = len(net.outputs) * width_of(net.pins)
+    wiring = output_bits(net)
     for gate in net.gates:
         wiring += len(sources(gate)) * width_of(pins)
         pins += 1
@@ -109,12 +114,15 @@ def generation_cost(
         two = gates.at(net.bits).energy_pj[f.MULTIPLEXER]
         choosing += memory.read_pj(stored.indices, level) + wanted * max(len(net.outputs) - 1, 0) * two
     plain = (given + wanted) * net.bits
+    values = len(set(net.outputs)) * net.bits
     return GenerationCost(
         circuit=circuit,
         stored=stored,
         plain_bits=plain,
         energy_pj=circuit.energy_pj + circuit.wire_pj + choosing + memory.read_pj(stored.given + inputs, level),
         plain_energy_pj=memory.read_pj(plain, level),
+        table_bits=stored.given + stored.indices + values,
+        table_energy_pj=choosing + memory.read_pj(stored.given + values, level),
         selection_pj=choosing,
         level=level,
         others=dict(others or {}),

@@ -1,8 +1,8 @@
 """The functions of Cartesian circuits that compute integer weights: of one or two numbers of 2 to 16 bits.
 
 Numbers are two's complement and every result wraps. MIN and MAX are the ends of the range: -128 and 127 in 8 bits.
-Shifts to the right are arithmetic, to the left they lose the upper bits. Numbers 0 to 27 are those of published circuits
-(cnn-cgp-compressor), whose identity is 100.
+Shifts to the right are arithmetic, to the left they lose the upper bits. Functions 0 to 27 are numbered as in published
+circuits (cnn-cgp-compressor), whose identity is 100.
 """
 
 from typing import Any

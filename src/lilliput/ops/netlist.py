@@ -1,5 +1,6 @@
 """A combinational circuit of integers as data: nodes in an order in which each reads only what comes before it."""
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ from lilliput.ops.cartesian_functions import COUNT, READS, evaluate, limits
 
 Ints = npt.NDArray[np.int64]
 FUNCTION_BITS = (COUNT - 1).bit_length()
-COUNT_BITS = 16
-"""Of the numbers of inputs, nodes and outputs in the packed form."""
+WIDTH_BITS, GROUP_BITS = 4, 8
+"""Of a circuit's width in the packed form; of each group of 7 bits of a count, the last one without its highest bit."""
 
 
 class Gate(NamedTuple):
@@ -100,34 +101,48 @@ class Netlist:
         return int(longest(self, [1.0] * COUNT))
 
     def pack(self) -> bytes:
-        """Bits, widths and counts, then each gate's function and the pins it reads, then the outputs' pins."""
+        """Width and counts, then each gate's function and the pins it reads, then the outputs.
+
+        Outputs in the order of their pins, each once, take a bit for each pin, if that is less than their numbers.
+        """
         stream = _Bits()
-        stream.put(self.bits, 8)
+        stream.put(self.bits - 2, WIDTH_BITS)
         for count in (self.inputs, len(self.gates), len(self.outputs)):
-            if count >= 1 << COUNT_BITS:
-                raise ValueError(f"a packed circuit has fewer than {1 << COUNT_BITS} inputs, gates and outputs")
-            stream.put(count, COUNT_BITS)
+            stream.put_count(count)
         for k, gate in enumerate(self.gates):
             stream.put(gate.function, FUNCTION_BITS)
             for pin in sources(gate):
                 stream.put(pin, width_of(self.inputs + k))
-        for pin in self.outputs:
-            stream.put(pin, width_of(self.pins))
+        stream.put(_marked(self), 1)
+        if _marked(self):
+            stream.put(sum(1 << pin for pin in self.outputs), self.pins)
+        else:
+            for pin in self.outputs:
+                stream.put(pin, width_of(self.pins))
         return stream.data()
 
     @staticmethod
     def unpack(data: bytes) -> "Netlist":
         """Inverse of `pack`. ValueError for what it did not write."""
         stream = _Bits(data)
-        bits = stream.take(8)
-        inputs, gate_count, output_count = (stream.take(COUNT_BITS) for _ in range(3))
+        bits = stream.take(WIDTH_BITS) + 2
+        inputs, gate_count, output_count = (stream.take_count() for _ in range(3))
+        if gate_count > 8 * len(data):
+            raise ValueError("the bytes of a circuit end too early")
         gates: list[Gate] = []
         for k in range(gate_count):
             function = stream.take(FUNCTION_BITS)
             if function >= COUNT:
                 raise ValueError(f"gate {k}: functions are 0 to {COUNT - 1}, not {function}")
             gates.append(Gate(function, *(stream.take(width_of(inputs + k)) for _ in range(READS[function]))))
-        outputs = tuple(stream.take(width_of(inputs + gate_count)) for _ in range(output_count))
+        pins = inputs + gate_count
+        if stream.take(1):
+            marks = stream.take(pins)
+            outputs = tuple(pin for pin in range(pins) if marks >> pin & 1)
+        elif width_of(pins) * output_count > 8 * len(data):
+            raise ValueError("the bytes of a circuit end too early")
+        else:
+            outputs = tuple(stream.take(width_of(pins)) for _ in range(output_count))
         found = Netlist(bits=bits, inputs=inputs, gates=tuple(gates), outputs=outputs)
         if found.pack() != data:
             raise ValueError("bytes are left over after the circuit")
@@ -148,6 +163,16 @@ def longest(net: Netlist, delays: "npt.ArrayLike") -> float:
     return max((ready[pin] for pin in net.outputs), default=0.0)
 
 
+def output_bits(net: Netlist) -> int:
+    """What the packed form takes to say which pins are outputs."""
+    return 1 + (net.pins if _marked(net) else len(net.outputs) * width_of(net.pins))
+
+
+def _marked(net: Netlist) -> bool:
+    ascending = all(a < b for a, b in itertools.pairwise(net.outputs))
+    return ascending and net.pins < len(net.outputs) * width_of(net.pins)
+
+
 def width_of(count: int) -> int:
     """Bits that name one of `count` things: 0 for a single one."""
     return max(count - 1, 0).bit_length()
@@ -166,6 +191,23 @@ class _Bits:
     def put(self, value: int, width: int) -> None:
         self.number |= value << self.length
         self.length += width
+
+    def put_count(self, count: int) -> None:
+        while True:
+            more = count >> (GROUP_BITS - 1)
+            self.put(count & 127 | (128 if more else 0), GROUP_BITS)
+            if not more:
+                return
+            count = more
+
+    def take_count(self) -> int:
+        count = shift = 0
+        while True:
+            group = self.take(GROUP_BITS)
+            count |= (group & 127) << shift
+            shift += GROUP_BITS - 1
+            if group < 128:
+                return count
 
     def data(self) -> bytes:
         return self.number.to_bytes((self.length + 7) // 8, "little")

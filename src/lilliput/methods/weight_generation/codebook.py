@@ -1,5 +1,7 @@
 """Few values instead of many, then a circuit for these: each weight keeps the index of its value."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -45,7 +47,9 @@ def for_values(problem: Problem, values: Ints) -> Solution:
     used, outputs = np.unique(nearest_index(problem.wanted, values), return_inverse=True)
     prices = problem.gates.energy_pj
     net = generate(problem.given.tolist(), values[used].tolist(), bits=problem.bits, prices=prices)
-    return Solution(problem=problem, netlist=net, outputs=outputs.reshape(-1).astype(np.int64))
+    order = np.argsort(net.outputs)  # outputs in the order of their pins take fewer bits
+    net = replace(net, outputs=tuple(net.outputs[i] for i in order))
+    return Solution(problem=problem, netlist=net, outputs=np.argsort(order)[outputs.reshape(-1)].astype(np.int64))
 
 
 def nearest_index(wanted: Ints, values: Ints) -> Ints:
