@@ -23,7 +23,10 @@ def test_stored_bits_are_counted_one_by_one():
 
 
 def test_inputs_that_are_no_weights_are_stored_themselves():
-    assert stored_bits(FOUR, given=0, wanted=1).addresses == 16
+    bits = stored_bits(FOUR, given=0, wanted=1)
+    assert (bits.addresses, bits.own) == (0, 16)
+    bits = stored_bits(FOUR, given=100, wanted=1, own_inputs=1)
+    assert (bits.addresses, bits.own) == (7, 8)
 
 
 def test_energy_of_indices_multiplexers_and_reads():

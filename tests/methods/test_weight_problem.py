@@ -36,6 +36,12 @@ def network():
 NET = network()
 
 
+def grid_of(name):
+    grid = NET.encoding(name).grid
+    assert grid is not None
+    return grid
+
+
 def mask_of(selection, name="0.weight"):
     mask = torch.zeros(NET.parameter(name).shape, dtype=torch.bool).reshape(-1)
     for place in choose(NET, selection).places:
@@ -125,8 +131,15 @@ def test_a_layer_from_itself_stores_none_of_its_weights_but_the_values():
     cost = exact(problem).cost()
     values = NET.encoding("4.weight").integers().unique()
     assert problem.given.tolist() == problem.wanted.tolist() == values.tolist()
-    assert (cost.stored.given, cost.stored.addresses) == (0, 4 * len(values))
+    assert (cost.stored.given, cost.stored.own) == (0, 4 * len(values))
     assert (cost.circuit.gates, cost.stored.functions) == (0, 0)
+
+
+def test_constants_that_no_stored_weight_has_are_stored_too():
+    stored = NET.encoding("4.weight").integers().unique().tolist()
+    problem = problem_of(NET, given=["4", f"= {stored[0]}, 31, -31"], wanted="2")
+    assert (problem.given_count, problem.own_inputs) == (48, 2)
+    assert len(problem.given) == len(stored) + 2
 
 
 def test_the_network_gets_what_the_circuit_makes_and_nothing_else():
@@ -137,7 +150,7 @@ def test_the_network_gets_what_the_circuit_makes_and_nothing_else():
     made = dict(zip(problem.wanted.tolist(), solution.made.tolist(), strict=True))
     for name, mask in (("0.weight", mask_of("0[:, 0]")), ("2.weight", mask_of("2", "2.weight"))):
         before, after = NET.encoding(name).integers(), net.encoding(name).integers()
-        low, high = NET.encoding(name).grid.range()
+        low, high = grid_of(name).range()
         wanted = before.clone().apply_(lambda v: made.get(v, v)).clamp(int(low.min()), int(high.max()))
         assert torch.equal(after, torch.where(mask, wanted, before))
         assert changed[name] > 0
@@ -152,7 +165,9 @@ def test_pruned_weights_take_no_part_and_stay_zero():
     assert problem.wanted_count == int(mask.sum())
     substitute_(net, clustered(problem, 3))
     assert not bool(net.parameter("0.weight")[~mask].any())
-    assert torch.equal(net.encoding("0.weight").mask, mask)
+    kept = net.encoding("0.weight").mask
+    assert kept is not None
+    assert torch.equal(kept, mask)
 
 
 @settings(deadline=None, max_examples=50)
@@ -224,7 +239,7 @@ def test_fisher_is_the_mean_of_squared_slopes_and_counts_with_scales():
     x, y = torch.randn(6, 2, 8, 8), torch.randint(3, (6,))
     task = Task.classification((x, y), (x, y))
     found = fisher(NET, task, ["4.weight"], samples=6)["4.weight"]
-    features = NET.module[:4](x).detach()
+    features = nn.Sequential(*list(NET.module.children())[:4])(x).detach()
     slopes = torch.softmax(NET.module(x).detach(), 1) - nn.functional.one_hot(y, 3)
     expected = (slopes[:, :, None] * features[:, None, :]) ** 2
     assert torch.allclose(found, expected.double().mean(0), rtol=1e-4)
@@ -253,6 +268,6 @@ def test_weights_that_have_changed_since_are_refused():
     solution = exact(problem_of(NET, wanted="2"))
     net, encoding = NET.copy(), NET.encoding("2.weight")
     other = next(v for v in range(-31, 32) if v not in solution.problem.wanted)
-    net.encode_("2.weight", encoding.with_grid(encoding.grid, torch.full_like(encoding.values, other)))
+    net.encode_("2.weight", encoding.with_grid(grid_of("2.weight"), torch.full_like(encoding.values, other)))
     with pytest.raises(UsageError, match="they are others than the problem's"):
         substitute_(net, solution)

@@ -19,10 +19,11 @@ Selection = Literal["indexed", "wired"]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBits:
-    """`given`: weights that stay stored; `addresses`: which of them are inputs, or the inputs themselves if none is."""
+    """`given`: weights that stay stored; `addresses`: which of them are inputs; `own`: inputs that are none of them."""
 
     given: int
     addresses: int
+    own: int
     indices: int
     functions: int
     wiring: int
@@ -30,7 +31,7 @@ class StoredBits:
 
     @property
     def total(self) -> int:
-        return self.given + self.addresses + self.indices + self.functions + self.wiring + self.counts
+        return self.given + self.addresses + self.own + self.indices + self.functions + self.wiring + self.counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,12 @@ class GenerationCost:
         return "; ".join(self.warnings()) or "smaller and cheaper than what it was compared with"
 
 
-def stored_bits(net: Netlist, *, given: int, wanted: int) -> StoredBits:
-    """For `given` weights that stay stored and `wanted` ones that the circuit makes."""
+def stored_bits(net: Netlist, *, given: int, wanted: int, own_inputs: int | None = None) -> StoredBits:
+    """For `given` weights that stay stored and `wanted` ones that the circuit makes.
+
+    `own_inputs` of the circuit are no stored weight; by default all if no weight stays stored, else none.
+    """
+    own = (0 if given else net.inputs) if own_inputs is None else own_inputs
     pins = net.inputs
     wiring = output_bits(net)
     for gate in net.gates:
@@ -79,7 +84,8 @@ def stored_bits(net: Netlist, *, given: int, wanted: int) -> StoredBits:
     functions = len(net.gates) * FUNCTION_BITS
     return StoredBits(
         given=given * net.bits,
-        addresses=net.inputs * (width_of(given) if given else net.bits),
+        addresses=(net.inputs - own) * width_of(given),
+        own=own * net.bits,
         indices=wanted * width_of(len(net.outputs)),
         functions=functions,
         wiring=wiring,
@@ -92,6 +98,7 @@ def generation_cost(
     *,
     given: int,
     wanted: int,
+    own_inputs: int | None = None,
     gates: GateTable = PUBLISHED,
     memory: Memory = EYERISS,
     level: str = "dram",
@@ -107,9 +114,9 @@ def generation_cost(
         raise UsageError(f"selection {selection!r}", "it is not known", f"use {' or '.join(get_args(Selection))}")
     if given < 0 or wanted < 0:
         raise UsageError("the cost of weights", f"{min(given, wanted)} of them", "give numbers of at least 0")
-    circuit, stored = circuit_cost(net, gates, wires), stored_bits(net, given=given, wanted=wanted)
+    circuit = circuit_cost(net, gates, wires)
+    stored = stored_bits(net, given=given, wanted=wanted, own_inputs=own_inputs)
     choosing = wires.pj(wanted, net.bits)
-    inputs = 0 if given else stored.addresses
     if selection == "indexed":
         two = gates.at(net.bits).energy_pj[f.MULTIPLEXER]
         choosing += memory.read_pj(stored.indices, level) + wanted * max(len(net.outputs) - 1, 0) * two
@@ -119,7 +126,7 @@ def generation_cost(
         circuit=circuit,
         stored=stored,
         plain_bits=plain,
-        energy_pj=circuit.energy_pj + circuit.wire_pj + choosing + memory.read_pj(stored.given + inputs, level),
+        energy_pj=circuit.energy_pj + circuit.wire_pj + choosing + memory.read_pj(stored.given + stored.own, level),
         plain_energy_pj=memory.read_pj(plain, level),
         table_bits=stored.given + stored.indices + values,
         table_energy_pj=choosing + memory.read_pj(stored.given + values, level),

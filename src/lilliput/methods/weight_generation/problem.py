@@ -23,7 +23,8 @@ class Problem:
     """`given` and `wanted` are ascending and distinct; a circuit makes each wanted value once.
 
     `counts` and `importance` belong to the values of `wanted`: how many weights have it, and what a squared error of 1
-    costs, added up over these. `given_count` weights stay stored; `places` are where the wanted values come from.
+    costs, added up over these. `given_count` weights stay stored, and `own_inputs` values that none of these has;
+    `places` are where the wanted values come from.
     """
 
     bits: int
@@ -33,6 +34,7 @@ class Problem:
     importance: Floats
     gates: GateTable
     given_count: int = 0
+    own_inputs: int = 0
     places: tuple[Place, ...] = ()
 
     @staticmethod
@@ -91,15 +93,18 @@ def problem_of(
     values = np.concatenate([integers for _, integers in kept])
     _check_range(np.asarray(source.constants, dtype=np.int64), bits, "constants")
     costs = np.concatenate([_costs(net, place, importance) for place, _ in kept])
+    known = np.unique(np.concatenate([*given_values, np.asarray(source.constants, dtype=np.int64)]))
+    stored = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *([] if itself else given_values)]))
     distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return Problem(
         bits=bits,
-        given=np.unique(np.concatenate([*given_values, np.asarray(source.constants, dtype=np.int64)])),
+        given=known,
         wanted=distinct,
         counts=counts.astype(np.int64),
         importance=np.bincount(inverse.reshape(-1), weights=costs, minlength=len(distinct)).astype(np.float64),
         gates=gates.at(bits),
         given_count=0 if itself else sum(len(v) for v in given_values),
+        own_inputs=len(known) - len(stored),
         places=tuple(place for place, _ in kept),
     )
 

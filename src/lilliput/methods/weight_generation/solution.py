@@ -53,6 +53,7 @@ class Solution:
             self.netlist,
             given=problem.given_count,
             wanted=problem.wanted_count,
+            own_inputs=problem.own_inputs,
             gates=problem.gates,
             memory=memory,
             level=level,
