@@ -25,6 +25,7 @@ from torch import nn
 
 import lilliput as ll
 from lilliput.core import container
+from lilliput.core.coding import Places, Writer
 from lilliput.core.grid import Grid
 from lilliput.data.mnist import read_mnist
 from lilliput.measure.energy import EYERISS, HOROWITZ_45NM, NO_WIRES, Wires
@@ -32,6 +33,7 @@ from lilliput.methods.weight_generation.codebook import clustered, exact, free
 from lilliput.methods.weight_generation.importance import fisher
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.solution import substitute_
+from lilliput.ops.netlist import width_of
 from lilliput.report.result import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,6 +124,18 @@ def coded_bytes(net):
     return {name: sum(slots.values()) for name, slots in sizes.items() if name in ("conv1.weight", "conv2.weight")}
 
 
+def coded_index_bytes(net, solution):
+    """Of the indices as the file's coder writes them, in the order of values: the circuit says which these are."""
+    writer, problem = Writer(), solution.problem
+    known = np.unique(solution.made)
+    rank = np.searchsorted(known, solution.made)
+    for place in problem.places:
+        integers = net.encoding(place.name).integers()
+        indices = rank[np.searchsorted(problem.wanted, integers.reshape(-1).numpy())]
+        writer.symbols("indices", indices, width_of(len(known)), Places(tuple(integers.shape)))
+    return len(writer.data())
+
+
 def lenet_rows(folder):
     data = read_mnist(folder / "MNIST" / "raw")
     (train_x, train_y), (test_x, test_y) = data.train, data.test
@@ -150,6 +164,7 @@ def lenet_rows(folder):
     solutions = {
         "from nothing, exact": exact(plain),
         "from nothing, free values": free(plain),
+        **{f"from nothing, {k} free values": free(plain, k) for k in (16, 8, 4)},
         **{f"from nothing, {k} clusters": clustered(plain, k) for k in (32, 16, 8, 4)},
         **{f"from nothing, {k} clusters, by Fisher": clustered(weighted, k) for k in (16, 8, 4)},
         "conv1 to conv2, exact": exact(bypass),
@@ -169,7 +184,9 @@ def lenet_rows(folder):
             "index_bytes": -(-stored.indices // 8),
             "circuit_bytes": len(solution.netlist.pack()),
             "bytes": -(-stored.total // 8),
-            "bytes_coded_indices": sum(coded_bytes(changed).values()) + len(solution.netlist.pack()),
+            "bytes_with_coded_indices": coded_index_bytes(net, solution)
+            + len(solution.netlist.pack())
+            + solution.problem.given_count,
             "pj_from": {
                 f"{memory} {level}": [round(c.energy_pj, 3), round(c.plain_energy_pj, 3)]
                 for memory, table, level in (
@@ -191,12 +208,12 @@ def text(found):
             f"{name:26}{row['missing']:7}{row['gates']:7}{row['depth']:7}  {row['energy_pj']:.2e}  {row['cpu_s']:5.2f}"
             f"{row['error']:7.0f}  {row['wire_pj']:9.2f} pJ"
         )
-    lines += ["", f"{'LeNet-5, both convolutions':40}test   values  gates  gates' pJ   bytes  circuit"]
+    lines += ["", f"{'LeNet-5, both convolutions':40}test   values  gates  gates' pJ   bytes  circuit  coded"]
     for name, row in found.get("lenet", {}).items():
         if "values" in row:
             lines.append(
                 f"{name:38}{row['test']:6.2f}{row['values']:9}{row['gates']:7}   {row['gates_pj']:.2e}{row['bytes']:8}"
-                f"{row['circuit_bytes']:9}"
+                f"{row['circuit_bytes']:9}{row['bytes_with_coded_indices']:7}"
             )
             lines += [f"    {warning}" for warning in row["warnings"]]
         else:

@@ -1,5 +1,7 @@
 """Which weights a circuit makes of which, what errors cost, and the way back into the network."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from lilliput.core.artifact import Artifact, InputSpec
 from lilliput.core.errors import RecipeError, UsageError
 from lilliput.core.grid import Grid
 from lilliput.core.task import Task
-from lilliput.methods.weight_generation.codebook import clustered, exact, free, nearest_index
+from lilliput.methods.weight_generation.codebook import best_of, clustered, exact, free, nearest_index
 from lilliput.methods.weight_generation.importance import fisher
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.selection import choose
@@ -184,6 +186,23 @@ def test_clusters_are_never_worse_than_any_evenly_spaced_values(wanted, k):
     assert solution.error <= problem.error(spaced[nearest_index(problem.wanted, spaced)]) + len(wanted) / 4
     if len(set(wanted)) <= k:
         assert solution.error == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(-8, 7), min_size=1, max_size=12),
+    st.sets(st.integers(-8, 7), min_size=1, max_size=7),
+    st.integers(1, 5),
+)
+def test_the_best_few_values_are_those_of_all_combinations(wanted, values, k):
+    problem, values = Problem.of_values([], wanted, bits=4), np.sort(np.array(list(values)))
+    error = {
+        few: sum(min((v - w) ** 2 for v in few) for w in wanted)
+        for n in range(1, min(k, len(values)) + 1)
+        for few in combinations(values.tolist(), n)
+    }
+    chosen = best_of(problem, values, k)
+    assert error[tuple(chosen.tolist())] == min(error.values())
 
 
 def test_importance_moves_clusters_to_where_errors_cost():
