@@ -133,7 +133,7 @@ def coded_index_bytes(net, solution):
         integers = net.encoding(place.name).integers()
         indices = rank[np.searchsorted(problem.wanted, integers.reshape(-1).numpy())]
         writer.symbols("indices", indices, width_of(len(known)), Places(tuple(integers.shape)))
-    return len(writer.data())
+    return len(writer.data)
 
 
 def lenet_rows(folder):
