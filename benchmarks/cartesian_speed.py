@@ -89,9 +89,10 @@ def trained_lenet() -> dict:
             nn.functional.cross_entropy(net(images[index]), labels[index]).backward()
             optimizer.step()
             schedule.step()
-    found = {"float_test_accuracy": accuracy(net, test, test_labels)}
+    found: dict = {"float_test_accuracy": accuracy(net, test, test_labels)}
     with torch.no_grad():
         for name, layer in (("conv1", net[0]), ("conv2", net[3])):
+            assert isinstance(layer, nn.Conv2d)
             scale = layer.weight.abs().amax((1, 2, 3), keepdim=True) / 127
             integers = torch.round(layer.weight / scale)
             found[name] = integers.int().reshape(-1).tolist()

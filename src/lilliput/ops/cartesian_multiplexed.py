@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lilliput.ops.cartesian import Circuit, Shape, random_circuit
-from lilliput.ops.cartesian_functions import IDENTITY, Ints
+from lilliput.ops.cartesian_functions import COUNT, IDENTITY, Ints
 from lilliput.ops.cartesian_goal import Goal, whole
 from lilliput.ops.cartesian_state import Bools
 
@@ -76,11 +76,19 @@ def multiplexed(
     here = pool[found] == values
     nodes[ports[here], 0] = found[here]
     free[ports[~here], 0] = True
-    more = {} if costs is None else {"energy": costs[0], "delay": costs[1]}
+    nothing = np.zeros(COUNT, dtype=np.int64)
+    energy, delay = (nothing, nothing) if costs is None else costs
     return Multiplexed(
         circuit=Circuit(shape=shape, nodes=nodes, outputs=(len(pool) + ports).astype(np.int32)),
         locked=(~free, np.ones(len(values), dtype=bool)),
-        goal=Goal(inputs=pool[None], targets=values[None], bits=bits, weights=counts.astype(np.int64), **more),
+        goal=Goal(
+            inputs=pool[None],
+            targets=values[None],
+            bits=bits,
+            weights=counts.astype(np.int64),
+            energy=energy,
+            delay=delay,
+        ),
         given=pool,
         values=values,
     )
