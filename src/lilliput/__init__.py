@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from lilliput.methods.self_compression.self_compression import SelfCompression as SelfCompression
     from lilliput.methods.tuning.distill import Distill as Distill
     from lilliput.methods.tuning.fine_tune import FineTune as FineTune
+    from lilliput.methods.weight_generation.generation import WeightGeneration as WeightGeneration
     from lilliput.pipeline.recipe import Recipe as Recipe
     from lilliput.pipeline.recipe import Step as Step
     from lilliput.report.result import Result as Result
@@ -102,6 +103,7 @@ _HOMES = {
     "lilliput.data.safety": ("SafetySet", "safety_set"),
     "lilliput.graph.product_of_sums": ("product_of_sums",),
     "lilliput.methods.clustering.weight_clustering": ("WeightClustering",),
+    "lilliput.methods.weight_generation.generation": ("WeightGeneration",),
     "lilliput.methods.consolidation.pruning": ("AcceptancePruning",),
     "lilliput.methods.consolidation.sic": ("Sic",),
     "lilliput.methods.learned_functions.replace_activations": ("ReplaceActivations",),

@@ -188,9 +188,9 @@ def check_artifact(net: Artifact, model: nn.Module, where: str = "artifact", *, 
     for name, e in net.stored().items():
         _require(e.same(contents.tensors[name]), f"{where}: {name}", "the file holds another encoding")
         counted = 8 * sum(len(s.data) for s in contents.streams[name])
-        derived = counted < size_bits(e)  # a bias whose scale follows from others takes less in the file
+        less = counted < size_bits(e)  # a bias whose scale follows from others, a circuit that another tensor has
         _require(
-            counted == size_bits(e) or (derived and name.endswith("bias")),
+            counted == size_bits(e) or (less and (name.endswith("bias") or e.bank is not None)),
             f"{where}: {name}",
             "the reported size is not that of the bytes",
         )

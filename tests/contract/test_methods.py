@@ -32,6 +32,7 @@ from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
 from lilliput.methods.tuning.distill import Distill
 from lilliput.methods.tuning.fine_tune import FineTune
+from lilliput.methods.weight_generation.generation import WeightGeneration
 from lilliput.testing import TINY, check_artifact, check_method, tiny_model, tiny_task
 
 SETTINGS: dict[type[Pass], list[Pass]] = {
@@ -81,6 +82,13 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         AcceptancePruning(),
         AcceptancePruning(strategy="per_layer_binary_search", include_bias=True),
         AcceptancePruning(strategy="per_neuron_binary_values", max_passes=2),
+    ],
+    WeightGeneration: [
+        WeightGeneration(),
+        WeightGeneration(values=5, share="layer", importance="none", weight_per="tensor"),
+        WeightGeneration(solver="free", values=9, weight_bits=6),
+        WeightGeneration(solver="exact", share="layer", importance="none"),
+        WeightGeneration(share="layer", max_loss=0.5, values=64, samples=16),
     ],
     FineTune: [FineTune(epochs=2, batch_size=16)],
     Distill: [Distill(epochs=2, batch_size=16)],

@@ -136,7 +136,7 @@ ENTRIES = (
     "input has at most 2^25."
 )
 TENSOR = "`[name, slots, shape]`, or `[name, slots, shape, codes]`"
-FLAGS = "Otherwise it starts with flags: 1 mask, 2 sharing, 4 grid, at least one of them."
+FLAGS = "Otherwise it starts with flags: 1 mask, 2 sharing, 4 grid, 8 circuit, at least one of them."
 AXIS = "`axis` is a dimension of the tensor."
 DERIVED_KIND = "scales have 3 bits; neither 8 nor 16 counts then"
 WIDTHS = "bit widths differ and are stored; `bit_width` in the header is then 0"

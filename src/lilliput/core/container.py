@@ -140,7 +140,8 @@ def dumps(
         if not bool(torch.isfinite(e.values).all()):
             raise UsageError(asked, f"NaN or infinity in {name!r}", "mend the model first")
         first = len(writer.streams)
-        slots = write_encoding(writer, e, source=_source(name, e, before, artifact.activations))
+        source, circuit = _source(name, e, before, artifact.activations), _same_circuit(e, before)
+        slots = write_encoding(writer, e, source=source, circuit=circuit)
         entries.append(TensorEntry(name=name, slots=slots, shape=e.shape, codes=writer.codes(first)))
         before[name] = e
     payload = b"".join(_scale_bytes(grid) for grid in artifact.activations.values()) + writer.data
@@ -241,7 +242,7 @@ def _parse(data: bytes) -> Contents:
     for entry in header.tensors:
         reader.begin(entry.codes)
         derive = _derivation(entry.name, tensors, list(activations.values()))
-        e = tensors[entry.name] = read_encoding(reader, entry.shape, entry.slots, derive)
+        e = tensors[entry.name] = read_encoding(reader, entry.shape, entry.slots, derive, list(tensors.values()))
         if not bool(torch.isfinite(e.values).all()):
             raise ValueError(f"NaN or infinity in {entry.name!r}")
         streams[entry.name] = reader.end()
@@ -333,6 +334,11 @@ def _source(name: str, e: Encoding, before: Mapping[str, Encoding], activations:
         if torch.equal(_product(grid, weight.grid), e.grid.scale):
             return i
     return None
+
+
+def _same_circuit(e: Encoding, before: Mapping[str, Encoding]) -> int | None:
+    """The first tensor of the file that has the circuit of this one."""
+    return next((i for i, other in enumerate(before.values()) if e.bank is not None and e.bank.same(other.bank)), None)
 
 
 def _derivation(name: str, tensors: Mapping[str, Encoding], activations: list[Grid]) -> Callable[[int], Tensor]:

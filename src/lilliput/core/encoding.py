@@ -3,7 +3,8 @@
 - **mask**: which entries are stored (True = kept; the others are exactly zero);
 - **sharing**: entries name centroids of a table, one table for the tensor or one for each slice of an axis (ragged);
 - **grid**: what is stored are integers q; the value is (q - zero_point) * scale, for the tensor or for each slice;
-- **coding**: how the packed streams are coded, chosen per stream in `lilliput.core.coding`.
+- **coding**: how the packed streams are coded, chosen per stream in `lilliput.core.coding`; integers of a grid may come
+  from a circuit (`bank`), and are then stored as which of its values they are.
 
 The stored numbers (`values`) are kept, never recomputed: a learned rounding is not the nearest rounding. An encoding is
 immutable; every change gives a new one. Laws, each a test: `z.encode(z.decode()) == z`, `z.select(d, i).decode() ==
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lilliput.core.bank import Bank
 from lilliput.core.errors import UsageError
 from lilliput.core.grid import Grid
 
@@ -57,7 +59,8 @@ class Encoding:
     """One tensor and its slots.
 
     `values` holds what is stored: float32 or the integers of the grid (int64); of the tensor's shape, or, with sharing,
-    the tables one after the other. Entries that the mask drops hold 0 (index 0 with sharing).
+    the tables one after the other. Entries that the mask drops hold 0 (index 0 with sharing). With a `bank` the others
+    are values of it, in slices that have bits; there is a grid then, and no sharing.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +68,7 @@ class Encoding:
     mask: Tensor | None = None
     sharing: Sharing | None = None
     grid: Grid | None = None
+    bank: Bank | None = None
 
     @staticmethod
     def of(tensor: Tensor) -> "Encoding":
@@ -128,7 +132,7 @@ class Encoding:
             real = x.double() / grid.spread(grid.scale, rank) + grid.spread(grid.zero_point, rank)
             means = torch.floor(cluster_means(real, self.sharing, self._live()) + 0.5).long()
             return replace(self, values=torch.clamp(means, *self.row_range()))
-        stored: Tensor = x.float() if self.grid is None else self.grid.quantize(x)
+        stored: Tensor = x.float() if self.grid is None else self._rounded(self.grid, x)
         return replace(self, values=_blank(stored, self.mask))
 
     def with_mask(self, mask: Tensor) -> "Encoding":
@@ -144,12 +148,12 @@ class Encoding:
     def with_sharing(self, sharing: Sharing, table: Tensor) -> "Encoding":
         """Entries become references into `table` (values; on a grid: its integers).
 
-        Integers saturate to what their slices can hold: to the narrowest where a cluster spans several.
+        Integers saturate to what their slices can hold: to the narrowest where a cluster spans several. A bank goes.
         """
         self._check_table(sharing, table)
         indices = _blank(sharing.indices, self.mask)
         values = table.float() if self.grid is None else table.long()
-        new = replace(self, values=values, sharing=replace(sharing, indices=indices))
+        new = replace(self, values=values, sharing=replace(sharing, indices=indices), bank=None)
         if self.grid is not None:
             new = replace(new, values=torch.clamp(values, *new.row_range()))
         new = new._compact()
@@ -160,7 +164,8 @@ class Encoding:
     def with_grid(self, grid: Grid, values: Tensor | None = None) -> "Encoding":
         """Stored numbers become integers of `grid`: the nearest, or the given `values` (learned roundings).
 
-        With a shared table that spans slices of the grid's axis, the grid must be one for the whole tensor.
+        With a shared table that spans slices of the grid's axis, the grid must be one for the whole tensor. With a bank
+        they are its nearest values; it goes where given `values` are others.
         """
         slices = grid.scale.numel()
         if grid.axis is not None and not (0 <= grid.axis < len(self.shape) and self.shape[grid.axis] == slices):
@@ -172,7 +177,7 @@ class Encoding:
         rows = grid if self.sharing is None else self._table_grid(grid)
         if values is None:
             source = self.decode() if self.sharing is None else self._float_table()
-            values = rows.quantize(source)
+            values = rows.quantize(source) if self.bank is None else self._rounded(grid, source)
         elif (
             values.shape != self.values.shape
             or values.is_floating_point()
@@ -180,7 +185,28 @@ class Encoding:
         ):
             raise UsageError("grid", "values that are not integers of the grid", "round and saturate them first")
         new = replace(self, grid=grid, values=_blank(values.long().clone(), self._dense_mask()))
+        if self.bank is not None and not new._fits(self.bank):
+            new = replace(new, bank=None)
         return new if self.sharing is None else new._compact()
+
+    def with_bank(self, bank: Bank, values: Tensor | None = None) -> "Encoding":
+        """Integers become values of the bank: the nearest, or the given ones. Shared tables are resolved."""
+        if self.grid is None:
+            raise UsageError("values of a circuit", "a tensor without a grid", "quantize it first")
+        low, high = self.grid.range()
+        first, last = bank.within(low, high)
+        if bool(((last < first) & (self.grid.bit_width > 0)).any()):
+            raise UsageError("values of a circuit", "none is in the range of some channel", "make smaller values too")
+        new = replace(self, sharing=None, bank=bank)
+        if values is None:
+            new = replace(new, values=_blank(new._rounded(self.grid, self.decode()), self.mask))
+        else:
+            if tuple(values.shape) != self.shape or values.is_floating_point():
+                raise UsageError("values of a circuit", f"{tuple(values.shape)}", f"give integers of {self.shape}")
+            new = replace(new, values=_blank(values.long().clone(), self.mask))
+        if not (new._fits(bank) and self.grid.holds(new.values, self.mask)):
+            raise UsageError("values of a circuit", "other integers", "give integers that it makes")
+        return new
 
     def select(self, dim: int, index: Tensor) -> "Encoding":
         """The encoding of the chosen slices of dimension `dim`."""
@@ -188,7 +214,8 @@ class Encoding:
         mask = None if self.mask is None else self.mask.index_select(dim, index)
         grid = None if self.grid is None else self.grid.select(dim, index)
         if self.sharing is None:
-            return Encoding(shape=shape, values=self.values.index_select(dim, index), mask=mask, grid=grid)
+            values = self.values.index_select(dim, index)
+            return Encoding(shape=shape, values=values, mask=mask, grid=grid, bank=self.bank)
         indices, sizes, table = self.sharing.indices.index_select(dim, index), self.sharing.sizes, self.values
         if dim == self.sharing.axis:
             tables = torch.split(table, sizes.tolist())
@@ -215,6 +242,8 @@ class Encoding:
             return False
         if (self.grid is None) != (other.grid is None) or (self.grid is not None and not self.grid.same(other.grid)):
             return False
+        if (self.bank is None) != (other.bank is None) or (self.bank is not None and not self.bank.same(other.bank)):
+            return False
         a, b = self.sharing, other.sharing
         if a is None or b is None:
             return a is b
@@ -233,6 +262,8 @@ class Encoding:
             parts.append(
                 f"{_from_to(self.grid.bit_width)} bits" + (" per channel" if self.grid.axis is not None else "")
             )
+        if self.bank is not None:
+            parts.append(self.bank.describe())
         return ", ".join(parts) or "float32"
 
     def row_range(self) -> tuple[Tensor, Tensor]:
@@ -253,6 +284,22 @@ class Encoding:
         least, most, _ = grid.common()
         lows, highs = (torch.full_like(self.values, v) for v in (least, most))
         return lows.scatter_reduce(0, rows, low, "amax"), highs.scatter_reduce(0, rows, high, "amin")
+
+    def _rounded(self, grid: Grid, x: Tensor) -> Tensor:
+        """int64: the nearest integers of the grid; of the bank, where there is one."""
+        if self.bank is None:
+            return grid.quantize(x)
+        rank = len(self.shape)
+        low, high = (grid.spread(end, rank) for end in grid.range())
+        real = x.double() / grid.spread(grid.scale, rank) + grid.spread(grid.zero_point, rank)
+        gone = grid.spread(grid.bit_width == 0, rank)
+        return torch.where(gone, grid.spread(grid.zero_point, rank), self.bank.nearest(real, low, high))
+
+    def _fits(self, bank: Bank) -> bool:
+        """Are all integers that are stored values of the bank?"""
+        live = self._live()
+        found = bank.holds(self.values)
+        return bool((found if live is None else found | ~live).all())
 
     def _live(self) -> Tensor | None:
         """bool: the entries that use a shared table, None for all: kept ones in slices of more than 0 bits."""

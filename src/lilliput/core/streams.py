@@ -1,7 +1,7 @@
 """Encodings to bytes and back: what each slot puts into the payload, in a fixed order.
 
-mask (one bit an entry), sizes of tables, indices of kept entries, scales, bit widths, zero points, stored numbers: each
-a stream of `core.coding`.
+mask (one bit an entry), sizes of tables, indices of kept entries, scales, bit widths, zero points, a circuit and its
+inputs, stored numbers: each a stream of `core.coding`.
 """
 
 import math
@@ -13,26 +13,32 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lilliput.core.bank import MOST_INPUTS, Bank
 from lilliput.core.coding import Ints, Places, Reader, Stream, Writer, in_places
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.grid import MAX_BITS
+from lilliput.ops.cartesian_functions import limits
+from lilliput.ops.netlist import Netlist, width_of
 
+MOST_CIRCUIT_BYTES = 1 << 17
 LEAST_EXPONENT = -127
 """Scales that are powers of two are stored as the 8 bits of e - LEAST_EXPONENT, for 2^(e - 1)."""
 SHORT_EXPONENT = -50
 """Scales of 3 bits, (4 + m) x 2^e with m below 4, are stored as the 8 bits of m + 4 x (e - SHORT_EXPONENT)."""
 
 
-def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) -> list[int]:
+def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None, circuit: int | None = None) -> list[int]:
     """Put the streams of `e`; returns the header's description of its slots.
 
-    [] for plain floats, else [flags, ...]: flags 1 mask, 2 sharing, 4 grid; then the sharing's axis + 1 (0 = none);
-    then for a grid: axis + 1, kind (1 signed, 2 narrow, 4 zero points, 8 scales are powers of two, 16 derived scales,
-    24 scales of 3 bits, 32 different widths), the bit width (0 for different ones), and `source` of derived ones.
+    [] for plain floats, else [flags, ...]: flags 1 mask, 2 sharing, 4 grid, 8 bank; then the sharing's axis + 1 (0 =
+    none); then for a grid: axis + 1, kind (1 signed, 2 narrow, 4 zero points, 8 scales are powers of two, 16 derived
+    scales, 24 scales of 3 bits, 32 different widths), the bit width (0 for different ones), and `source` of derived
+    ones; then for a bank: 1 + the tensor (`circuit`) that has its circuit too, or 0 and the bytes of its own circuit.
     """
     description: list[int] = []
     if not e.is_plain:
-        description.append((e.mask is not None) + 2 * (e.sharing is not None) + 4 * (e.grid is not None))
+        flags = (e.mask is not None) + 2 * (e.sharing is not None) + 4 * (e.grid is not None) + 8 * (e.bank is not None)
+        description.append(flags)
     kept = None
     if e.mask is not None:
         kept = e.mask.reshape(-1).cpu().numpy()
@@ -48,22 +54,31 @@ def write_encoding(writer: Writer, e: Encoding, *, source: int | None = None) ->
         writer.symbols("indices", indices, widths, Places(e.shape, kept))
     if e.grid is not None:
         description += _write_grid(writer, e.grid, source)
+    if e.bank is not None:
+        description += _write_bank(writer, e.bank) if circuit is None else [circuit + 1]
     _write_values(writer, e, kept)
     return description
 
 
 def read_encoding(
-    reader: Reader, shape: tuple[int, ...], description: Sequence[int], derive: Callable[[int], Tensor]
+    reader: Reader,
+    shape: tuple[int, ...],
+    description: Sequence[int],
+    derive: Callable[[int], Tensor],
+    before: Sequence[Encoding] = (),
 ) -> Encoding:
-    """Inverse of `write_encoding`; every count is checked before an array is made. `derive(source)` gives scales."""
+    """Inverse of `write_encoding`; every count is checked before an array is made.
+
+    `derive(source)` gives scales; `before` are the tensors that the file has before this one.
+    """
     n = math.prod(shape)
     if not description:
         return Encoding(shape=shape, values=torch.from_numpy(reader.floats("values", n, Places(shape))).reshape(shape))
     numbers = iter(description)
     flags = _next(numbers)
-    if not 0 < flags < 8:
+    if not 0 < flags < 8 and flags not in (12, 13):
         raise ValueError(f"slot flags {flags}")
-    mask = sharing = grid = None
+    mask = sharing = grid = bank = None
     kept: npt.NDArray[np.bool_] | None = None
     if flags & 1:
         kept = reader.symbols("mask", n, 1, Places(shape)).astype(bool)
@@ -72,10 +87,12 @@ def read_encoding(
         sharing = _read_sharing(reader, shape, numbers, kept)
     if flags & 4:
         grid = _read_grid(reader, shape, numbers, derive)
+    if flags & 8:
+        bank = _read_bank(reader, numbers, before)
     if list(numbers):
         raise ValueError("more numbers than the slots need")
-    values = _read_values(reader, shape, kept, sharing, grid)
-    e = Encoding(shape=shape, values=values, mask=mask, sharing=sharing, grid=grid)
+    values = _read_values(reader, shape, kept, sharing, grid, bank)
+    e = Encoding(shape=shape, values=values, mask=mask, sharing=sharing, grid=grid, bank=bank)
     if sharing is not None and grid is not None:
         low, high = e.row_range()
         if bool(((values < low) | (values > high)).any()):
@@ -176,6 +193,31 @@ def _read_sharing(
     return Sharing(indices=torch.from_numpy(indices).reshape(shape), sizes=torch.from_numpy(sizes), axis=axis)
 
 
+def _write_bank(writer: Writer, bank: Bank) -> list[int]:
+    packed = bank.netlist.pack()
+    writer.symbols("circuit", np.frombuffer(packed, np.uint8).astype(np.int64), 8)
+    low, _ = limits(bank.netlist.bits)
+    writer.symbols("inputs", np.asarray(bank.inputs, dtype=np.int64) - low, bank.netlist.bits)
+    return [0, len(packed)]
+
+
+def _read_bank(reader: Reader, numbers: Iterator[int], before: Sequence[Encoding]) -> Bank:
+    source = _next(numbers)
+    if source:
+        found = before[source - 1].bank if source <= len(before) else None
+        if found is None:
+            raise ValueError(f"the circuit of tensor {source - 1}, which has none")
+        return found
+    size = _next(numbers)
+    if size > MOST_CIRCUIT_BYTES:
+        raise ValueError(f"a circuit of {size} bytes")
+    netlist = Netlist.unpack(reader.symbols("circuit", size, 8).astype(np.uint8).tobytes())
+    if netlist.inputs > MOST_INPUTS:
+        raise ValueError(f"a circuit of {netlist.inputs} inputs")
+    low, _ = limits(netlist.bits)
+    return Bank(netlist=netlist, inputs=tuple((reader.symbols("inputs", netlist.inputs, netlist.bits) + low).tolist()))
+
+
 def _write_values(writer: Writer, e: Encoding, kept: npt.NDArray[np.bool_] | None) -> None:
     values = e.values.reshape(-1).cpu().numpy()
     dense_mask = kept if e.sharing is None else None
@@ -185,6 +227,10 @@ def _write_values(writer: Writer, e: Encoding, kept: npt.NDArray[np.bool_] | Non
         writer.floats("values", values, Places(e.shape, kept) if e.sharing is None else None)
     else:
         low, _, widths = _grid_entries(e.grid, e.shape, e.sharing, dense_mask)
+        if e.bank is not None:
+            known = e.bank.values.cpu().numpy()
+            low, widths = 0, _index_widths(widths, len(known))
+            values = np.where(widths > 0, np.searchsorted(known, values).clip(max=len(known) - 1), 0)
         writer.symbols("values", values - low, widths, Places(e.shape, kept) if e.sharing is None else None)
 
 
@@ -194,6 +240,7 @@ def _read_values(
     kept: npt.NDArray[np.bool_] | None,
     sharing: Sharing | None,
     grid: Grid | None,
+    bank: Bank | None,
 ) -> Tensor:
     n = math.prod(shape) if sharing is None else int(sharing.sizes.sum())
     dense_mask = kept if sharing is None else None
@@ -203,8 +250,15 @@ def _read_values(
     else:
         low, high, widths = _grid_entries(grid, shape, sharing, dense_mask)
         places = Places(shape, kept) if sharing is None else None
-        stored = reader.symbols("values", len(widths), widths, places) + low
-        if bool((stored > high).any()):
+        if bank is None:
+            stored = reader.symbols("values", len(widths), widths, places) + low
+        else:
+            known, gone = bank.values.numpy(), widths == 0
+            indices = reader.symbols("values", len(widths), _index_widths(widths, len(known)), places)
+            if bool((indices >= len(known)).any()):
+                raise ValueError("an index beyond the values of its circuit")
+            stored = np.where(gone, low, known[indices])
+        if bool(((stored > high) | (stored < low)).any()):
             raise ValueError("an integer beyond its grid")
     values = stored if dense_mask is None else in_places(stored, dense_mask)
     return torch.from_numpy(values).reshape(shape if sharing is None else (n,))
@@ -224,6 +278,11 @@ def _grid_entries(
     else:
         low, high, widths = (np.full(int(sizes.sum()), v) for v in grid.common())
     return low, high, widths
+
+
+def _index_widths(widths: Ints, count: int) -> Ints:
+    """Of indices of `count` values, where entries have bits."""
+    return np.where(widths > 0, width_of(count), 0).astype(np.int64)
 
 
 def _widths(highest: Ints) -> Ints:

@@ -23,6 +23,7 @@ from lilliput.methods.second_order.rate_distortion import RateDistortion
 from lilliput.methods.self_compression.self_compression import SelfCompression
 from lilliput.methods.tuning.distill import Distill
 from lilliput.methods.tuning.fine_tune import FineTune
+from lilliput.methods.weight_generation.generation import WeightGeneration
 
 BUILT_IN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
@@ -35,6 +36,7 @@ BUILT_IN: tuple[type[Pass], ...] = (
     GradualChannelPruning,
     Narrow,
     WeightClustering,
+    WeightGeneration,
     Sic,
     AcceptancePruning,
     FineTune,

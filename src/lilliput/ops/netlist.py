@@ -1,6 +1,7 @@
 """A combinational circuit of integers as data: nodes in an order in which each reads only what comes before it."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,6 +96,13 @@ class Netlist:
         return Netlist(
             bits=self.bits, inputs=self.inputs, gates=tuple(gates), outputs=tuple(new[pin] for pin in self.outputs)
         )
+
+    def with_inputs(self, kept: Sequence[int]) -> "Netlist":
+        """The same circuit with these inputs alone, in ascending order: nothing may read the others."""
+        new = {pin: i for i, pin in enumerate(kept)} | {self.inputs + k: len(kept) + k for k in range(len(self.gates))}
+        gates = tuple(Gate(gate.function, *(new[pin] for pin in sources(gate))) for gate in self.gates)
+        outputs = tuple(new[pin] for pin in self.outputs)
+        return Netlist(bits=self.bits, inputs=len(kept), gates=gates, outputs=outputs)
 
     def depth(self) -> int:
         """Gates on the longest way to an output."""

@@ -65,6 +65,7 @@ def identity_of(net: Artifact, tensors: Iterable[Tensor], texts: Iterable[str]) 
     for name, e in sorted(net.encodings.items()):
         slots = [e.values, e.mask, *((e.sharing.indices, e.sharing.sizes) if e.sharing else ())]
         slots += [e.grid.scale, e.grid.zero_point, e.grid.bit_width] if e.grid else []
+        parts += [] if e.bank is None else [e.bank.netlist.pack(), repr(e.bank.inputs).encode()]
         parts += [name.encode(), e.describe().encode(), *(_bytes(t) for t in slots if t is not None)]
     parts += [_bytes(t) for t in tensors]
     return _digest(parts).hex()

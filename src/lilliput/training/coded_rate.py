@@ -39,7 +39,7 @@ MARGIN = 0.003
 def countable(encoding: Encoding) -> bool:
     """Whether the entries are integers of their own around zero, of at least two dimensions."""
     grid = encoding.grid
-    if grid is None or encoding.sharing is not None or len(encoding.shape) < 2:
+    if grid is None or encoding.sharing is not None or encoding.bank is not None or len(encoding.shape) < 2:
         return False
     return grid.signed and not bool(grid.zero_point.any())
 

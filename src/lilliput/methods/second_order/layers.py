@@ -80,6 +80,8 @@ class SecondOrder(Pass):
     def requires(self, net: Artifact) -> list[str]:
         if any(e.sharing is not None for e in net.encodings.values()):
             return [f"weights share values already; put {self.name} before weight_clustering and sic"]
+        if any(e.bank is not None for e in net.encodings.values()):
+            return [f"a circuit makes weights; put {self.name} before weight_generation"]
         return []
 
     def apply_(self, net: Artifact, context: Context) -> PassResult:

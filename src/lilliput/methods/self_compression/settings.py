@@ -105,6 +105,9 @@ class Settings(TrainingPass, ABC):
         shared = [n for n, e in net.encodings.items() if e.sharing is not None]
         if shared:
             return [f"{shared[0]} has shared values, which bit widths would undo; leave that pass out"]
+        made = [n for n, e in net.encodings.items() if e.bank is not None]
+        if made:
+            return [f"a circuit makes {made[0]}, which bit widths would undo; put {self.name} before weight_generation"]
         return []
 
     @property

@@ -1,0 +1,259 @@
+"""Weight generation: integers of weights come from a circuit, and each weight keeps only which of its values it is.
+
+Circuits that make weights: Lorinc (2023), cnn-cgp-compressor; weight sharing: Han et al. (2016), section 3. Here the
+circuit is built gate by gate in place of a search, serves all layers without multiplexers, and is stored in the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lilliput.core.artifact import Artifact
+from lilliput.core.bank import Bank
+from lilliput.core.encoding import Encoding
+from lilliput.core.errors import RecipeError, UsageError
+from lilliput.core.grid import Grid
+from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
+from lilliput.graph.layers import output_axis
+from lilliput.measure.energy import PUBLISHED, GateTable, read_gates
+from lilliput.methods.weight_generation.codebook import clustered, exact, free
+from lilliput.methods.weight_generation.importance import fisher
+from lilliput.methods.weight_generation.problem import Problem, problem_of
+from lilliput.methods.weight_generation.selection import choose
+from lilliput.methods.weight_generation.sizing import least_bits
+from lilliput.methods.weight_generation.solution import Solution
+from lilliput.ops import affine
+
+MOST_BITS = 12
+SOLVERS = ("clusters", "free", "exact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightGeneration(Pass):
+    """A circuit makes at most `values` integers, and each weight becomes the nearest of them.
+
+    `solver`: "clusters" chooses the values of the least error, "free" those among what costs no gate energy, "exact"
+    keeps every value (`values` does not count). `share`: one circuit for the "network", or one for each "layer".
+    `given`: weights that stay as they are and are inputs of the circuit, in the language of `selection`, and constants
+    ("= -128, 127"). `wanted`: the weights to make; by default all of the chosen layers that are not given. Layers
+    without a grid get one of `weight_bits` (2..12) for each channel or `weight_per` "tensor". `importance` "fisher"
+    weighs errors by the slopes of the loss on `samples` of the calibration set; with `max_loss`, as few values are made
+    as keep the estimated growth of the loss below it: for all together, or by layer. `gates` is a CSV file of prices,
+    see `energy.read_gates`.
+
+    Training afterwards moves weights among the values (straight-through). Every circuit's account is in the statistics.
+    """
+
+    name: ClassVar[str] = "weight_generation"
+    summary: ClassVar[str] = "let a circuit make the few values of the weights"
+    citations: ClassVar[tuple[str, ...]] = ("https://doi.org/10.1109/CEC.2011.5949662",)
+
+    values: int = 16
+    solver: str = "clusters"
+    share: str = "network"
+    given: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
+    weight_bits: int = 8
+    weight_per: str = "channel"
+    importance: str = "fisher"
+    samples: int = 128
+    max_loss: float | None = None
+    gates: str | None = None
+
+    def __post_init__(self) -> None:
+        name = self.name
+        check_range(f"{name} values", self.values, 1, 1 << MOST_BITS)
+        check_choice(f"{name} solver", self.solver, SOLVERS)
+        check_choice(f"{name} share", self.share, ("network", "layer"))
+        check_range(f"{name} weight_bits", self.weight_bits, 2, MOST_BITS)
+        check_choice(f"{name} weight_per", self.weight_per, ("channel", "tensor"))
+        check_choice(f"{name} importance", self.importance, ("fisher", "none"))
+        check_range(f"{name} samples", self.samples, 1, 1 << 20)
+        for field in ("given", "wanted"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        if self.max_loss is not None:
+            check_range(f"{name} max_loss", self.max_loss, 0.0, 1e9)
+            if self.importance == "none" or self.solver == "exact":
+                found = f"importance {self.importance!r}, solver {self.solver!r}"
+                raise RecipeError(f"{name} max_loss", found, "use importance: fisher, and solver: clusters or free")
+        free_keys = {"weight_bits", "weight_per"} | ({"values", "solver"} if self.share == "layer" else set[str]())
+        for settings in self.overrides.values():
+            if set(settings) - free_keys:
+                found = f"{min(set(settings) - free_keys)!r} for a part of the layers, with share {self.share!r}"
+                raise RecipeError(f"{name} overrides", found, f"override {', '.join(sorted(free_keys))} alone")
+        super().__post_init__()
+
+    def apply_(self, net: Artifact, context: Context) -> PassResult:
+        chosen, skipped = self.pick(net)
+        table = PUBLISHED if self.gates is None else read_gates(self.gates)
+        chosen = self._on_grids_(net, chosen, skipped)
+        if not chosen:
+            return PassResult(skipped=skipped)
+        names = list(chosen.values())
+        weights = fisher(net, context.task, names, samples=self.samples) if self.importance == "fisher" else None
+        groups = [list(chosen)] if self.share == "network" else [[path] for path in chosen]
+        problems = [self._problem(net, group, weights, table) for group in groups]
+        owners = [self if self.share == "network" else self.for_layer(group[0]) for group in groups]
+        solutions = self._solutions(problems, owners, context)
+        changed, rows = dict[str, str](), list[dict[str, Any]]()
+        for group, solution in zip(groups, solutions, strict=True):
+            bank = self._bank(net, group, chosen, solution)
+            for path in group:
+                try:
+                    encoding = net.encoding(chosen[path]).with_bank(bank)
+                except UsageError as error:
+                    raise RecipeError(
+                        f"{self.name} of {path!r}", error.found, "give it a circuit of its own"
+                    ) from error
+                net.encode_(chosen[path], encoding)
+                changed[path] = encoding.describe()
+            rows.append(account(solution, group))
+        notes = [note(rows)]
+        return PassResult(changed=changed, skipped=skipped, notes=tuple(notes), statistics={"circuits": rows})
+
+    def _on_grids_(self, net: Artifact, chosen: Mapping[str, str], skipped: dict[str, str]) -> dict[str, str]:
+        """Integers for layers that have none; those that a circuit can make. The others join `skipped`."""
+        given = {place.name for place in choose(net, self.given).places}
+        wanted = {place.name for place in choose(net, self.wanted).places}
+        found: dict[str, str] = {}
+        for path, weight in chosen.items():
+            own, encoding = self.for_layer(path), net.encoding(weight)
+            partly = weight in given and weight in wanted
+            if encoding.mask is not None and not bool(encoding.mask.any()):
+                skipped[path] = "all its weights are pruned"
+            elif wanted and weight not in wanted and weight not in given:
+                skipped[path] = "not wanted"
+            elif encoding.grid is not None and not _makeable(encoding.grid):
+                skipped[path] = f"its integers are unsigned, or of more than {MOST_BITS} bits"
+            else:
+                if encoding.grid is None:
+                    axis = output_axis(net.module.get_submodule(path)) if own.weight_per == "channel" else None
+                    axis = axis if encoding.sharing is None or encoding.sharing.axis == axis else None
+                    encoding = encoding.with_grid(_grid(encoding, own.weight_bits, axis))
+                    net.encode_(weight, encoding)
+                if weight in given and not partly:
+                    skipped[path] = "its weights are given"
+                else:
+                    found[path] = weight
+        return found
+
+    def _problem(
+        self, net: Artifact, group: Sequence[str], weights: Mapping[str, Tensor] | None, table: GateTable
+    ) -> Problem:
+        wanted = self.wanted
+        if not wanted:
+            wanted = group
+        elif self.share == "layer":
+            names = {net.canonical(f"{path}.weight" if path else "weight") for path in group}
+            wanted = [text for text in wanted if {p.name for p in choose(net, text).places} & names]
+        return problem_of(net, given=self.given, wanted=list(wanted), importance=weights, gates=table)
+
+    def _solutions(
+        self, problems: Sequence[Problem], owners: Sequence["WeightGeneration"], context: Context
+    ) -> list[Solution]:
+        """`owners` are the settings of each problem."""
+        counts = [own.values for own in owners]
+        with context.progress.task("make circuits", len(problems)) as advance:
+            if self.max_loss is not None:
+                solvers = [own.solve for own in owners]
+                found = least_bits(problems, solvers, most=counts, max_loss=self.max_loss, advance=advance)
+                if found is None:
+                    do = "allow more values, or a larger loss"
+                    raise RecipeError(f"{self.name} max_loss {self.max_loss:g}", "so many values lose more", do)
+                return found
+            solutions: list[Solution] = []
+            for problem, own, count in zip(problems, owners, counts, strict=True):
+                solutions.append(own.solve(problem, count))
+                advance(1)
+            return solutions
+
+    def solve(self, problem: Problem, count: int) -> Solution:
+        """By the solver of these settings, with at most `count` values."""
+        if self.solver == "exact":
+            return exact(problem)
+        return clustered(problem, count) if self.solver == "clusters" else free(problem, count)
+
+    def _bank(self, net: Artifact, group: Sequence[str], chosen: Mapping[str, str], solution: Solution) -> Bank:
+        """The circuit; with given weights of the same layers among its outputs, so that these stay as they are."""
+        problem, netlist = solution.problem, solution.netlist
+        if self.wanted:
+            kept = {
+                place.name: torch.zeros(net.encoding(place.name).shape, dtype=torch.bool).reshape(-1)
+                for place in problem.places
+            }
+            for place in problem.places:
+                kept[place.name][place.positions] = True
+            rest = set[int]()
+            for path in group:
+                encoding = net.encoding(chosen[path])
+                others = ~kept[chosen[path]]
+                if encoding.mask is not None:
+                    others &= encoding.mask.reshape(-1).cpu()
+                rest |= set(encoding.integers().reshape(-1).cpu()[others].tolist())
+            made = set(solution.made.tolist())
+            known = {int(value): pin for pin, value in enumerate(problem.given)}
+            lacking = sorted(rest - made - set(known))
+            if lacking:
+                asked = f"{self.name} wanted {', '.join(self.wanted)}"
+                found = f"other weights of these layers, {lacking[0]} for one, are neither given nor wanted"
+                raise RecipeError(asked, found, "a layer is made whole: give the rest of it in given or wanted")
+            more = sorted(known[value] for value in rest - made)
+            netlist = replace(netlist, outputs=(*more, *netlist.outputs))
+        return Bank.of(netlist, problem.given.tolist())
+
+
+def account(solution: Solution, layers: Sequence[str]) -> dict[str, Any]:
+    """Plain data: what the circuit is, holds and costs, beside other ways to keep the same weights."""
+    problem = solution.problem
+    cost = solution.cost(others={"plain 4-bit weights": 4 * (problem.wanted_count + problem.given_count)})
+    return {
+        "layers": list(layers),
+        "weights": problem.wanted_count,
+        "values": len(set(solution.made.tolist())),
+        "estimated_loss": problem.error(solution.made) / 2,
+        "gates": cost.circuit.gates,
+        "depth": cost.circuit.depth,
+        "gate_energy_pj": cost.circuit.energy_pj,
+        "delay_ns": cost.circuit.delay_ns,
+        "area": cost.circuit.area,
+        "stored_bits": cost.stored.total,
+        "index_bits": cost.stored.indices,
+        "plain_bits": cost.plain_bits,
+        "table_bits": cost.table_bits,
+        "energy_pj": cost.energy_pj,
+        "plain_energy_pj": cost.plain_energy_pj,
+        "table_energy_pj": cost.table_energy_pj,
+        "memory": cost.level,
+        "warnings": list(cost.warnings()),
+    }
+
+
+def note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line: what is stored and read, before and after, and the first warning."""
+    bits, plain, table = (sum(row[name] for row in rows) for name in ("stored_bits", "plain_bits", "table_bits"))
+    energy, before = (sum(row[name] for row in rows) for name in ("energy_pj", "plain_energy_pj"))
+    gates = sum(row["gates"] for row in rows)
+    text = f"{gates} gates; {bits // 8:,} bytes of indices and circuits before coding ({plain // 8:,} plain, "
+    text += f"{table // 8:,} with tables); modelled reads {energy / 1e6:.3g} uJ ({before / 1e6:.3g} plain)"
+    warnings = [warning for row in rows for warning in row["warnings"]]
+    return f"{text}; {len(warnings)} warnings: {warnings[0]}" if warnings else text
+
+
+def _makeable(grid: Grid) -> bool:
+    return grid.signed and int(grid.bit_width.max()) <= MOST_BITS
+
+
+def _grid(encoding: Encoding, bits: int, axis: int | None) -> Grid:
+    """Symmetric, to the largest weight, with scales that take a byte each in a file."""
+    values = encoding.decode()
+    rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+    reach = rows.abs().amax(1).double() / (2 ** (bits - 1) - 1)
+    exact = torch.where(reach > 0, reach, 1.0).clamp(min=1e-14).float()
+    scale = affine.short(exact)
+    scale = torch.where(scale < exact, affine.short(exact * 1.125), scale)
+    whole = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
+    return Grid(scale=scale, zero_point=whole, bit_width=whole + bits, signed=True, narrow=True, axis=axis)
