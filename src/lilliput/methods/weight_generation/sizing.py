@@ -22,7 +22,7 @@ TRIALS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """For each problem its solutions with more and more values, how much the loss may grow with each, and their bits."""
+    """For each problem its solutions with more and more values, how much the loss may grow with each, their bits."""
 
     solutions: tuple[tuple[Solution, ...], ...]
     losses: tuple[tuple[float, ...], ...]
