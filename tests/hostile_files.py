@@ -26,6 +26,7 @@ import lil_files
 from lil_files import deflated, file_of, opened, sealed, varint
 from lilliput.core import container, wire
 from lilliput.core.artifact import Artifact, InputSpec
+from lilliput.core.bank import Bank
 from lilliput.core.coding import Writer
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.errors import ArtifactError, LilliputError
@@ -34,6 +35,7 @@ from lilliput.graph import stored
 from lilliput.graph.integer import runnable
 from lilliput.graph.trace import graph_of, run
 from lilliput.ops import entropy
+from lilliput.ops.netlist import Gate, Netlist
 
 SECONDS = 2.0
 """Of the processor, for one copy."""
@@ -120,6 +122,26 @@ def tables() -> Artifact:
     return net
 
 
+def circuits() -> Artifact:
+    """Weights of circuits: two layers of one, with inputs and a mask, and one of its own for a part of its channels."""
+    net = wide_net()
+    adds = Netlist(bits=8, inputs=2, gates=(Gate(1, 0, 1), Gate(3, 2, 0), Gate(15, 3)), outputs=(0, 1, 2, 3, 4))
+    shared, own = (
+        Bank(netlist=adds, inputs=(3, -5)),
+        Netlist(bits=6, inputs=0, gates=(Gate(22), Gate(18, 0)), outputs=(0, 1)),
+    )
+    for name, axis in (("0.weight", 0), ("2.weight", None), ("5.weight", 0)):
+        e = Encoding.of(smooth(tuple(net.parameter(name).shape)))
+        n = 1 if axis is None else e.shape[axis]
+        bits = torch.tensor([6, 0, 7, 5, 6, 6])[:n] if name == "0.weight" else torch.full((n,), 7)
+        e = e if name == "5.weight" else e.with_mask(e.values > -1)
+        grid = Grid(
+            scale=0.1 + 0.03 * torch.arange(n), zero_point=torch.zeros(n, dtype=torch.int64), bit_width=bits, axis=axis
+        )
+        net.encode_(name, e.with_grid(grid).with_bank(Bank(netlist=own) if name == "5.weight" else shared))
+    return net
+
+
 class Forced(Writer):
     """Every stream that can has this coding, whatever it takes."""
 
@@ -177,6 +199,8 @@ FILES: dict[str, bytes] = {
     "LZMA of bytes": coded(fives(), 4),
     "deflate of bytes": coded(tables(), 3),
     "LZMA of floats": coded(lil_files.artifact("float"), 2),
+    "circuits": container.dumps(circuits()),
+    "coded circuits": coded(circuits(), 3),
     "graph": stored.dumps(lil_files.artifact("residual")),
     "graph of integers": stored.dumps(integers()),
     "graph of a cut network": stored.dumps(lil_files.artifact("edited")),

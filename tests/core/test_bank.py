@@ -142,9 +142,10 @@ def test_what_a_file_may_not_say():
             read(numbers, [change.get(i, s) for i, s in enumerate(streams)])
     with pytest.raises(ValueError, match="which has none"):
         read([12, 0, 9, 8, 1], [SCALE, ("values", [0, 2], 2)], [Encoding.of(torch.zeros(2))])
-    huge = Netlist(bits=8, inputs=1 << 50, gates=(), outputs=(0,)).pack()
-    with pytest.raises(ValueError, match="inputs"):
-        read([12, 0, 9, 8, 0, len(huge)], [SCALE, ("circuit", list(huge), 8)])
+    for inputs, fault in ((1 << 20, "inputs"), (1 << 50, "count")):
+        huge = Netlist(bits=8, inputs=inputs, gates=(), outputs=(0,)).pack()
+        with pytest.raises(ValueError, match=fault):
+            read([12, 0, 9, 8, 0, len(huge)], [SCALE, ("circuit", list(huge), 8)])
 
 
 def test_other_slots_around_it():
@@ -169,4 +170,5 @@ def test_a_bank_says_what_is_wrong_with_it():
     with pytest.raises(UsageError, match="multiplexers"):
         Bank(netlist=Netlist(bits=8, inputs=2, gates=(Gate(MULTIPLEXER, 0, 1),), outputs=(2,)), inputs=(1, 2))
     read_by_none = Netlist(bits=8, inputs=3, gates=(Gate(12, 1), Gate(12, 0)), outputs=(3, 2))
-    assert Bank.of(read_by_none, [1, 2, 3]).inputs == (2, 3)
+    found = Bank.of(read_by_none, [1, 2, 3])
+    assert (found.inputs, found.netlist.outputs) == ((2, 3), (1, 2))

@@ -21,8 +21,10 @@ import lilliput
 from hostile_files import FILES, GRAPHS, fresh, judge, mutant
 from lil_files import file_of
 from lilliput.core import container, wire
-from lilliput.ops import context_coding
+from lilliput.ops import context_coding, entropy
+from lilliput.ops.cartesian_functions import LEFT_1, NOT, ONE
 from lilliput.ops.context_coding import Layout
+from lilliput.ops.netlist import Gate, Netlist
 
 COPIES = int(os.environ.get("LILLIPUT_HOSTILE", "4000"))
 PROCESSES = 1 if COPIES < 10_000 else 2  # each takes seconds to start
@@ -82,7 +84,19 @@ def test_files_have_every_coding_and_every_slot() -> None:
     assert {coding for coding, _ in coded} == set(range(6))
     context = {s.slot for s in streams if s.coding == 5}
     assert context == {"mask", "indices", "scale", "values"}
-    assert {s.slot for s in streams} == context | {"sharing", "bit_width", "zero_point"}
+    assert {s.slot for s in streams} == context | {"sharing", "bit_width", "zero_point", "circuit", "inputs"}
+
+
+def test_circuits_that_cost_a_file_little_take_little_memory(tmp_path: Path) -> None:
+    """The most gates that a file may have, each of which reads the one before it: nearly all of its bytes are alike."""
+    gates = [Gate(ONE)] + [Gate(LEFT_1, k) for k in range(20_000)] + [Gate(NOT, 0)] * 12_000
+    packed = Netlist(bits=16, inputs=0, gates=tuple(gates), outputs=(len(gates) - 1,)).pack()
+    made = entropy.encode(packed, "lzma")
+    slots = [12, 0, 9, 16, 0, len(packed)]
+    header = [bytes(8), [[1], "", [], [], []], [["w", slots, [1 << 20], [0, 2 + 8 * len(made)]]], [], [], [], [], []]
+    path = tmp_path / "circuit.lil"
+    path.write_bytes(file_of(wire.dumps(header), b"\x80" + made))
+    assert in_a_process(str(path)) == {str(path): 1 << 20}
 
 
 def test_a_copy_follows_from_its_seed_and_number() -> None:

@@ -15,6 +15,7 @@ from lilliput.core import container, wire
 from lilliput.core.errors import ArtifactError
 from lilliput.core.header import MAX_HEADER
 from lilliput.ops import context_coding, entropy
+from lilliput.ops.netlist import Gate, Netlist
 
 Make = Callable[[], bytes]
 ORIGIN, INPUT, TENSORS, COUNTERS, ACTIVATIONS, EDITS, RECIPE, TRAIL, GRAPH = range(9)
@@ -92,6 +93,50 @@ def half_of(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+def bits(*fields: tuple[int, int]) -> bytes:
+    """(number, width) each, from the lowest bit on."""
+    number = at = 0
+    for value, width in fields:
+        number, at = number | value << at, at + width
+    return number.to_bytes((at + 7) // 8, "little")
+
+
+def circuit(
+    counts: tuple[int, int, int] = (2, 1, 3), gates: Any = ((1, 5), (0, 1), (1, 1)), end: Any = ((1, 1), (7, 3))
+) -> bytes:
+    """Of 8 bits, which adds its two inputs, with both of them and the sum as outputs: -5, -2 and 3."""
+    return bits((6, 4), *((count, 8) for count in counts), *gates, *end)
+
+
+def made(
+    packed: bytes,
+    inputs: bytes = b"\x83\x7b",
+    values: bytes = b"\x08",
+    grid: tuple[int, ...] = (0, 9, 8),
+    *,
+    flags: int = 12,
+    shape: tuple[int, ...] = (2,),
+) -> bytes:
+    """Weights that a circuit makes, of scale 1."""
+    header = ["w", [flags, *grid, 0, len(packed)], list(shape)]
+    return lil(header, payload=b"\x81" + packed + inputs + values)
+
+
+def two(second: list[int], first: list[int] | None = None, payload: bytes = b"") -> bytes:
+    """Two tensors, the circuit of the second one is that of another."""
+    own = [12, 0, 9, 8, 0, len(circuit())]
+    data = b"\x81" + circuit() + b"\x83\x7b\x08" if first is None else payload
+    return lil(["a", first or own, [2]], ["b", second, [2]], payload=data + b"\x81\x08")
+
+
+def large_circuits(count: int) -> bytes:
+    """So many circuits of 2^15 gates in a few bytes each."""
+    packed = Netlist(bits=8, inputs=0, gates=(Gate(22), *[Gate(4, 0)] * 32767), outputs=(0,)).pack()
+    coded = entropy.encode(packed, "zlib")
+    entries = [[f"{i}", [12, 0, 9, 8, 0, len(packed)], [2], [0, 1 + 8 * len(coded)]] for i in range(count)]
+    return lil(*entries, payload=(b"\x81" + coded) * count)
+
+
 CONV, LINEAR, RELU, ADD, MAX_POOL, CLAMP, CONCAT, SLICE, PAD, MEAN, GELU = 0, 1, 2, 3, 4, 8, 9, 10, 11, 13, 23
 
 
@@ -164,6 +209,27 @@ STATE_RULE = "Then the state x, five bytes, at least 2^24"
 WORDS = (
     "A reader MUST refuse a stream whose words run out, that names a remainder or symbol that is not there, or after "
     "whose last symbol x is not 2^24 or words are left."
+)
+CIRCUIT_FLAG = "A circuit MUST have a grid, and no sharing."
+CIRCUIT_OF = (
+    "circuit: 0 and the bytes of the circuit, at most 2^17; or 1 + the position in `tensors` of an earlier tensor with "
+    "a circuit: it is the same."
+)
+CIRCUIT_INDEX = "It MUST be less than n."
+COUNTS = "at most 2^12, of gates, at most 2^15, and of outputs, from 1 to 2^16, each in groups of 8 bits"
+PIN = "A pin is `bit_length(m - 1)` wide where m pins may be named: those before the gate, all for an output."
+OUTPUT_PINS = (
+    "A writer MUST choose the 1 where the pins of outputs are ascending and distinct, and fewer than the bits of their "
+    "numbers; bits that are left over are 0, fewer than 8."
+)
+ALL_CIRCUITS = (
+    "The bytes of all circuits of a file together, before coding, MUST NOT exceed 2^17 + 16 x (bytes of the payload)."
+)
+FUNCTION = (
+    "Numbers are of b bits in two's complement, and results are taken modulo 2^b: with H = 2^(b-1) - 1 the functions 0 "
+    "to 26 are H - a, a + b, a - b, a x b, -a, a - H - 1, a >> 2, a >> 1, a and b, a or b, a xor b, not a, a << 1, "
+    "a + 1, a - 1, a >> 3, 4, 5, a << 2, 3, 4, 5, 1, -1, 0, -H - 1, H, and 28 is a; 27 MUST NOT be used here. "
+    "`>>` keeps the sign."
 )
 EDIT = "A reader MUST refuse any other edit, and MUST NOT import or run anything that a file names."
 CLASS = (
@@ -600,6 +666,162 @@ RULES: dict[str, tuple[str, Make, str]] = {
     ),
     "zero point of no bits": (NO_BITS, lambda: grid(5, 0, HALF + bytes(3)), "zero point -8388608 outside of its range"),
     "index": (INDEX, lambda: lil(["w", [2, 0], [4]], payload=SIZES + b"\xff" + bytes(12)), "an index beyond its table"),
+    "circuit without a grid": (CIRCUIT_FLAG, lambda: lil(["w", [8, 0, 5], [2]]), "slot flags 8"),
+    "circuit of masked floats": (CIRCUIT_FLAG, lambda: lil(["w", [9, 0, 5], [2]]), "slot flags 9"),
+    "circuit of shared values": (CIRCUIT_FLAG, lambda: made(circuit(), flags=14), "slot flags 14"),
+    "circuit of shared values and a mask": (CIRCUIT_FLAG, lambda: made(circuit(), flags=15), "slot flags 15"),
+    "flag 16": (FLAGS, lambda: lil(["w", [28, 0, 9, 8], [2]]), "slot flags 28"),
+    "circuit of more than 2^17 bytes": (
+        CIRCUIT_OF,
+        lambda: lil(["w", [12, 0, 9, 8, 0, (1 << 17) + 1], [2]], payload=b"\x81"),
+        "a circuit of 131073 bytes",
+    ),
+    "circuit beyond the payload": (
+        CIRCUIT_OF,
+        lambda: lil(["w", [12, 0, 9, 8, 0, 1 << 17], [2]], payload=b"\x81"),
+        "a stream of 131072 bytes, 0 left",
+    ),
+    "circuit of a tensor without one": (
+        CIRCUIT_OF,
+        lambda: two([12, 0, 9, 8, 1], [4, 0, 9, 8], b"\x81\x80\x80"),
+        "the circuit of tensor 0, which has none",
+    ),
+    "circuit of a plain tensor": (
+        CIRCUIT_OF,
+        lambda: lil(["a", [], [1]], ["b", [12, 0, 9, 8, 1], [2]], payload=bytes(4) + b"\x81\x08"),
+        "the circuit of tensor 0, which has none",
+    ),
+    "circuit of the tensor itself": (
+        CIRCUIT_OF,
+        lambda: two([12, 0, 9, 8, 2]),
+        "the circuit of tensor 1, which has none",
+    ),
+    "circuit of a later tensor": (
+        CIRCUIT_OF,
+        lambda: lil(
+            ["a", [12, 0, 9, 8, 2], [2]],
+            ["b", [12, 0, 9, 8, 0, len(circuit())], [2]],
+            payload=b"\x81\x08\x81" + circuit() + b"\x83\x7b\x08",
+        ),
+        "the circuit of tensor 1, which has none",
+    ),
+    "circuit without a source": (
+        CIRCUIT_OF,
+        lambda: lil(["w", [12, 0, 9, 8], [2]], payload=b"\x81"),
+        "fewer numbers than the slots need",
+    ),
+    "circuit without a size": (
+        CIRCUIT_OF,
+        lambda: lil(["w", [12, 0, 9, 8, 0], [2]], payload=b"\x81"),
+        "fewer numbers than the slots need",
+    ),
+    "place beyond the values of the circuit": (
+        CIRCUIT_INDEX,
+        lambda: made(circuit(), values=b"\x0c"),
+        "an index beyond the values of its circuit",
+    ),
+    "value of a circuit beyond its grid": (
+        INTEGERS,
+        lambda: made(circuit(), grid=(0, 9, 2)),
+        "an integer beyond its grid",
+    ),
+    "value of a circuit beyond a narrow grid": (
+        INTEGERS,
+        lambda: made(circuit(), grid=(0, 11, 3), inputs=b"\x84\x78"),
+        "an integer beyond its grid",
+    ),
+    "value of a circuit in a slice of few bits": (
+        INTEGERS,
+        lambda: lil(
+            ["w", [12, 1, 41, 0, 0, len(circuit())], [2]],
+            payload=b"\x81\x81" + bits((8, 5), (2, 5)) + circuit() + b"\x83\x7b" + b"\x08",
+        ),
+        "an integer beyond its grid",
+    ),
+    "circuit of no bytes": (COUNTS, lambda: made(b""), "the bytes of a circuit end too early"),
+    "circuit that ends early": (COUNTS, lambda: made(circuit()[:-1]), "the bytes of a circuit end too early"),
+    "circuit of 2^12 + 1 inputs": (
+        COUNTS,
+        lambda: made(circuit(gates=(), end=((1, 8), (32, 8)), counts=(0x81, 0x20, 0))),
+        "a circuit of 4097 inputs, 0 gates, 1 outputs",
+    ),
+    "circuit of 2^15 + 1 gates": (
+        COUNTS,
+        lambda: made(bits((6, 4), (0, 8), (0x81, 8), (0x80, 8), (2, 8), (1, 8))),
+        "a circuit of 0 inputs, 32769 gates, 1 outputs",
+    ),
+    "circuit of 2^16 + 1 outputs of one pin": (
+        COUNTS,
+        lambda: made(bits((6, 4), (1, 8), (0, 8), (0x81, 8), (0x80, 8), (4, 8), (0, 1))),
+        "a circuit of 1 inputs, 0 gates, 65537 outputs",
+    ),
+    "count of four groups": (
+        COUNTS,
+        lambda: made(bits((6, 4), (1, 8), (0, 8), (0x81, 8), (0x80, 8), (0x80, 8), (1, 8))),
+        "a count of more than 21 bits",
+    ),
+    "count in more groups than it needs": (
+        COUNTS,
+        lambda: made(bits((6, 4), (0x82, 8), (0, 8), (1, 8), (3, 8), (1, 5), (0, 1), (1, 1), (1, 1), (7, 3))),
+        "bytes are left over after the circuit",
+    ),
+    "circuit without outputs": (
+        COUNTS,
+        lambda: made(circuit((2, 1, 0), end=((0, 1),))),
+        "no outputs, or multiplexers",
+    ),
+    "gate that reads itself": (
+        PIN,
+        lambda: made(circuit((3, 1, 3), ((1, 5), (0, 2), (3, 2)), ((1, 1), (7, 4)))),
+        "gate 0 reads pin 3, which is not before it",
+    ),
+    "gate that reads where nothing is": (
+        PIN,
+        lambda: made(circuit((0, 1, 1), ((13, 5),), ((0, 1),))),
+        "gate 0 reads pin 0, which is not before it",
+    ),
+    "output of no pin": (
+        PIN,
+        lambda: made(circuit(end=((0, 1), (2, 2), (1, 2), (3, 2)))),
+        "an output reads pin 3 of 3",
+    ),
+    "outputs by number that are ascending": (
+        OUTPUT_PINS,
+        lambda: made(circuit(end=((0, 1), (0, 2), (1, 2), (2, 2)))),
+        "bytes are left over after the circuit",
+    ),
+    "marked output that takes more than its number": (
+        OUTPUT_PINS,
+        lambda: made(circuit((2, 1, 1), end=((1, 1), (4, 3)))),
+        "bytes are left over after the circuit",
+    ),
+    "more outputs than marks": (
+        OUTPUT_PINS,
+        lambda: made(circuit(end=((1, 1), (5, 3)))),
+        "bytes are left over after the circuit",
+    ),
+    "bit left over in a circuit": (
+        OUTPUT_PINS,
+        lambda: made(circuit(end=((1, 1), (7, 3), (1, 1)))),
+        "bytes are left over after the circuit",
+    ),
+    "byte left over after a circuit": (
+        OUTPUT_PINS,
+        lambda: made(circuit() + b"\x00"),
+        "bytes are left over after the circuit",
+    ),
+    "circuits that are nearly all zeros": (
+        ALL_CIRCUITS,
+        lambda: large_circuits(2),
+        "155660 bytes of circuits for so small a payload",
+    ),
+    "function 27": (
+        FUNCTION,
+        lambda: made(circuit(gates=((27, 5), (0, 1), (1, 1)))),
+        "no outputs, or multiplexers",
+    ),
+    "function 29": (FUNCTION, lambda: made(circuit(gates=((29, 5),))), "gate 0: functions are 0 to 28, not 29"),
+    "function 31": (FUNCTION, lambda: made(circuit(gates=((31, 5),))), "gate 0: functions are 0 to 28, not 31"),
     # 4. Derived scales
     "no such activation": (
         WEIGHT,
@@ -1017,6 +1239,18 @@ def test_the_smallest_file_has_no_fault() -> None:
         DEFLATED
     )
     assert container.loads(raw_header()).edits == []
+    assert container.loads(made(circuit())).tensors["w"].integers().tolist() == [-5, 3]
+    assert container.loads(large_circuits(1)).tensors["0"].integers().tolist() == [1, 1]
+
+
+def test_the_circuit_of_a_tensor_that_has_that_of_another() -> None:
+    own = [12, 0, 9, 8, 0, len(circuit())]
+    payload = b"\x81" + circuit() + b"\x83\x7b\x08" + b"\x81\x08" * 2
+    contents = container.loads(
+        lil(*([n, own if n == "a" else [12, 0, 9, 8, k], [2]] for k, n in enumerate("abc")), payload=payload)
+    )
+    assert [contents.tensors[name].integers().tolist() for name in "abc"] == [[-5, 3]] * 3
+    assert contents.tensors["c"].bank is contents.tensors["a"].bank
 
 
 @pytest.mark.parametrize("case", RULES)

@@ -47,6 +47,8 @@ def test_values_are_those_of_the_printed_formulas(net, seed):
             a, b = (pins[p] if i < READS[gate.function] else 0 for i, p in enumerate(gate[1:]))
             pins.append(plain_value(NAMES[gate.function], a, b, row, 1 << (net.bits - 1)))
         assert found[row].tolist() == [pins[p] for p in net.outputs]
+        if row == 0:
+            assert net.evaluate(known).tolist() == found[row].tolist()
 
 
 @settings(deadline=None)

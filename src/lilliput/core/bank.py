@@ -1,7 +1,7 @@
 """The integers that a circuit makes: a tensor may be made of them, and keep for each weight which of them it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -9,9 +9,7 @@ from torch import Tensor
 
 from lilliput.core.errors import UsageError
 from lilliput.ops.cartesian_functions import MULTIPLEXER, limits
-from lilliput.ops.netlist import Netlist, sources
-
-MOST_INPUTS, MOST_GATES = 1 << 12, 1 << 15
+from lilliput.ops.netlist import MOST_GATES, MOST_INPUTS, MOST_OUTPUTS, Netlist, sources
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,16 +25,16 @@ class Bank:
         if len(self.inputs) != net.inputs or not all(low <= value <= high for value in self.inputs):
             found = f"{len(self.inputs)} values for {net.inputs} inputs of {net.bits} bits"
             raise UsageError(asked, found, "give one of that width for each")
-        if net.inputs > MOST_INPUTS or len(net.gates) > MOST_GATES:
-            found = f"{net.inputs} inputs and {len(net.gates)} gates"
-            raise UsageError(asked, found, f"use at most {MOST_INPUTS} and {MOST_GATES}")
+        if net.inputs > MOST_INPUTS or len(net.gates) > MOST_GATES or len(net.outputs) > MOST_OUTPUTS:
+            found = f"{net.inputs} inputs, {len(net.gates)} gates, {len(net.outputs)} outputs"
+            raise UsageError(asked, found, f"use at most {MOST_INPUTS}, {MOST_GATES} and {MOST_OUTPUTS}")
         if not net.outputs or any(gate.function == MULTIPLEXER for gate in net.gates):
             raise UsageError(asked, "no outputs, or multiplexers", "give a circuit that makes constants")
 
     @staticmethod
     def of(netlist: Netlist, inputs: Sequence[int]) -> "Bank":
-        """Without gates that no output depends on, and without inputs that nothing reads."""
-        net = netlist.pruned()
+        """Without gates that no output depends on and inputs that nothing reads; outputs ascending, each once."""
+        net = replace(netlist, outputs=tuple(sorted(set(netlist.outputs)))).pruned()
         read = {pin for gate in net.gates for pin in sources(gate)} | set(net.outputs)
         kept = [pin for pin in range(net.inputs) if pin in read]
         return Bank(netlist=net.with_inputs(kept), inputs=tuple(int(inputs[pin]) for pin in kept))

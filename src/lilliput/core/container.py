@@ -8,7 +8,7 @@ import copy
 import math
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ MAGIC = b"LIL"
 VERSION = 1
 ENTRIES_FLOOR, ENTRIES_PER_BYTE = 1 << 20, 1024
 """A file may announce at most this many entries: a floor, and so many for each byte of payload."""
+CIRCUITS_FLOOR, CIRCUITS_PER_BYTE = 1 << 17, 16
+"""The same for the bytes of all circuits before coding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,8 @@ def dumps(
     count = _count(entries)
     if count > _most_entries(payload):
         raise UsageError(asked, f"{count} entries in {len(payload)} bytes", "remove channels of zero bits")
+    if _circuit_bytes(writer.streams) > _most_circuit_bytes(payload):
+        raise UsageError(asked, "large circuits that are nearly empty", "leave out gates that make the same")
     spec, bare = artifact.input, strip or not names
     header = Header(
         origin=artifact.origin,
@@ -239,13 +243,19 @@ def _parse(data: bytes) -> Contents:
     activations = {a.name: _activation(a, float(s)) for a, s in zip(header.activations, scales, strict=True)}
     tensors: dict[str, Encoding] = {}
     streams: dict[str, list[Stream]] = {}
+    before: list[Encoding] = []
+    circuits = 0
     for entry in header.tensors:
         reader.begin(entry.codes)
         derive = _derivation(entry.name, tensors, list(activations.values()))
-        e = tensors[entry.name] = read_encoding(reader, entry.shape, entry.slots, derive, list(tensors.values()))
+        e = tensors[entry.name] = read_encoding(reader, entry.shape, entry.slots, derive, before)
+        before.append(e)
         if not bool(torch.isfinite(e.values).all()):
             raise ValueError(f"NaN or infinity in {entry.name!r}")
         streams[entry.name] = reader.end()
+        circuits += _circuit_bytes(streams[entry.name])
+        if circuits > _most_circuit_bytes(payload):
+            raise ValueError(f"{circuits} bytes of circuits for so small a payload")
     if reader.left:
         raise ValueError(f"{reader.left} bytes of payload left over")
     return Contents(
@@ -270,6 +280,14 @@ def _count(entries: list[TensorEntry]) -> int:
 
 def _most_entries(payload: bytes) -> int:
     return ENTRIES_FLOOR + ENTRIES_PER_BYTE * len(payload)
+
+
+def _circuit_bytes(streams: Iterable[Stream]) -> int:
+    return sum(stream.raw_bits // 8 for stream in streams if stream.slot == "circuit")
+
+
+def _most_circuit_bytes(payload: bytes) -> int:
+    return CIRCUITS_FLOOR + CIRCUITS_PER_BYTE * len(payload)
 
 
 def _scale_bytes(grid: Grid) -> bytes:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lilliput.core.bank import MOST_INPUTS, Bank
+from lilliput.core.bank import Bank
 from lilliput.core.coding import Ints, Places, Reader, Stream, Writer, in_places
 from lilliput.core.encoding import Encoding, Grid, Sharing
 from lilliput.core.grid import MAX_BITS
@@ -212,8 +212,6 @@ def _read_bank(reader: Reader, numbers: Iterator[int], before: Sequence[Encoding
     if size > MOST_CIRCUIT_BYTES:
         raise ValueError(f"a circuit of {size} bytes")
     netlist = Netlist.unpack(reader.symbols("circuit", size, 8).astype(np.uint8).tobytes())
-    if netlist.inputs > MOST_INPUTS:
-        raise ValueError(f"a circuit of {netlist.inputs} inputs")
     low, _ = limits(netlist.bits)
     return Bank(netlist=netlist, inputs=tuple((reader.symbols("inputs", netlist.inputs, netlist.bits) + low).tolist()))
 

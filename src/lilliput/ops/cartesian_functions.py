@@ -5,6 +5,7 @@ Shifts to the right are arithmetic, to the left they lose the upper bits. Functi
 circuits (cnn-cgp-compressor), whose identity is 100.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,31 @@ SHIFTS = {RIGHT_1: 1, RIGHT_2: 2, RIGHT_3: 3, RIGHT_4: 4, RIGHT_5: 5}
 LEFT_SHIFTS = {LEFT_1: 1, LEFT_2: 2, LEFT_3: 3, LEFT_4: 4, LEFT_5: 5}
 READS = tuple(0 if f in CONSTANTS else 2 if f in BINARY else 1 for f in range(COUNT))
 """How many of its sources each function reads."""
+Operation = Callable[[Any, Any, int, int], Any]
+OPERATIONS: dict[int, Operation] = {
+    FLIP_LOWER: lambda a, b, low, high: high - a,
+    ADD: lambda a, b, low, high: a + b,
+    SUBTRACT: lambda a, b, low, high: a - b,
+    MULTIPLY: lambda a, b, low, high: a * b,
+    NEGATE: lambda a, b, low, high: -a,
+    FLIP_SIGN: lambda a, b, low, high: low + a,
+    AND: lambda a, b, low, high: a & b,
+    OR: lambda a, b, low, high: a | b,
+    XOR: lambda a, b, low, high: a ^ b,
+    NOT: lambda a, b, low, high: ~a,
+    INCREMENT: lambda a, b, low, high: a + 1,
+    DECREMENT: lambda a, b, low, high: a - 1,
+    ONE: lambda a, b, low, high: 1,
+    MINUS_ONE: lambda a, b, low, high: -1,
+    ZERO: lambda a, b, low, high: 0,
+    MIN: lambda a, b, low, high: low,
+    MAX: lambda a, b, low, high: high,
+    MULTIPLEXER: lambda a, b, low, high: a,
+    IDENTITY: lambda a, b, low, high: a,
+}
+OPERATIONS |= {function: (lambda a, b, low, high, n=n: a >> n) for function, n in SHIFTS.items()}
+OPERATIONS |= {function: (lambda a, b, low, high, n=n: a << n) for function, n in LEFT_SHIFTS.items()}
+"""What each function makes of numbers or arrays, before it wraps; multiplexers as in even rows."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -87,27 +113,8 @@ def evaluate(function: int, a: npt.ArrayLike, b: npt.ArrayLike, bits: int, row: 
     if not 0 <= function < COUNT:
         raise ValueError(f"functions are 0 to {COUNT - 1}, not {function}")
     a, b, row = np.broadcast_arrays(*(np.asarray(x, dtype=np.int64) for x in (a, b, row)))
-    constants = {ONE: 1, MINUS_ONE: -1, ZERO: 0, MIN: low, MAX: high}
-    if function in constants:
-        return np.full(a.shape, constants[function], dtype=np.int64)
-    if function in SHIFTS:
-        return wrap(a >> SHIFTS[function], bits)
-    if function in LEFT_SHIFTS:
-        return wrap(a << LEFT_SHIFTS[function], bits)
-    results: dict[int, Any] = {
-        FLIP_LOWER: lambda: high - a,
-        ADD: lambda: a + b,
-        SUBTRACT: lambda: a - b,
-        MULTIPLY: lambda: a * b,
-        NEGATE: lambda: -a,
-        FLIP_SIGN: lambda: low + a,
-        AND: lambda: a & b,
-        OR: lambda: a | b,
-        XOR: lambda: a ^ b,
-        NOT: lambda: ~a,
-        INCREMENT: lambda: a + 1,
-        DECREMENT: lambda: a - 1,
-        MULTIPLEXER: lambda: np.where(row & 1, b, a),
-        IDENTITY: lambda: a,
-    }
-    return wrap(results[function](), bits)
+    if function == MULTIPLEXER:
+        return wrap(np.where(row & 1, b, a), bits)
+    if function in CONSTANTS:
+        return np.full(a.shape, OPERATIONS[function](0, 0, low, high), dtype=np.int64)
+    return wrap(OPERATIONS[function](a, b, low, high), bits)
