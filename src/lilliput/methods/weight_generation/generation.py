@@ -270,7 +270,8 @@ def note(rows: Sequence[Mapping[str, Any]]) -> str:
     text = f"{gates} gates; {bits // 8:,} bytes of indices and circuits before coding ({plain // 8:,} plain, "
     text += f"{table // 8:,} with tables); modelled reads {energy / 1e6:.3g} uJ ({before / 1e6:.3g} plain)"
     warnings = [warning for row in rows for warning in row["warnings"]]
-    return f"{text}; {len(warnings)} warnings: {warnings[0]}" if warnings else text
+    more = f", and {len(warnings) - 1} more" if len(warnings) > 1 else ""
+    return f"{text}; {warnings[0]}{more}" if warnings else text
 
 
 def _makeable(grid: Grid) -> bool:
