@@ -3,12 +3,13 @@
     LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation_networks.py [lenet | resnet20] [part of a row's name]
 
 LeNet-5 is the one of weight_generation.py, ResNet-20 the published one. BatchNorm is folded first. "table" rows keep
-the values of each layer in a table of its own (`weight_clustering`; "8-bit" on integers), "circuit" rows have a circuit
-that serves all layers, or one for each (`weight_generation`); scales of channels are a byte each there. "tuned" rows
-train for EPOCHS more epochs with the float network as the teacher: tables move their values, circuits move weights among
-theirs. Bytes are those of the `.lil` file without recipe and graph. The modelled energy is to fetch the weights once:
-their coded bytes from DRAM (`EYERISS`), the gates, and a multiplexer for each weight that has an index; what tables take
-to be read on the chip is left out. One thread, CPU seconds; test images are read once for each row.
+the values of each layer in a table of its own (`weight_clustering`; "8-bit" on integers), "circuit" rows have a
+circuit that serves all layers, or one for each (`weight_generation`); scales of channels are a byte each there.
+"tuned" rows train for EPOCHS more epochs with the float network as the teacher: tables move their values, circuits
+move weights among theirs, and integers on plain grids (with float scales) move as well. Bytes are those of the `.lil`
+file without recipe and graph. The modelled energy is to fetch the weights once: their coded bytes from DRAM
+(`EYERISS`), the gates, and a multiplexer for each weight that has an index; what tables take to be read on the chip
+is left out. One thread, CPU seconds; test images are read once for each row.
 Writes results/weight_generation_networks.json and .txt.
 """
 
@@ -59,6 +60,8 @@ def rows(tune):
         found[f"table, {count} clusters, tuned"] = [*table, tune]
         circuits[f"circuit, {count} clusters"] = ll.WeightGeneration(values=count)
         circuits[f"circuit, {count} free values"] = ll.WeightGeneration(values=count, solver="free")
+    for bits in (4, 3, 2):
+        found[f"integers of {bits} bits, tuned"] = [fold, ll.Quantization(weight_bits=bits, activation_bits=0), tune]
     found |= {name: [fold, method] for name, method in circuits.items()}
     found |= {f"{name}, tuned": [fold, method, tune] for name, method in circuits.items() if "exact" not in name}
     return found
