@@ -39,7 +39,7 @@ def order(solution):
 
 def plain_error(problem, evolution):
     """By the oracle, from the published text."""
-    circuit = read(evolution.statistics()["chromosome"])
+    circuit = read(str(evolution.statistics()["chromosome"]))
     made = interpreted(circuit, [problem.given.tolist() or [0]])[0]
     return sum(n * (a - b) ** 2 for a, b, n in zip(made, problem.wanted.tolist(), problem.counts.tolist(), strict=True))
 
@@ -66,7 +66,8 @@ def test_three_processes_find_what_one_finds():
 @pytest.mark.parametrize("mode", MODES, ids=range(len(MODES)))
 def test_statistics_are_those_of_the_chromosome(problem, mode):
     evolution = begin(problem, mode).advanced(300)
-    found, circuit = evolution.statistics(), read(evolution.statistics()["chromosome"])
+    found = evolution.statistics()
+    circuit = read(str(found["chromosome"]))
     plain = judged(circuit, evolution.goal)
     assert found["error"] == plain_error(problem, evolution) == plain["error"]
     assert (found["quantized_energy"], found["quantized_delay"]) == (plain["energy"], plain["delay"])
@@ -78,11 +79,11 @@ def test_statistics_are_those_of_the_chromosome(problem, mode):
         *("generation", "error", "quantized_energy", "energy", "area", "quantized_delay", "delay", "depth"),
         *("gate_count", "chromosome"),
     ]
-    assert found["quantized_energy"] == pytest.approx(2.0**42 * found["energy"], rel=1e-3)
-    assert found["quantized_delay"] == pytest.approx(2.0**40 * found["delay"], rel=1e-3)
+    assert found["quantized_energy"] == pytest.approx(2.0**42 * float(found["energy"]), rel=1e-3)
+    assert found["quantized_delay"] == pytest.approx(2.0**40 * float(found["delay"]), rel=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.integers(-128, 127), max_size=6),
     st.lists(st.integers(-128, 127), min_size=1, max_size=30),
@@ -144,7 +145,7 @@ def test_without_given_values_a_zero_is_a_gate_only_if_it_is_read():
     assert [gate.function for gate in alone.netlist.gates] == [22]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(-128, 127), max_size=4),
     st.lists(st.tuples(*[st.integers(0, COUNT - 1)] + [st.integers(0, 99)] * 2), min_size=1, max_size=25),
@@ -190,7 +191,7 @@ def test_the_top_is_distinct_and_in_the_published_order():
     assert errors == sorted(errors)
     cheap = begin(SOME, replace(mode, threshold=40.0)).advanced(1500)
     assert max(solution.error for solution in cheap.top) <= 1600 * SOME.wanted_count
-    assert cheap.statistics()["energy"] < evolution.statistics()["energy"]
+    assert order(cheap.best)[0] < order(evolution.best)[0]
 
 
 def test_the_archive_is_unbeaten_and_bounded():
