@@ -11,8 +11,8 @@ from lilliput.core.errors import UsageError
 from lilliput.methods.weight_generation.evolution_settings import EvolutionSettings
 from lilliput.methods.weight_generation.problem import Problem
 from lilliput.methods.weight_generation.solution import Solution
-from lilliput.ops.cartesian import Circuit
-from lilliput.ops.cartesian_functions import IDENTITY, READS, ZERO
+from lilliput.ops.cartesian import Circuit, Genes, Shape
+from lilliput.ops.cartesian_functions import IDENTITY, MULTIPLEXER, READS, ZERO
 from lilliput.ops.cartesian_goal import whole
 from lilliput.ops.cartesian_multiplexed import Multiplexed, multiplexed
 from lilliput.ops.netlist import Gate, Netlist, sources
@@ -51,9 +51,20 @@ def laid_out(grid: Multiplexed, solution: Solution) -> Circuit:
     Gates go as far to the front as they can, those with the longest way behind them first.
     """
     shape, net = grid.circuit.shape, solution.netlist
+    nodes = grid.circuit.nodes.copy()
+    pins = place_(nodes, shape, net)
+    ports = shape.nodes - shape.rows + np.arange(len(grid.values))
+    for port, output in zip(ports, solution.outputs, strict=True):
+        if not grid.locked[0][port, 0]:
+            nodes[port, 0] = pins[net.outputs[output]]
+    return Circuit(shape=shape, nodes=nodes, outputs=grid.circuit.outputs)
+
+
+def place_(nodes: Genes, shape: Shape, net: Netlist) -> list[int]:
+    """The gates of a netlist into the genes of a grid, but not into its last column; the pin of each pin."""
     columns = _columns(net, shape.rows, shape.columns - 1)
     pins: list[int] = list(range(net.inputs)) + [0] * len(net.gates)
-    filled, nodes = [0] * shape.columns, grid.circuit.nodes.copy()
+    filled = [0] * shape.columns
     for k in sorted(range(len(net.gates)), key=lambda k: (columns[k], k)):
         node = columns[k] * shape.rows + filled[columns[k]]
         filled[columns[k]] += 1
@@ -61,11 +72,7 @@ def laid_out(grid: Multiplexed, solution: Solution) -> Circuit:
         gate = net.gates[k]
         nodes[node, : READS[gate.function]] = [pins[pin] for pin in sources(gate)]
         nodes[node, 2] = gate.function
-    ports = shape.nodes - shape.rows + np.arange(len(grid.values))
-    for port, output in zip(ports, solution.outputs, strict=True):
-        if not grid.locked[0][port, 0]:
-            nodes[port, 0] = pins[net.outputs[output]]
-    return Circuit(shape=shape, nodes=nodes, outputs=grid.circuit.outputs)
+    return pins
 
 
 def _columns(net: Netlist, rows: int, columns: int) -> list[int]:
@@ -100,11 +107,20 @@ def _columns(net: Netlist, rows: int, columns: int) -> list[int]:
 
 
 def solution_of(problem: Problem, circuit: Circuit) -> Solution:
-    """The active gates of a circuit of the problem's grid; identities are wires."""
-    shape, given = circuit.shape, len(problem.given)
+    """The active gates of a circuit of the problem's grid."""
+    net, outputs = netlist_of(circuit, given=len(problem.given) > 0)
+    return Solution(problem=problem, netlist=net, outputs=outputs)
+
+
+def netlist_of(circuit: Circuit, *, given: bool = True) -> tuple[Netlist, Ints]:
+    """Active gates, and for each output of the circuit that of the netlist; identities and the like are wires.
+
+    With given=False the only input of the circuit is a constant 0.
+    """
+    shape, inputs = circuit.shape, circuit.shape.inputs if given else 0
     nodes, active = circuit.nodes.tolist(), np.flatnonzero(circuit.active()).tolist()
     gates: list[Gate] = []
-    new = dict(enumerate(range(given)))
+    new = dict(enumerate(range(inputs)))
     read = {int(pin) for node in active for pin in nodes[node][: READS[nodes[node][2]]]}
     if not given and 0 in read | set(circuit.outputs.tolist()):
         new[0] = 0
@@ -112,11 +128,11 @@ def solution_of(problem: Problem, circuit: Circuit) -> Solution:
     for node in active:
         a, b, function = nodes[node]
         pins = [new[pin] for pin in (a, b)[: READS[function]]]
-        if function == IDENTITY:
+        if function == IDENTITY or (function == MULTIPLEXER and pins[0] == pins[1]):
             new[shape.inputs + node] = pins[0]
         else:
-            new[shape.inputs + node] = given + len(gates)
+            new[shape.inputs + node] = inputs + len(gates)
             gates.append(Gate(function, *pins))
     pins, outputs = np.unique([new[pin] for pin in circuit.outputs.tolist()], return_inverse=True)
-    net = Netlist(bits=shape.bits, inputs=given, gates=tuple(gates), outputs=tuple(pins.tolist()))
-    return Solution(problem=problem, netlist=net, outputs=outputs.reshape(-1).astype(np.int64))
+    net = Netlist(bits=shape.bits, inputs=inputs, gates=tuple(gates), outputs=tuple(pins.tolist()))
+    return net, outputs.reshape(-1).astype(np.int64)
