@@ -21,6 +21,7 @@ from lilliput.core.method import Context, Pass, PassResult, check_choice, check_
 from lilliput.graph.layers import output_axis
 from lilliput.measure.energy import PUBLISHED, GateTable, read_gates
 from lilliput.methods.weight_generation.codebook import clustered, exact, free
+from lilliput.methods.weight_generation.evolved import evolved
 from lilliput.methods.weight_generation.importance import fisher, mean_loss
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.selection import choose
@@ -43,7 +44,8 @@ class WeightGeneration(Pass):
     without a grid get one of `weight_bits` (2..12) for each channel or `weight_per` "tensor". `importance` "fisher"
     weighs errors by the slopes of the loss on `samples` of the calibration set; with `max_loss`, as few values are made
     as keep the loss on these from growing by more, for all layers or for each by what its errors cost. `gates` is a CSV
-    file of prices, see `energy.read_gates`.
+    file of prices, see `energy.read_gates`. `generations` of Cartesian genetic programming look for a circuit of less
+    energy for the same values; a circuit that takes more bytes is not taken.
 
     Training afterwards moves weights among the values (straight-through). Every circuit's account is in the statistics.
     """
@@ -66,6 +68,7 @@ class WeightGeneration(Pass):
     samples: int = 128
     max_loss: float | None = None
     gates: str | None = None
+    generations: int = 0
 
     def __post_init__(self) -> None:
         name = self.name
@@ -76,6 +79,7 @@ class WeightGeneration(Pass):
         check_choice(f"{name} weight_per", self.weight_per, ("channel", "tensor"))
         check_choice(f"{name} importance", self.importance, ("fisher", "none"))
         check_range(f"{name} samples", self.samples, 1, 1 << 20)
+        check_range(f"{name} generations", self.generations, 0, 1 << 40)
         for field in ("given", "wanted"):
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
@@ -106,6 +110,12 @@ class WeightGeneration(Pass):
             solutions = self._solutions(problems, owners, context)
         else:
             solutions = self._keeping(net, context, groups, chosen, (problems, owners), self.max_loss)
+        if self.generations:
+            seed = int(torch.randint(1 << 30, (), generator=context.generator))
+            with context.progress.task("evolve circuits", len(solutions)) as advance:
+                for i, solution in enumerate(solutions):
+                    solutions[i] = evolved(solution, self.generations, seed=seed + i)
+                    advance(1)
         changed, rows = dict[str, str](), list[dict[str, Any]]()
         for group, solution in zip(groups, solutions, strict=True):
             self._store_(net, group, chosen, solution)
