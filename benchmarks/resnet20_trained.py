@@ -124,6 +124,16 @@ def rows():
             ll.RateDistortion(max_bytes=49_500),
             GENTLE(max_bytes=48_000),
         ],
+        "self-compression, at most 50 kB, 13 epochs of SGD blended": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=51_500),
+            GENTLE(max_bytes=50_000),
+        ],
+        "self-compression, at most 40 kB, 13 epochs of SGD blended": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=42_500),
+            GENTLE(max_bytes=40_000),
+        ],
         "65% of the MACs in vectors of 16, 24 epochs in bfloat16": [ll.ChannelPruning(macs=0.65, lanes=16), LONG, FOLD],
         "65% of the MACs in vectors of 16, 6 epochs": [ll.ChannelPruning(macs=0.65, lanes=16), TUNE(epochs=6), FOLD],
         "65% of the MACs in vectors of 16, untrained": [ll.ChannelPruning(macs=0.65, lanes=16), FOLD],
