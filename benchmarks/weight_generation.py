@@ -1,11 +1,12 @@
 """Weights that circuits make: the published instances, and LeNet-5 whose convolutions store no weight.
 
-    LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | lenet]
+    LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | evolution | lenet]
 
-The published instance is `cgp/published_instances.json` of the folder; "from nothing" makes its wanted values without a
-given one. LeNet-5 (ReLU, max pooling) is trained on MNIST without its last 5,000 training images for 4 epochs, its
-weights are rounded to 8 bits for each channel, and the test images are read once for each row. One thread, CPU seconds.
-Writes results/weight_generation.json and .txt.
+The published instance is `cgp/published_instances.json` of the folder; "from nothing" makes its wanted values without
+a given one. Evolutions take 60 CPU seconds each, on the published grid of 256 x 31. LeNet-5 (ReLU, max pooling) is
+trained on MNIST without its last 5,000 training images for 4 epochs, its weights are rounded to 8 bits for each
+channel, and the test images are read once for each row. One thread, CPU seconds. Writes results/weight_generation.json
+and .txt.
 """
 
 import json
@@ -30,6 +31,8 @@ from lilliput.core.grid import Grid
 from lilliput.data.mnist import read_mnist
 from lilliput.measure.energy import EYERISS, HOROWITZ_45NM, NO_WIRES, Wires
 from lilliput.methods.weight_generation.codebook import clustered, exact, free
+from lilliput.methods.weight_generation.evolution import EvolutionSettings, begin
+from lilliput.methods.weight_generation.front import front
 from lilliput.methods.weight_generation.importance import fisher
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.solution import substitute_
@@ -39,6 +42,12 @@ from lilliput.report.result import environment
 RESULTS = Path(__file__).parent / "results"
 CONVOLUTIONS = ["conv1", "conv2"]
 EVERY = list(range(-128, 128))
+SECONDS = 60
+EVOLUTIONS = {
+    "improved, from the constructive circuit": {},
+    "improved, at random": {"start": "random"},
+    "published": {"mode": "published"},
+}
 
 
 def instances(folder):
@@ -69,6 +78,61 @@ def solve(given, wanted):
         "circuit_bytes": len(solution.netlist.pack()),
         "cpu_s": round(seconds, 3),
     }
+
+
+def evolve(problem, settings):
+    """After so many CPU seconds, without the compilation of the search."""
+    begin(problem, settings).advanced(2)
+    started = time.process_time()
+    before = begin(problem, settings)
+    after = before.advanced(1 << 40, watch=lambda now: time.process_time() - started >= SECONDS)
+    rows = {}
+    for name, evolution in (("before", before), ("after", after)):
+        statistics = evolution.statistics()
+        tidy = evolution.best.cost(wires=Wires())
+        rows[name] = {
+            "error": statistics["error"],
+            "energy_pj": statistics["energy"],
+            "gates": statistics["gate_count"],
+            "depth": statistics["depth"],
+            "delay_ns": round(statistics["delay"], 4),
+            "each_value_once": {
+                "energy_pj": tidy.circuit.energy_pj,
+                "gates": tidy.circuit.gates,
+                "depth": tidy.circuit.depth,
+                "wire_pj": round(tidy.circuit.wire_pj, 3),
+                "stored_bits": tidy.stored.total,
+            },
+        }
+    return rows | {
+        "generations": after.generation,
+        "offspring": after.states[0].tried,
+        "cpu_s": round(time.process_time() - started, 1),
+    }
+
+
+def fronts(problem):
+    """How many points, and how they came about; bursts of 3,000 generations."""
+    settings, rows = EvolutionSettings(columns=20, round_generations=3000), {}
+    for bursts in (0, 300):
+        started = time.process_time()
+        points = front(problem, settings, bursts=bursts)
+        rows[f"{bursts} bursts"] = {
+            "points": len(points),
+            "by_bursts": sum(point.name.startswith("burst") for point in points),
+            "cpu_s": round(time.process_time() - started, 1),
+            "costs": [[point.name, *point.costs] for point in points],
+        }
+    return rows
+
+
+def evolutions(folder):
+    known = instances(folder)
+    found = {}
+    for name in ("layer_bypass", "from nothing"):
+        for how, chosen in EVOLUTIONS.items():
+            found[f"{name}, {how}"] = evolve(Problem.of_values(*known[name]), EvolutionSettings(**chosen))
+    return found | {"front, layer_bypass": fronts(Problem.of_values(*known["layer_bypass"]))}
 
 
 def lenet():
@@ -208,6 +272,17 @@ def text(found):
             f"{name:26}{row['missing']:7}{row['gates']:7}{row['depth']:7}  {row['energy_pj']:.2e}  {row['cpu_s']:5.2f}"
             f"{row['error']:7.0f}  {row['wire_pj']:9.2f} pJ"
         )
+    lines += ["", f"{'evolution, 60 CPU s':54}generations   error    energy  gates  depth   wires, assumed"]
+    for name, row in found.get("evolution", {}).items():
+        if name.startswith("front"):
+            lines += [f"{name}, {how}: {r['points']} points, {r['by_bursts']} by bursts" for how, r in row.items()]
+            continue
+        for when, generations in (("before", 0), ("after", row["generations"])):
+            r, once = row[when], row[when]["each_value_once"]
+            start = f"{name + ', ' + when:54}{generations:11}{r['error']:8.0f}"
+            lines.append(f"{start}  {r['energy_pj']:.2e}{r['gates']:7}{r['depth']:7}")
+            start = f"{'    each value once':73}  {once['energy_pj']:.2e}{once['gates']:7}{once['depth']:7}"
+            lines.append(f"{start}{once['wire_pj']:14.2f} pJ")
     lines += ["", f"{'LeNet-5, both convolutions':40}test   values  gates  gates' pJ   bytes  circuit  coded"]
     for name, row in found.get("lenet", {}).items():
         if "values" in row:
@@ -230,6 +305,8 @@ def main():
     if part in ("", "instances"):
         solve([1], [2])  # numpy wakes up
         found["instances"] = {name: solve(*lists) for name, lists in instances(folder).items()}
+    if part in ("", "evolution"):
+        found["evolution"] = evolutions(folder)
     if part in ("", "lenet"):
         found["lenet"], found["training_cpu_s"] = lenet_rows(folder)
     found["environment"] = environment()
