@@ -1,12 +1,13 @@
 """Weights that circuits make: the published instances, and LeNet-5 whose convolutions store no weight.
 
-    LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | evolution | lenet]
+    LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | evolution | multiplexers | lenet]
 
 The published instance is `cgp/published_instances.json` of the folder; "from nothing" makes its wanted values without
-a given one. Evolutions take 60 CPU seconds each, on the published grid of 256 x 31. LeNet-5 (ReLU, max pooling) is
-trained on MNIST without its last 5,000 training images for 4 epochs, its weights are rounded to 8 bits for each
-channel, and the test images are read once for each row. One thread, CPU seconds. Writes results/weight_generation.json
-and .txt.
+a given one. Evolutions take 60 CPU seconds each, on the published grid of 256 x 31. Multiplexers and fronts are those
+of the integers in results/cartesian_lenet.json: the outer 16 of each 5 x 5 kernel of both convolutions from its middle
+9, a million generations; conv2 from conv1. LeNet-5 (ReLU, max pooling) is trained on MNIST without its last 5,000
+training images for 4 epochs, its weights are rounded to 8 bits for each channel, and the test images are read once for
+each row. One thread, CPU seconds. Writes results/weight_generation.json and .txt.
 """
 
 import json
@@ -35,6 +36,7 @@ from lilliput.methods.weight_generation.evolution import EvolutionSettings, begi
 from lilliput.methods.weight_generation.front import front
 from lilliput.methods.weight_generation.importance import fisher
 from lilliput.methods.weight_generation.problem import Problem, problem_of
+from lilliput.methods.weight_generation.rows import evolved, rows_of_values
 from lilliput.methods.weight_generation.solution import substitute_
 from lilliput.ops.netlist import width_of
 from lilliput.report.result import environment
@@ -95,7 +97,7 @@ def evolve(problem, settings):
             "energy_pj": statistics["energy"],
             "gates": statistics["gate_count"],
             "depth": statistics["depth"],
-            "delay_ns": round(statistics["delay"], 4),
+            "delay_ns": round(float(statistics["delay"]), 4),
             "each_value_once": {
                 "energy_pj": tidy.circuit.energy_pj,
                 "gates": tidy.circuit.gates,
@@ -132,7 +134,45 @@ def evolutions(folder):
     for name in ("layer_bypass", "from nothing"):
         for how, chosen in EVOLUTIONS.items():
             found[f"{name}, {how}"] = evolve(Problem.of_values(*known[name]), EvolutionSettings(**chosen))
-    return found | {"front, layer_bypass": fronts(Problem.of_values(*known["layer_bypass"]))}
+    return found
+
+
+def multiplexers():
+    """Both layers by one circuit, and what nothing beats of conv2 from conv1."""
+    integers = json.loads((RESULTS / "cartesian_lenet.json").read_text())
+    kernels = {name: np.reshape(integers[name], (-1, 5, 5)) for name in CONVOLUTIONS}
+    middle = np.zeros((5, 5), dtype=bool)
+    middle[1:4, 1:4] = True
+    given, wanted = ([k[:, part].reshape(-1).tolist() for k in kernels.values()] for part in (middle, ~middle))
+    pair, rows = rows_of_values(given, wanted), {}
+    for name, settings, generations in (
+        ("one circuit for each layer", EvolutionSettings(), 0),
+        ("the same, evolved", EvolutionSettings(), 1_000_000),
+        ("at random, evolved", EvolutionSettings(start="random"), 1_000_000),
+    ):
+        started = time.process_time()
+        solution = evolved(pair, settings, generations)
+        cost, wired = solution.cost(), solution.cost(wires=Wires())
+        rows[name] = {
+            "error": solution.error,
+            "gates": cost.circuit.gates,
+            "multiplexers": solution.multiplexers,
+            "gates_pj": len(pair.layers) * cost.circuit.energy_pj,
+            "wire_pj": round(len(pair.layers) * wired.circuit.wire_pj, 3),
+            "stored_bits": cost.stored.total,
+            "cpu_s": round(time.process_time() - started, 1),
+        }
+    cost = exact(pair.shared).cost(wires=Wires())
+    rows["one shared bank"] = {
+        "error": 0.0,
+        "gates": cost.circuit.gates,
+        "multiplexers": 0,
+        "gates_pj": cost.circuit.energy_pj,
+        "wire_pj": round(cost.circuit.wire_pj, 3),
+        "stored_bits": cost.stored.total,
+        "plain_bits": cost.plain_bits,
+    }
+    return rows, fronts(Problem.of_values(*(integers[name] for name in CONVOLUTIONS)))
 
 
 def lenet():
@@ -274,15 +314,18 @@ def text(found):
         )
     lines += ["", f"{'evolution, 60 CPU s':54}generations   error    energy  gates  depth   wires, assumed"]
     for name, row in found.get("evolution", {}).items():
-        if name.startswith("front"):
-            lines += [f"{name}, {how}: {r['points']} points, {r['by_bursts']} by bursts" for how, r in row.items()]
-            continue
         for when, generations in (("before", 0), ("after", row["generations"])):
             r, once = row[when], row[when]["each_value_once"]
             start = f"{name + ', ' + when:54}{generations:11}{r['error']:8.0f}"
             lines.append(f"{start}  {r['energy_pj']:.2e}{r['gates']:7}{r['depth']:7}")
             start = f"{'    each value once':73}  {once['energy_pj']:.2e}{once['gates']:7}{once['depth']:7}"
             lines.append(f"{start}{once['wire_pj']:14.2f} pJ")
+    lines += ["", f"{'outer from core, both convolutions':40}error  gates  multiplexers  gates' pJ   wires    bits"]
+    for name, row in found.get("multiplexers", {}).items():
+        start = f"{name:37}{row['error']:8.0f}{row['gates']:7}{row['multiplexers']:14}"
+        lines.append(f"{start}   {row['gates_pj']:.2e}{row['wire_pj']:8.2f}{row['stored_bits']:8}")
+    for name, row in found.get("front", {}).items():
+        lines.append(f"front, conv2 from conv1, {name}: {row['points']} points, {row['by_bursts']} by bursts")
     lines += ["", f"{'LeNet-5, both convolutions':40}test   values  gates  gates' pJ   bytes  circuit  coded"]
     for name, row in found.get("lenet", {}).items():
         if "values" in row:
@@ -307,6 +350,8 @@ def main():
         found["instances"] = {name: solve(*lists) for name, lists in instances(folder).items()}
     if part in ("", "evolution"):
         found["evolution"] = evolutions(folder)
+    if part in ("", "multiplexers"):
+        found["multiplexers"], found["front"] = multiplexers()
     if part in ("", "lenet"):
         found["lenet"], found["training_cpu_s"] = lenet_rows(folder)
     found["environment"] = environment()
