@@ -144,7 +144,8 @@ class Result:
         return fragment(self._source())
 
     def _source(self) -> Source:
-        return of_data(self.to_data(), self.report_data(), recipe=self.recipe.to_yaml(), folder=self.folder)
+        data, found, text = self.to_data(), self.report_data(), self.recipe.to_yaml()
+        return of_data(data, found, recipe=text, folder=self.folder, statistics=self.statistics)
 
     def save(self, path: str | os.PathLike[str], *, strip: bool = False, names: bool = True) -> int:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels.
