@@ -11,8 +11,9 @@ import lilliput as ll
 from browser import Browser, chromium
 from lilliput.core.artifact import Artifact
 from lilliput.core.method import Context, apply_checked_
+from lilliput.export.circuit_folder import weights_of
 from lilliput.ops.netlist import Gate, Netlist
-from lilliput.report.circuits import circuits, weights_of
+from lilliput.report.circuits import circuits
 from lilliput.report.html.page import folder_page, page
 from lilliput.report.html.panels import circuits as panel
 from lilliput.report.html.source import Source, of_folder

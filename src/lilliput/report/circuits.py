@@ -3,47 +3,18 @@
 from collections import Counter
 from typing import Any
 
-import torch
-
 from lilliput.core.artifact import Artifact
 from lilliput.core.bank import Bank
 from lilliput.core.encoding import Encoding
+from lilliput.export.circuit_folder import circuits_of, weights_of
 from lilliput.export.netlist_svg import MOST_DRAWN
 from lilliput.ops.cartesian_functions import NAMES
 from lilliput.ops.netlist import Netlist, sources
 
 
-def groups(artifact: Artifact) -> list[tuple[Bank, dict[str, Encoding]]]:
-    """Each circuit of a network once, with the tensors that are made by it."""
-    found: list[tuple[Bank, dict[str, Encoding]]] = []
-    for name, encoding in artifact.stored().items():
-        bank = encoding.bank
-        if bank is None:
-            continue
-        known = next((tensors for other, tensors in found if bank.same(other)), None)
-        if known is None:
-            found.append((bank, {name: encoding}))
-        else:
-            known[name] = encoding
-    return found
-
-
-def weights_of(tensors: dict[str, Encoding]) -> Counter[int]:
-    """How many weights have each integer; those that are pruned or of channels without bits do not count."""
-    counts: Counter[int] = Counter()
-    for encoding in tensors.values():
-        grid = encoding.grid
-        if grid is not None:
-            live = (grid.spread(grid.bit_width, len(encoding.shape)) > 0).expand(encoding.shape)
-            live = live if encoding.mask is None else live & encoding.mask
-            values, each = torch.unique(encoding.values[live], return_counts=True)
-            counts.update(dict(zip(values.tolist(), each.tolist(), strict=True)))
-    return counts
-
-
 def circuits(artifact: Artifact) -> list[dict[str, Any]]:
     """Gates stand there only where they are few enough to be drawn; all are counted."""
-    return [_circuit(bank, tensors) for bank, tensors in groups(artifact)]
+    return [_circuit(bank, tensors) for bank, tensors in circuits_of(artifact)]
 
 
 def _circuit(bank: Bank, tensors: dict[str, Encoding]) -> dict[str, Any]:
