@@ -90,8 +90,10 @@ def judged(circuit, goal) -> dict[str, int]:
     delay = max(arrival(pin) for pin in circuit.outputs.tolist())
     used = [nodes[pin - inputs][2] for pin in seen]
     error = 0
-    for made, wanted in zip(interpreted(circuit, goal.inputs), goal.targets.tolist(), strict=True):
-        for got, want, weight in zip(made, wanted, goal.output_weights.tolist(), strict=True):
+    weights = goal.output_weights.tolist()
+    by_row = weights if goal.output_weights.ndim == 2 else [weights] * len(goal.targets)
+    for made, wanted, each in zip(interpreted(circuit, goal.inputs), goal.targets.tolist(), by_row, strict=True):
+        for got, want, weight in zip(made, wanted, each, strict=True):
             error += weight * (abs(got - want) if goal.error == "absolute" else (got - want) ** 2)
     energy = sum(int(goal.energy[f]) for f in used)
     return {"error": error, "energy": energy, "delay": delay, "gates": sum(f != 28 for f in used)}

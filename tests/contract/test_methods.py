@@ -85,7 +85,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
     ],
     WeightGeneration: [
         WeightGeneration(),
-        WeightGeneration(values=5, share="layer", importance="none", weight_per="tensor"),
+        WeightGeneration(values=5, share="layer", importance="none", weight_per="tensor", generations=50),
         WeightGeneration(solver="free", values=9, weight_bits=6),
         WeightGeneration(solver="exact", share="layer", importance="none"),
         WeightGeneration(share="layer", max_loss=0.5, values=64, samples=16),

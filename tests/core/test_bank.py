@@ -154,7 +154,7 @@ def test_other_slots_around_it():
     assert e.with_mask(torch.tensor([1, 0, 1, 0])).bank is e.bank
     assert e.with_grid(e.grid, torch.tensor([-2, -2, 3, 3])).bank is e.bank
     assert e.with_grid(e.grid, torch.tensor([-2, -1, 3, 3])).bank is None
-    assert e.describe() == "8 bits, 3 values of 1 gates"
+    assert e.describe() == "8 bits, 3 values from 1 gates"
     with pytest.raises(UsageError, match="without a grid"):
         Encoding.of(torch.zeros(3)).with_bank(bank())
     with pytest.raises(UsageError, match="none is in the range"):

@@ -127,11 +127,12 @@ def test_compiled_functions_are_exact_at_every_width(bits):
     shape=st.sampled_from(SHAPES),
     rows=st.integers(1, 4),
     error=st.sampled_from(["squared", "absolute"]),
-    weighted=st.booleans(),
+    weighted=st.sampled_from(["not", "by output", "by row"]),
     seed=st.integers(0, 999),
 )
 def test_measures_are_those_of_a_plain_interpreter(shape, rows, error, weighted, seed):
-    weights = np.random.default_rng(seed).integers(0, 100, size=shape.outputs) if weighted else None
+    sizes = {"not": None, "by output": shape.outputs, "by row": (rows, shape.outputs)}
+    weights = None if weighted == "not" else np.random.default_rng(seed).integers(0, 100, size=sizes[weighted])
     goal = goal_of(shape, seed, rows, error=error, weights=weights)
     circuit = random_circuit(shape, np.random.default_rng(seed))
     circuit.nodes[:: 1 + seed % 5, 2] = cf.MULTIPLEXER

@@ -69,4 +69,4 @@ class Bank:
         return other is not None and self.inputs == other.inputs and self.netlist == other.netlist
 
     def describe(self) -> str:
-        return f"{len(self.values)} values of {len(self.netlist.gates)} gates"
+        return f"{len(self.values)} values from {len(self.netlist.gates)} gates"

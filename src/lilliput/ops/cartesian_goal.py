@@ -15,8 +15,8 @@ MOST_ERROR = 1 << 62
 class Goal:
     """What circuits are for: `inputs` [rows of data, inputs] are given, `targets` [rows of data, outputs] wanted.
 
-    The error is the sum of weights x squared (or absolute) differences, exactly: `weights` [outputs] are whole numbers.
-    `energy` and `delay` are costs of each function, whole as well. See `whole` for others.
+    The error is the sum of weights x squared (or absolute) differences, exactly: `weights`, [outputs] or [rows of data,
+    outputs], are whole numbers. `energy` and `delay` are costs of each function, whole as well. See `whole` for others.
     """
 
     inputs: Ints
@@ -37,10 +37,10 @@ class Goal:
         if self.error not in ("squared", "absolute"):
             raise ValueError(f"errors are squared or absolute, not {self.error}")
         weights = self.output_weights
-        if weights.shape != (self.targets.shape[1],) or (weights < 0).any():
+        if weights.shape not in (self.targets.shape[1:], self.targets.shape) or (weights < 0).any():
             raise ValueError("weights must be numbers from 0 on, one for each output")
         largest = (1 << self.bits) ** (2 if self.error == "squared" else 1)
-        worst = sum(weights.tolist()) * len(self.targets) * largest
+        worst = sum(self.row_weights.reshape(-1).tolist()) * largest
         if worst > MOST_ERROR:
             raise ValueError("weights are so large that the error could overflow; scale them with `whole`")
         for name, costs in (("energy", self.energy), ("delay", self.delay)):
@@ -50,6 +50,11 @@ class Goal:
     @property
     def output_weights(self) -> Ints:
         return np.ones(self.targets.shape[1], dtype=np.int64) if self.weights is None else self.weights
+
+    @property
+    def row_weights(self) -> Ints:
+        """[rows of data, outputs]"""
+        return np.broadcast_to(self.output_weights, self.targets.shape)
 
 
 def whole(values: npt.ArrayLike, most: int) -> tuple[Ints, float]:

@@ -276,7 +276,7 @@ def settle_(
             if pin >= first_output and value != old:
                 output = pin - first_output
                 wanted = targets[output, row]
-                totals[ERROR] += weights[output] * (
+                totals[ERROR] += weights[output, row] * (
                     deviation(value, wanted, absolute) - deviation(old, wanted, absolute)
                 )
         if timed:
@@ -324,7 +324,7 @@ def build_(
     values[inputs:] = 0
     for output in range(outputs):
         for row in range(rows):
-            totals[ERROR] += weights[output] * deviation(0, targets[output, row], absolute)
+            totals[ERROR] += weights[output, row] * deviation(0, targets[output, row], absolute)
         pin = first_output + output
         pins[pin, FIRST] = 0
         mark_(pending, pin)

@@ -90,7 +90,8 @@ def _evolve(
     costs = np.zeros((COUNT + 1, 3), dtype=np.int64)
     costs[:-1] = np.stack([goal.energy, goal.delay, np.asarray(READS)], axis=1)
     costs[-1, 2] = 1
-    targets, weights = np.ascontiguousarray(goal.targets.T, dtype=np.int32), goal.output_weights
+    targets = np.ascontiguousarray(goal.targets.T, dtype=np.int32)
+    weights = np.ascontiguousarray(goal.row_weights.T, dtype=np.int64)
     most = int(settings.strength * len(free)) if settings.mutation == "rate" else 16 * len(free)
     patience = NEVER if settings.patience is None else settings.patience
     mutation = MUTATIONS.index(settings.mutation)

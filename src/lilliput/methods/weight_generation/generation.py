@@ -1,7 +1,8 @@
 """Weight generation: integers of weights come from a circuit, and each weight keeps only which of its values it is.
 
-Circuits that make weights: Lorinc (2023), cnn-cgp-compressor; weight sharing: Han et al. (2016), section 3. Here the
-circuit is built gate by gate in place of a search, serves all layers without multiplexers, and is stored in the file.
+Circuits that make weights: cnn-cgp-compressor, by Cartesian genetic programming as in Vasicek and Bidlo (2011); weight
+sharing: Han et al. (2016), section 3. Here the circuit is built gate by gate in place of a search, serves all layers
+without multiplexers, and is stored in the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,11 @@ from lilliput.core.method import Context, Pass, PassResult, check_choice, check_
 from lilliput.graph.layers import output_axis
 from lilliput.measure.energy import PUBLISHED, GateTable, read_gates
 from lilliput.methods.weight_generation.codebook import clustered, exact, free
-from lilliput.methods.weight_generation.importance import fisher
+from lilliput.methods.weight_generation.evolved import evolved
+from lilliput.methods.weight_generation.importance import fisher, mean_loss
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.selection import choose
-from lilliput.methods.weight_generation.sizing import least_bits
+from lilliput.methods.weight_generation.sizing import Sizes
 from lilliput.methods.weight_generation.solution import Solution
 from lilliput.ops import affine
 
@@ -41,15 +43,19 @@ class WeightGeneration(Pass):
     ("= -128, 127"). `wanted`: the weights to make; by default all of the chosen layers that are not given. Layers
     without a grid get one of `weight_bits` (2..12) for each channel or `weight_per` "tensor". `importance` "fisher"
     weighs errors by the slopes of the loss on `samples` of the calibration set; with `max_loss`, as few values are made
-    as keep the estimated growth of the loss below it: for all together, or by layer. `gates` is a CSV file of prices,
-    see `energy.read_gates`.
+    as keep the loss on these from growing by more, for all layers or for each by what its errors cost. `gates` is a CSV
+    file of prices, see `energy.read_gates`. `generations` of Cartesian genetic programming look for a circuit of less
+    energy for the same values; a circuit that takes more bytes is not taken.
 
     Training afterwards moves weights among the values (straight-through). Every circuit's account is in the statistics.
     """
 
     name: ClassVar[str] = "weight_generation"
     summary: ClassVar[str] = "let a circuit make the few values of the weights"
-    citations: ClassVar[tuple[str, ...]] = ("https://doi.org/10.1109/CEC.2011.5949662",)
+    citations: ClassVar[tuple[str, ...]] = (
+        "https://doi.org/10.1109/CEC.2011.5949628",
+        "https://arxiv.org/abs/1510.00149",
+    )
 
     values: int = 16
     solver: str = "clusters"
@@ -62,6 +68,7 @@ class WeightGeneration(Pass):
     samples: int = 128
     max_loss: float | None = None
     gates: str | None = None
+    generations: int = 0
 
     def __post_init__(self) -> None:
         name = self.name
@@ -72,6 +79,7 @@ class WeightGeneration(Pass):
         check_choice(f"{name} weight_per", self.weight_per, ("channel", "tensor"))
         check_choice(f"{name} importance", self.importance, ("fisher", "none"))
         check_range(f"{name} samples", self.samples, 1, 1 << 20)
+        check_range(f"{name} generations", self.generations, 0, 1 << 40)
         for field in ("given", "wanted"):
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
@@ -98,19 +106,20 @@ class WeightGeneration(Pass):
         groups = [list(chosen)] if self.share == "network" else [[path] for path in chosen]
         problems = [self._problem(net, group, weights, table) for group in groups]
         owners = [self if self.share == "network" else self.for_layer(group[0]) for group in groups]
-        solutions = self._solutions(problems, owners, context)
+        if self.max_loss is None:
+            solutions = self._solutions(problems, owners, context)
+        else:
+            solutions = self._keeping(net, context, groups, chosen, (problems, owners), self.max_loss)
+        if self.generations:
+            seed = int(torch.randint(1 << 30, (), generator=context.generator))
+            with context.progress.task("evolve circuits", len(solutions)) as advance:
+                for i, solution in enumerate(solutions):
+                    solutions[i] = evolved(solution, self.generations, seed=seed + i)
+                    advance(1)
         changed, rows = dict[str, str](), list[dict[str, Any]]()
         for group, solution in zip(groups, solutions, strict=True):
-            bank = self._bank(net, group, chosen, solution)
-            for path in group:
-                try:
-                    encoding = net.encoding(chosen[path]).with_bank(bank)
-                except UsageError as error:
-                    raise RecipeError(
-                        f"{self.name} of {path!r}", error.found, "give it a circuit of its own"
-                    ) from error
-                net.encode_(chosen[path], encoding)
-                changed[path] = encoding.describe()
+            self._store_(net, group, chosen, solution)
+            changed |= {path: net.encoding(chosen[path]).describe() for path in group}
             rows.append(account(solution, group))
         notes = [note(rows)]
         return PassResult(changed=changed, skipped=skipped, notes=tuple(notes), statistics={"circuits": rows})
@@ -156,20 +165,51 @@ class WeightGeneration(Pass):
         self, problems: Sequence[Problem], owners: Sequence["WeightGeneration"], context: Context
     ) -> list[Solution]:
         """`owners` are the settings of each problem."""
-        counts = [own.values for own in owners]
+        solutions: list[Solution] = []
         with context.progress.task("make circuits", len(problems)) as advance:
-            if self.max_loss is not None:
-                solvers = [own.solve for own in owners]
-                found = least_bits(problems, solvers, most=counts, max_loss=self.max_loss, advance=advance)
-                if found is None:
-                    do = "allow more values, or a larger loss"
-                    raise RecipeError(f"{self.name} max_loss {self.max_loss:g}", "so many values lose more", do)
-                return found
-            solutions: list[Solution] = []
-            for problem, own, count in zip(problems, owners, counts, strict=True):
-                solutions.append(own.solve(problem, count))
+            for problem, own in zip(problems, owners, strict=True):
+                solutions.append(own.solve(problem, own.values))
                 advance(1)
-            return solutions
+        return solutions
+
+    def _keeping(
+        self,
+        net: Artifact,
+        context: Context,
+        groups: Sequence[Sequence[str]],
+        chosen: Mapping[str, str],
+        subjects: tuple[Sequence[Problem], Sequence["WeightGeneration"]],
+        max_loss: float,
+    ) -> list[Solution]:
+        """The fewest bits with which the loss on the calibration set grows by at most `max_loss`."""
+        problems, owners = subjects
+        before = mean_loss(net, context.task, samples=self.samples)
+
+        def grows(solutions: Sequence[Solution]) -> float:
+            trial = net.copy()
+            for group, solution in zip(groups, solutions, strict=True):
+                self._store_(trial, group, chosen, solution)
+            return mean_loss(trial, context.task, samples=self.samples) - before
+
+        with context.progress.task("size circuits", len(problems)) as advance:
+            sizes = Sizes.of(
+                problems, [own.solve for own in owners], most=[own.values for own in owners], advance=advance
+            )
+        found = sizes.keeping(grows, max_loss)
+        if found is None:
+            most = max(own.values for own in owners)
+            asked = f"{self.name} max_loss {max_loss:g}"
+            raise RecipeError(asked, f"{most} values lose more", "allow more values, or a larger loss")
+        return found
+
+    def _store_(self, net: Artifact, group: Sequence[str], chosen: Mapping[str, str], solution: Solution) -> None:
+        bank = self._bank(net, group, chosen, solution)
+        for path in group:
+            try:
+                net.encode_(chosen[path], net.encoding(chosen[path]).with_bank(bank))
+            except UsageError as error:
+                do = "give it a circuit of its own"
+                raise RecipeError(f"{self.name} of {path!r}", error.found, do) from error
 
     def solve(self, problem: Problem, count: int) -> Solution:
         """By the solver of these settings, with at most `count` values."""
@@ -240,7 +280,8 @@ def note(rows: Sequence[Mapping[str, Any]]) -> str:
     text = f"{gates} gates; {bits // 8:,} bytes of indices and circuits before coding ({plain // 8:,} plain, "
     text += f"{table // 8:,} with tables); modelled reads {energy / 1e6:.3g} uJ ({before / 1e6:.3g} plain)"
     warnings = [warning for row in rows for warning in row["warnings"]]
-    return f"{text}; {len(warnings)} warnings: {warnings[0]}" if warnings else text
+    more = f", and {len(warnings) - 1} more" if len(warnings) > 1 else ""
+    return f"{text}; {warnings[0]}{more}" if warnings else text
 
 
 def _makeable(grid: Grid) -> bool:

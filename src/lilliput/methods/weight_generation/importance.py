@@ -1,4 +1,4 @@
-"""How much a small error of each weight costs: the diagonal of the empirical Fisher information."""
+"""How much errors of weights cost: the diagonal of the empirical Fisher information; losses."""
 
 import copy
 from collections.abc import Sequence
@@ -37,3 +37,12 @@ def fisher(
             if slope is not None:  # pyright: ignore[reportUnnecessaryComparison]
                 total.add_(slope.double() ** 2 / count)
     return dict(zip(names, found, strict=True))
+
+
+def mean_loss(net: Artifact, task: Task, *, role: Role = "calibration", samples: int = 128) -> float:
+    """The task's loss, over the first `samples` of the role together."""
+    data = task.data(role)
+    x, y = data.batch(torch.arange(min(samples, len(data))))
+    batch = (x.to(net.device), y.to(net.device) if isinstance(y, Tensor) else y)
+    with torch.no_grad():
+        return float(task.loss(task.forward(net.module.eval(), batch), task.target(batch)).mean())
