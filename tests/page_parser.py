@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-SVG_EMPTY = {"rect", "circle", "line", "polyline"}
+SVG_EMPTY = {"rect", "circle", "line", "polyline", "path"}
 
 
 class Element:

@@ -10,6 +10,7 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError, LilliputError
 from lilliput.core.program import Program
 from lilliput.core.progress import Progress
+from lilliput.export import circuit_folder
 from lilliput.export.c import project
 from lilliput.export.c.board_log import check_log
 from lilliput.export.c.golden import read
@@ -63,6 +64,20 @@ def export_hls(file: Path, into: str | None, folder: Path, name: str, inputs: Pa
     else:
         lines.append("every rescaling is a right shift")
     return {"files": [str(path) for path in paths], "multiplies": multiplies, "text": "\n".join(lines)}
+
+
+def export_circuit(file: Path, into: str | None, folder: Path, name: str) -> dict[str, Any]:
+    """The circuits of a network, each in several files."""
+    paths = circuit_folder.write(artifact_of(file, into), made(folder), name=name)
+    lines = [f"{path}: {path.stat().st_size:,} bytes" for path in paths]
+    lines.append(f"compile and compare them: lilliput verify {folder}")
+    return {"files": [str(path) for path in paths], "text": "\n".join(lines)}
+
+
+def verify_circuits(folder: Path) -> dict[str, Any]:
+    results = circuit_folder.verify(folder)
+    rows = [asdict(checked) for checked in results]
+    return {"folder": str(folder), "circuits": rows, "text": "\n".join(checked.text() for checked in results)}
 
 
 def verify_folder(

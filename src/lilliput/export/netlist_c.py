@@ -110,11 +110,19 @@ def all_inputs(net: Netlist) -> Ints:
     return np.asarray(rows, dtype=np.int64).reshape(len(rows), net.inputs)
 
 
-def verify_c(net: Netlist, rows: npt.ArrayLike | None = None, *, source: str | None = None) -> int:
+def verify_c(
+    net: Netlist,
+    rows: npt.ArrayLike | None = None,
+    *,
+    source: str | None = None,
+    name: str = "generate",
+    include: Path | None = None,
+) -> int:
     """How many rows of inputs the compiled function was run on, with the answers of the circuit, bit by bit.
 
-    `rows` [n, inputs]; without them all combinations. `source`: another text than `c_function(net)` gives. Raises
-    `VerificationError` at the first difference, `UnsupportedError` without a C compiler.
+    `rows` [n, inputs]; without them all combinations. `source`: another text than `c_function(net)` gives, with the
+    function `name`, and `include` the folder of its headers. Raises `VerificationError` at the first difference,
+    `UnsupportedError` without a C compiler.
     """
     net = net.pruned()
     given = all_inputs(net) if rows is None else np.asarray(rows, dtype=np.int64).reshape(-1, net.inputs)
@@ -123,11 +131,14 @@ def verify_c(net: Netlist, rows: npt.ArrayLike | None = None, *, source: str | N
         raise UnsupportedError("verify a circuit's C", "no C compiler", "install gcc or clang")
     wanted = net.evaluate(given) if len(given) else np.zeros((0, len(net.outputs)), dtype=np.int64)
     number = np.dtype(np.int8 if net.bits <= 8 else np.int16)
+    headers = [] if include is None else [f"-I{include.resolve()}"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "test.c").write_text((source or c_function(net)) + _main(net, len(given)), encoding="utf-8")
+        (folder / "test.c").write_text(
+            (source or c_function(net, name=name)) + _main(net, len(given), name), encoding="utf-8"
+        )
         given.astype(number).tofile(folder / "in.bin")
-        built = call([compiler, *FLAGS, "test.c", "-o", "test"], folder, deadline=DEADLINE_S)
+        built = call([compiler, *FLAGS, *headers, "test.c", "-o", "test"], folder, deadline=DEADLINE_S)
         if built.code != 0:
             raise VerificationError("compile a circuit's C", built.first_lines, "report this as a bug")
         ran = call([folder / "test"], folder, deadline=DEADLINE_S)
@@ -142,7 +153,7 @@ def verify_c(net: Netlist, rows: npt.ArrayLike | None = None, *, source: str | N
     return len(given)
 
 
-def _main(net: Netlist, rows: int) -> str:
+def _main(net: Netlist, rows: int, name: str) -> str:
     number, row = number_type(net), ", (int)(r & 1)" if has_rows(net) else ""
     inputs, outputs = net.inputs, len(net.outputs)
     return f"""
@@ -155,7 +166,7 @@ int main(void)
     if (!from || !to) return 1;
     for (long r = 0; r < {rows}L; r++) {{
         if (fread(in, sizeof *in, {inputs}, from) != {inputs}) return 2;
-        generate(in, out{row});
+        {name}(in, out{row});
         if (fwrite(out, sizeof *out, {outputs}, to) != {outputs}) return 3;
     }}
     return fclose(from) || fclose(to);

@@ -20,6 +20,7 @@ from lilliput.graph.trace import Graph, graph_of
 from lilliput.measure.memory import plan_memory
 from lilliput.report.answers import answers, usual_kind
 from lilliput.report.changed import changed_samples
+from lilliput.report.circuits import circuits
 from lilliput.report.compare import Column, samples_of
 from lilliput.report.difference import layer_sqnr
 from lilliput.report.functions import learned_functions
@@ -42,6 +43,7 @@ def details(columns: list[Column], task: Task, role: Role) -> dict[str, Any]:
         "layers": layer_rows(first, last, graph, task),
         "memory": memory_steps(graph, last.artifact),
         "functions": learned_functions(first.artifact, last.artifact, graph, _few(first.artifact, task)),
+        "circuits": circuits(last.artifact),
         "data": fingerprints(task),
     }
     if first.evaluation is not None and last.evaluation is not None:

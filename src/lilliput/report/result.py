@@ -18,6 +18,7 @@ from lilliput.core.files import write_atomically
 from lilliput.core.score import Score
 from lilliput.core.target import Target
 from lilliput.core.task import Task
+from lilliput.export import circuit_folder
 from lilliput.export import onnx as onnx_export
 from lilliput.export.c import project
 from lilliput.export.c.interface import Interface
@@ -32,7 +33,7 @@ from lilliput.report.html.page import fragment, page
 from lilliput.report.html.source import Source, of_data
 from lilliput.report.text import comparison
 
-FORMATS = ("onnx", "c", "hls")
+FORMATS = ("onnx", "c", "hls", "circuit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,8 @@ class Result:
         return fragment(self._source())
 
     def _source(self) -> Source:
-        return of_data(self.to_data(), self.report_data(), recipe=self.recipe.to_yaml(), folder=self.folder)
+        data, found, text = self.to_data(), self.report_data(), self.recipe.to_yaml()
+        return of_data(data, found, recipe=text, folder=self.folder, statistics=self.statistics)
 
     def save(self, path: str | os.PathLike[str], *, strip: bool = False, names: bool = True) -> int:
         """Write the `.lil` file; returns its bytes. `strip` leaves out the graph, recipe and labels.
@@ -163,8 +165,8 @@ class Result:
     ) -> "Export":
         """Write deployable files into `folder`: `onnx` the file name.onnx, `c` the folder name-c, `hls` name-hls.
 
-        With `product_of_sums` the C adds inputs that meet one shared weight before it multiplies. Raises `ExportError`
-        for what the format cannot hold.
+        `circuit` writes the circuits of weights into name-circuit. With `product_of_sums` the C adds inputs that meet
+        one shared weight before it multiplies. Raises `ExportError` for what the format cannot hold.
         """
         for kind in to:
             if kind not in FORMATS:
@@ -172,7 +174,7 @@ class Result:
         if product_of_sums and "c" not in to:
             raise UsageError("export with product of sums", f"formats {', '.join(to)}", 'give to=["c"]')
         place = made(folder)
-        path = c = hls = None
+        path = c = hls = circuit = None
         if "onnx" in to:
             path = place / f"{name}.onnx"
             onnx_export.export(self.artifact, path, target=onnx_target(self.target))
@@ -185,7 +187,10 @@ class Result:
         if "hls" in to:
             hls = made(place / f"{name}-hls")
             header.write(lower(self.artifact), hls, name=name)
-        return Export(result=self, onnx=path, c=c, hls=hls)
+        if "circuit" in to:
+            circuit = made(place / f"{name}-circuit")
+            circuit_folder.write(self.artifact, circuit)
+        return Export(result=self, onnx=path, c=c, hls=hls, circuit=circuit)
 
     def to_data(self) -> dict[str, Any]:
         """Everything but the network, as plain data: what `result.json` holds."""
@@ -218,9 +223,12 @@ class Export:
     onnx: Path | None
     c: Path | None = None
     hls: Path | None = None
+    circuit: Path | None = None
 
     def verify(self, samples: int = 1000) -> str:
         """Run the files and compare, ONNX on real samples, C on its golden vectors on every target of this machine.
+
+        Functions of circuits on all inputs, or on many.
 
         Raises `VerificationError` where they differ.
         """
@@ -234,6 +242,8 @@ class Export:
                 raise wrong
             ran = [r.target for r in results if r.status == "equal"]
             found.append(f"C: {len(golden.inputs)} vectors equal on {', '.join(ran)}")
+        if self.circuit is not None:
+            found += [checked.text() for checked in circuit_folder.verify(self.circuit)]
         return "; ".join(found)
 
     def _verify_onnx(self, path: Path, samples: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lilliput.core.errors import ArtifactError, MissingExtraError
 from lilliput.report.html.panels.answers import answers
+from lilliput.report.html.panels.circuits import circuits
 from lilliput.report.html.panels.comparison import comparison
 from lilliput.report.html.panels.front import front
 from lilliput.report.html.panels.functions import functions
@@ -30,6 +31,7 @@ PANELS: Mapping[str, tuple[str, Callable[[Source], Any]]] = {
     "passes": ("What each step bought", passes),
     "learning": ("Bits that were learned", learning),
     "functions": ("Learned functions", functions),
+    "circuits": ("Circuits", circuits),
     "layers": ("Layers", layers),
     "samples": ("Answers that changed", samples),
     "answers": ("Answers before and after", answers),

@@ -11,8 +11,8 @@ from lilliput.core.errors import ArtifactError, UsageError
 from lilliput.pipeline.folder import RunFolder, json_text
 from lilliput.report.text import ROWS
 
-ROUNDS = "self_compression"
-"""The method that notes its rounds."""
+NOTED = ("self_compression", "weight_generation")
+"""Methods whose statistics are shown: rounds of training, circuits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Source:
     """`run.json`: what the run was about."""
     analysis: Mapping[str, Any] = field(default_factory=dict[str, Any])
     statistics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    """Of the methods that train in rounds: {file: what it holds}."""
+    """Of the methods of `NOTED`: {file: what it holds}."""
     recipe: str = ""
     command: Mapping[str, Any] = field(default_factory=dict[str, Any])
     finished: bool = True
@@ -74,9 +74,17 @@ def of_folder(folder: Path) -> Source:
     )
 
 
-def of_data(data: Mapping[str, Any], details: Mapping[str, Any], *, recipe: str, folder: Path | None) -> Source:
+def of_data(
+    data: Mapping[str, Any],
+    details: Mapping[str, Any],
+    *,
+    recipe: str,
+    folder: Path | None,
+    statistics: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Source:
     """Of a result in memory; what only its run folder knows is read there."""
-    data, details = (json.loads(json_text(part)) for part in (data, details))  # as a folder would give them
+    parts = (data, details, statistics or {})
+    data, details, noted = (json.loads(json_text(part)) for part in parts)  # as a folder would give them
     beside = {name: {} if folder is None else _read(folder / f"{name}.json") for name in ("run", "analysis", "command")}
     return Source(
         title="Result" if folder is None else folder.resolve().name,
@@ -84,7 +92,7 @@ def of_data(data: Mapping[str, Any], details: Mapping[str, Any], *, recipe: str,
         details=details,
         identity=beside["run"],
         analysis=beside["analysis"],
-        statistics={} if folder is None else _statistics(data.get("trail", []), folder),
+        statistics=noted if folder is None else _statistics(data.get("trail", []), folder),
         recipe=recipe,
         command=beside["command"],
     )
@@ -92,7 +100,7 @@ def of_data(data: Mapping[str, Any], details: Mapping[str, Any], *, recipe: str,
 
 def _statistics(trail: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Mapping[str, Any]]:
     passes = [part for entry in trail for part in entry.get("passes", [])]
-    names = [part["statistics"] for part in passes if part.get("name") == ROUNDS and "statistics" in part]
+    names = [part["statistics"] for part in passes if part.get("name") in NOTED and "statistics" in part]
     return {name: _read(folder / name) for name in names}
 
 
