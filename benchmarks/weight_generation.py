@@ -312,13 +312,13 @@ def text(found):
             f"{name:26}{row['missing']:7}{row['gates']:7}{row['depth']:7}  {row['energy_pj']:.2e}  {row['cpu_s']:5.2f}"
             f"{row['error']:7.0f}  {row['wire_pj']:9.2f} pJ"
         )
-    lines += ["", f"{'evolution, 60 CPU s':54}generations   error    energy  gates  depth   wires, assumed"]
+    lines += ["", f"{'evolution, 60 CPU s':64}generations   error    energy  gates  depth   wires, assumed"]
     for name, row in found.get("evolution", {}).items():
         for when, generations in (("before", 0), ("after", row["generations"])):
             r, once = row[when], row[when]["each_value_once"]
-            start = f"{name + ', ' + when:54}{generations:11}{r['error']:8.0f}"
+            start = f"{name + ', ' + when:64}{generations:11}{r['error']:8.0f}"
             lines.append(f"{start}  {r['energy_pj']:.2e}{r['gates']:7}{r['depth']:7}")
-            start = f"{'    each value once':73}  {once['energy_pj']:.2e}{once['gates']:7}{once['depth']:7}"
+            start = f"{'    each value once':83}  {once['energy_pj']:.2e}{once['gates']:7}{once['depth']:7}"
             lines.append(f"{start}{once['wire_pj']:14.2f} pJ")
     lines += ["", f"{'outer from core, both convolutions':40}error  gates  multiplexers  gates' pJ   wires    bits"]
     for name, row in found.get("multiplexers", {}).items():
