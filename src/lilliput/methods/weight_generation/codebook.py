@@ -39,6 +39,8 @@ def free(problem: Problem, n_values: int | None = None, *, most_pj: float = 0.0)
     """
     prices = problem.gates.energy_pj
     values = reachable(problem.given.tolist(), bits=problem.bits, prices=prices, most=most_pj)
+    if problem.low is not None:
+        values = values[values >= problem.low]
     if n_values is not None:
         _check_count(n_values)
         values = best_of(problem, values, n_values)

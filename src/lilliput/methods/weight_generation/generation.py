@@ -5,6 +5,7 @@ sharing: Han et al. (2016), section 3. Here the circuit is built gate by gate in
 without multiplexers, and is stored in the file.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,8 +24,8 @@ from lilliput.measure.energy import PUBLISHED, GateTable, read_gates
 from lilliput.methods.weight_generation.codebook import clustered, exact, free
 from lilliput.methods.weight_generation.evolved import evolved
 from lilliput.methods.weight_generation.importance import fisher, mean_loss
-from lilliput.methods.weight_generation.problem import Problem, problem_of
-from lilliput.methods.weight_generation.selection import choose
+from lilliput.methods.weight_generation.problem import Problem, live, problem_of
+from lilliput.methods.weight_generation.selection import choose, of_layer
 from lilliput.methods.weight_generation.sizing import Sizes
 from lilliput.methods.weight_generation.solution import Solution
 from lilliput.ops import affine
@@ -126,13 +127,13 @@ class WeightGeneration(Pass):
 
     def _on_grids_(self, net: Artifact, chosen: Mapping[str, str], skipped: dict[str, str]) -> dict[str, str]:
         """Integers for layers that have none; those that a circuit can make. The others join `skipped`."""
-        given = {place.name for place in choose(net, self.given).places}
+        given = {place.name: len(place.positions) for place in choose(net, self.given).places}
         wanted = {place.name for place in choose(net, self.wanted).places}
         found: dict[str, str] = {}
         for path, weight in chosen.items():
             own, encoding = self.for_layer(path), net.encoding(weight)
             partly = weight in given and weight in wanted
-            if encoding.mask is not None and not bool(encoding.mask.any()):
+            if not bool(live(encoding).any()):
                 skipped[path] = "all its weights are pruned"
             elif wanted and weight not in wanted and weight not in given:
                 skipped[path] = "not wanted"
@@ -145,7 +146,8 @@ class WeightGeneration(Pass):
                     encoding = encoding.with_grid(_grid(encoding, own.weight_bits, axis))
                     net.encode_(weight, encoding)
                 if weight in given and not partly:
-                    skipped[path] = "its weights are given"
+                    whole = given[weight] == math.prod(encoding.shape)
+                    skipped[path] = "its weights are given" if whole else "partly given, and none of the rest wanted"
                 else:
                     found[path] = weight
         return found
@@ -157,9 +159,12 @@ class WeightGeneration(Pass):
         if not wanted:
             wanted = group
         elif self.share == "layer":
-            names = {net.canonical(f"{path}.weight" if path else "weight") for path in group}
-            wanted = [text for text in wanted if {p.name for p in choose(net, text).places} & names]
-        return problem_of(net, given=self.given, wanted=list(wanted), importance=weights, gates=table)
+            wanted = [part for path in group for text in wanted if (part := of_layer(text, path)) is not None]
+        try:
+            return problem_of(net, given=self.given, wanted=list(wanted), importance=weights, gates=table)
+        except UsageError as error:
+            do = "give each weight once" if "both" in error.found else "select the layers that are given, too"
+            raise RecipeError(f"{self.name}, {error.asked}", error.found, do) from error
 
     def _solutions(
         self, problems: Sequence[Problem], owners: Sequence["WeightGeneration"], context: Context
@@ -230,9 +235,7 @@ class WeightGeneration(Pass):
             rest = set[int]()
             for path in group:
                 encoding = net.encoding(chosen[path])
-                others = ~kept[chosen[path]]
-                if encoding.mask is not None:
-                    others &= encoding.mask.reshape(-1).cpu()
+                others = ~kept[chosen[path]] & live(encoding)
                 rest |= set(encoding.integers().reshape(-1).cpu()[others].tolist())
             made = set(solution.made.tolist())
             known = {int(value): pin for pin, value in enumerate(problem.given)}

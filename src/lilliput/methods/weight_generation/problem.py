@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.artifact import Artifact
+from lilliput.core.encoding import Encoding
 from lilliput.core.errors import UsageError
 from lilliput.measure.energy import PUBLISHED, GateTable
 from lilliput.methods.weight_generation.selection import Chosen, Place, choose
@@ -36,6 +37,8 @@ class Problem:
     given_count: int = 0
     own_inputs: int = 0
     places: tuple[Place, ...] = ()
+    low: int | None = None
+    """The least integer that some wanted weight can hold, where it is not that of all `bits`: narrow grids."""
 
     @staticmethod
     def of_values(
@@ -78,8 +81,9 @@ def problem_of(
     """From the integers of a network's layers, chosen as in `selection`; `wanted="given"` makes a layer from itself.
 
     A layer that makes itself needs its distinct values alone: its weights are wanted, and none of them stays stored.
-    Weights that are pruned take no part. `importance` [parameter's shape] by name: what a squared error of a weight, in
-    its own unit, costs; scales of channels then count. Without it, every squared error of an integer costs 1.
+    Weights that are pruned, or of channels without bits, take no part. `importance` [parameter's shape] by name: what a
+    squared error of a weight, in its own unit, costs; scales of channels then count. Without it, every squared error of
+    an integer costs 1.
     """
     itself = wanted == "given"
     source = choose(net, given)
@@ -106,6 +110,7 @@ def problem_of(
         given_count=0 if itself else sum(len(v) for v in given_values),
         own_inputs=len(known) - len(stored),
         places=tuple(place for place, _ in kept),
+        low=min(_lowest(net, place.name) for place in target.places),
     )
 
 
@@ -119,12 +124,25 @@ def _grid_bits(net: Artifact, name: str) -> int:
     return max(bits, 2)
 
 
-def _kept(net: Artifact, place: Place) -> tuple[Place, Ints]:
-    """The place without pruned weights, and its integers."""
-    encoding = net.encoding(place.name)
-    positions = place.positions
+def _lowest(net: Artifact, name: str) -> int:
+    grid = net.encoding(name).grid
+    return 0 if grid is None else grid.common()[0]
+
+
+def live(encoding: Encoding) -> Tensor:
+    """bool [entries]: neither pruned nor of a channel without bits."""
+    grid, found = encoding.grid, torch.ones(encoding.shape, dtype=torch.bool)
     if encoding.mask is not None:
-        positions = positions[encoding.mask.reshape(-1).cpu()[positions]]
+        found &= encoding.mask.cpu()
+    if grid is not None:
+        found &= grid.spread(grid.bit_width > 0, len(encoding.shape)).cpu()
+    return found.reshape(-1)
+
+
+def _kept(net: Artifact, place: Place) -> tuple[Place, Ints]:
+    """The place without weights that are gone, and its integers."""
+    encoding = net.encoding(place.name)
+    positions = place.positions[live(encoding)[place.positions]]
     return Place(name=place.name, positions=positions), encoding.integers().reshape(-1).cpu()[positions].numpy()
 
 

@@ -61,6 +61,18 @@ def choose(net: Artifact, selection: str | Sequence[str]) -> Chosen:
     return Chosen(places=tuple(places), constants=tuple(dict.fromkeys(constants)))
 
 
+def of_layer(text: str, path: str) -> str | None:
+    """The expression for this layer alone; None if it chooses nothing of it.
+
+    >>> of_layer("conv* core 3", "conv2")
+    'conv2 core 3'
+    """
+    match = FORM.fullmatch(text.strip())
+    if match is None or not fnmatch.fnmatchcase(path, match["layer"]):
+        return None
+    return path + text.strip()[match.end("layer") :]
+
+
 def _integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.strip()[1:].split(",")]
