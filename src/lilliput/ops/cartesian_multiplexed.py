@@ -12,11 +12,8 @@ import numpy.typing as npt
 
 from lilliput.ops.cartesian import Circuit, Shape, random_circuit
 from lilliput.ops.cartesian_functions import COUNT, IDENTITY, Ints
-from lilliput.ops.cartesian_goal import Goal, whole
+from lilliput.ops.cartesian_goal import MOST_ERROR, Goal, whole
 from lilliput.ops.cartesian_state import Bools
-
-MOST_WEIGHT = 1 << 40
-"""Of all errors together: squares of 2^16 values leave room for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +45,7 @@ def multiplexed(
     rows: int,
     columns: int,
     seed: int,
+    levels_back: int | None = None,
     bits: int = 8,
     weights: npt.ArrayLike | None = None,
     costs: tuple[Ints, Ints] | None = None,
@@ -55,7 +53,8 @@ def multiplexed(
     """A random circuit and its goal, for given and wanted weights of any shape, duplicates included.
 
     `weights` of the shape of `wanted`: how much the error of each matters, from 0 on; without them each counts once.
-    Those that are not whole are scaled, see `whole`. `costs`: energy and delay of each function.
+    Those that are not whole are scaled, see `whole`. `costs`: energy and delay of each function. Without `levels_back`
+    nodes read everything before them; where the last column does not reach the inputs, all its sources may change.
     """
     pool, values = np.unique(np.asarray(given, dtype=np.int64)), np.asarray(wanted, dtype=np.int64).reshape(-1)
     values, place, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -63,19 +62,22 @@ def multiplexed(
         raise ValueError(f"{len(pool)} given and {len(values)} wanted values; give one at least, and want 1 to {rows}")
     if weights is not None:
         sums = np.bincount(place, weights=np.asarray(weights, dtype=np.float64).reshape(-1), minlength=len(values))
-        exact = (sums == np.floor(sums)).all() and sums.sum() <= MOST_WEIGHT
-        counts = sums.astype(np.int64) if exact else whole(sums, MOST_WEIGHT // len(values))[0]
-    shape = Shape(inputs=len(pool), outputs=len(values), rows=rows, columns=columns, levels_back=columns, bits=bits)
+        most = MOST_ERROR >> 2 * bits  # of all weights together
+        exact = (sums == np.floor(sums)).all() and sums.sum() <= most
+        counts = sums.astype(np.int64) if exact else whole(sums, most // len(values))[0]
+    back = columns if levels_back is None else levels_back
+    shape = Shape(inputs=len(pool), outputs=len(values), rows=rows, columns=columns, levels_back=back, bits=bits)
     circuit = random_circuit(shape, np.random.default_rng(seed))
     last = shape.nodes - rows
     ports = last + np.arange(len(values))
     free, nodes = np.zeros((shape.nodes, 3), dtype=bool), circuit.nodes.copy()
-    nodes[last:, 2] = IDENTITY
+    nodes[last:, :2], nodes[last:, 2] = shape.sources()[0][columns - 1], IDENTITY
     free[:last] = True
     found = np.minimum(np.searchsorted(pool, values), len(pool) - 1)
-    here = pool[found] == values
+    here = (pool[found] == values) & (back >= columns)
     nodes[ports[here], 0] = found[here]
     free[ports[~here], 0] = True
+    nodes[ports[~here], 0] = circuit.nodes[ports[~here], 0]
     nothing = np.zeros(COUNT, dtype=np.int64)
     energy, delay = (nothing, nothing) if costs is None else costs
     return Multiplexed(
