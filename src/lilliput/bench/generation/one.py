@@ -1,0 +1,160 @@
+"""One run of an experiment, in its folder: from its start or from where it was left, to a number of generations."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lilliput.bench.generation.experiment import Run
+from lilliput.bench.generation.record import text_of, write_solutions
+from lilliput.bench.generation.solvers import Direct
+from lilliput.bench.generation.statistics import NAME, Statistics
+from lilliput.bench.generation.subject import Subject
+from lilliput.core.artifact import Artifact
+from lilliput.core.errors import ArtifactError, DataError
+from lilliput.core.files import explained
+from lilliput.methods.weight_generation.evolution import Evolution, EvolutionSettings, begin, unpacked
+from lilliput.methods.weight_generation.problem import Problem
+from lilliput.methods.weight_generation.solution import Solution
+from lilliput.pipeline.folder import RunFolder, json_text
+
+ABOUT, STATE, EXPERIMENT = "run.json", "state.bin", "experiment.yaml"
+CHECKPOINT_SECONDS = 5.0
+MOST_STATE_BYTES = 1 << 30
+
+
+def fingerprint(problem: Problem, run: Run) -> str:
+    """16 hex digits of what is solved, and how."""
+    about = {
+        "bits": problem.bits,
+        "given": [problem.given_count, problem.own_inputs, *problem.given.tolist()],
+        "wanted": problem.wanted.tolist(),
+        "counts": problem.counts.tolist(),
+        "importance": problem.importance.tolist(),
+        "gates": [problem.gates.energy_pj, problem.gates.delay_ns, problem.gates.area],
+        "solver": [run.kind, asdict(run.solver)],
+    }
+    return hashlib.blake2b(json_text(about).encode(), digest_size=8).hexdigest()
+
+
+def about(subject: Subject, run: Run) -> dict[str, Any]:
+    """What `run.json` says."""
+    return {"run": run.index, "title": run.title, "fingerprint": fingerprint(subject.problem(run), run)}
+
+
+def work(
+    subject: Subject,
+    run: Run,
+    path: Path,
+    *,
+    generations: int,
+    processes: int = 1,
+    stop: Callable[[Evolution], bool] = lambda evolution: False,
+) -> dict[str, Any]:
+    """Go on to `generations` in all; what the benchmark's folder keeps of it. `stop` sees the end of each round.
+
+    Raises `ArtifactError` where the folder is that of another run, `UsageError` where a process is at it already.
+    """
+    folder = RunFolder(path)
+    with folder.held():
+        folder.tidy()
+        said = about(subject, run)
+        if (path / ABOUT).exists() and folder.read_json(ABOUT) != said:
+            found = "it is of another problem or of other settings"
+            raise ArtifactError(f"continue {path}", found, "give the model and data it was begun with, or a new folder")
+        folder.write_json(ABOUT, said)
+        folder.write(EXPERIMENT, subject.experiment.alone(run).to_yaml())
+        started, cpu = time.perf_counter(), time.process_time()
+        net = subject.quantized(run)
+        problem = subject.problem(run, net)
+        if isinstance(run.solver, EvolutionSettings):
+            found = _evolve(folder, run.solver, run.index, problem, net, generations, processes, stop)
+        else:
+            found = _solve(folder, run.solver, run.index, problem, net)
+        seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+        return {**found, **{key: round(value, 3) for key, value in seconds.items()}}
+
+
+def _solve(folder: RunFolder, solver: Direct, index: int, problem: Problem, net: Artifact) -> dict[str, Any]:
+    """At once: generation 0 of a search that is ready."""
+    statistics = Statistics.at(folder.path / NAME, index, None)
+    solution = solver.solve(problem)
+    cost = solution.cost().circuit
+    statistics.note(
+        {
+            "generation": 0,
+            "error": solution.error,
+            "quantized_energy": "",
+            "energy": cost.energy_pj,
+            "area": cost.area,
+            "quantized_delay": "",
+            "delay": cost.delay_ns,
+            "depth": cost.depth,
+            "gate_count": cost.gates,
+            "chromosome": text_of(solution),
+        }
+    )
+    return _record(write_solutions(folder.path, [solution], net), generation=0, ready=True)
+
+
+def _evolve(
+    folder: RunFolder,
+    settings: EvolutionSettings,
+    index: int,
+    problem: Problem,
+    net: Artifact,
+    generations: int,
+    processes: int,
+    stop: Callable[[Evolution], bool],
+) -> dict[str, Any]:
+    before = _state(folder.path / STATE, problem, settings)
+    evolution = begin(problem, settings) if before is None else before
+    size = settings.round_generations
+    known = None if before is None else before.generation
+    statistics = Statistics.at(folder.path / NAME, index, known, size)
+    solutions: list[Solution] = []
+    saved, kept = time.monotonic(), ()
+    while True:
+        _note(statistics, evolution)
+        ended = evolution.ready or evolution.generation >= generations or stop(evolution)
+        if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            folder.write(STATE, evolution.packed())
+            solutions = list(evolution.top)
+            texts = tuple(text_of(solution) for solution in solutions)
+            if ended:
+                best = write_solutions(folder.path, solutions, net)
+                return _record(best, generation=evolution.generation, ready=evolution.ready)
+            if texts != kept:
+                write_solutions(folder.path, solutions, net)
+            saved, kept = time.monotonic(), texts
+        end = min(generations, (evolution.generation // size + 1) * size)
+        evolution = evolution.advanced(end - evolution.generation, processes=processes)
+
+
+def _note(statistics: Statistics, evolution: Evolution) -> None:
+    """The chromosome is that of the gates that are used: a whole grid takes 0.2 MB."""
+    found = evolution.statistics()
+    statistics.note({**found, "chromosome": text_of(evolution.best)})
+
+
+def _state(path: Path, problem: Problem, settings: EvolutionSettings) -> Evolution | None:
+    """Where a run was left; None if it has not begun."""
+    if not path.exists():
+        return None
+    with explained(f"read {path}"):
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MOST_STATE_BYTES else b""
+    try:
+        return unpacked(problem, settings, data)
+    except DataError as error:
+        do = "remove it, then continue: the run begins anew"
+        raise ArtifactError(f"continue from {path}", error.found, do) from error
+
+
+def _record(best: dict[str, Any], *, generation: int, ready: bool) -> dict[str, Any]:
+    """`score` is the error: a record with the key `error` is that of a failure."""
+    names = ("squared_error", "rms", "gates", "energy_pj", "stored_bits", "plain_bits", "verdict")
+    measures = {"score": best["error"], **{name: best[name] for name in names}}
+    return {**measures, "generation": generation, "ready": ready}
