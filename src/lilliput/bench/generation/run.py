@@ -24,14 +24,16 @@ MODULE = "lilliput.bench.generation.worker"
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """Runs and the jobs of workers, by the names of runs."""
+    """The whole grid; runs to do and the jobs of workers, by the names of runs."""
 
     folder: Path
+    grid: list[Run]
     runs: dict[str, Run]
     jobs: dict[str, dict[str, Any]]
 
     def to_data(self) -> dict[str, Any]:
-        return {"order": list(self.runs), "cells": {name: {"title": run.title} for name, run in self.runs.items()}}
+        titles = {run.name: {"title": run.title} for run in self.grid}
+        return {"order": list(titles), "cells": titles}
 
 
 def plan(
@@ -62,7 +64,7 @@ def plan(
                 "data_root": root,
                 "fingerprint": fingerprint(problem, run),
             }
-    return Planned(folder=folder, runs=runs, jobs=jobs)
+    return Planned(folder=folder, grid=grid, runs=runs, jobs=jobs)
 
 
 def go(planned: Planned, *, jobs: int = 1, progress: Progress = SILENT) -> dict[str, dict[str, Any]]:
@@ -98,6 +100,9 @@ def go(planned: Planned, *, jobs: int = 1, progress: Progress = SILENT) -> dict[
 
     crew.run(processes, finished)
     left = len(planned.runs) - len(done)
+    if left and len(planned.runs) == 1 < len(planned.grid):
+        (run,) = planned.runs.values()
+        raise UsageError(f"run {run.index} of {planned.folder}", "another process is at it", "wait until it has ended")
     if left:
         progress.say(f"{left} runs are left to other processes that have claimed them")
     return store.records(planned.runs)
