@@ -90,15 +90,15 @@ def _run(
 def _table(runs: dict[str, Any], records: dict[str, dict[str, Any]]) -> str:
     from lilliput.report.text import render
 
-    rows = [["run", "", "RMS error", "gates", "gate energy", "stored bits", "plainly", "generation"]]
+    rows = [["run", "RMS error", "gates", "gate energy", "stored bits", "plainly", "generation"]]
     for name, record in records.items():
-        about = [str(runs[name].index), runs[name].title]
+        about = f"{runs[name].index} {runs[name].title}"
         if "error" in record:
-            rows.append([*about, "failed", *["-"] * 5])
+            rows.append([about, "failed", *["-"] * 5])
             continue
         measures = [f"{record['rms']:.4g}", str(record["gates"]), f"{record['energy_pj']:.3g} pJ"]
         bits = [f"{record[key]:,}" for key in ("stored_bits", "plain_bits")]
-        rows.append([*about, *measures, *bits, f"{record['generation']:,}" if runs[name].evolves else "-"])
+        rows.append([about, *measures, *bits, f"{record['generation']:,}" if runs[name].evolves else "-"])
     return render(rows)
 
 
@@ -114,12 +114,12 @@ def evaluate(
     from lilliput.report.text import render
 
     rows = measure(path, of=of, data_root=data_root)
-    table = [["run", "", "solution", "error", "gates", "gate energy", "delay", "area", "stored bits", "recorded"]]
+    table = [["run", "solution", "error", "gates", "gate energy", "delay", "area", "stored bits", "recorded"]]
     for row in rows:
         same = "equal" if not row["differences"] else "DIFFERS"
         measures = [f"{row['error']:.6g}", str(row["gates"]), f"{row['energy_pj']:.4g} pJ", f"{row['delay_ns']:.4g} ns"]
         bits = [f"{row['area']:.5g}", f"{row['stored_bits']:,}", same if row["recorded"] else "no"]
-        table.append([str(row["run"]), row["title"], row["solution"], *measures, *bits])
+        table.append([f"{row['run']} {row['title']}", row["solution"], *measures, *bits])
     wrong = [f"{row['file']}: {'; '.join(row['differences'])}" for row in rows if row["differences"]]
     answer(rows, "\n".join([render(table), *wrong]), as_json=as_json)
     if wrong:
@@ -144,11 +144,11 @@ def metrics(
     progress, known = ConsoleProgress(quiet=quiet), role_of(role)
     rows = measure(folder, known, top=top, data_root=data_root, progress=progress)
     score = list(rows[0])[3]
-    table = [["run", "", "solution", score, "loss", "RMS error", "gate energy", "weights", "stored bits", "verdict"]]
+    table = [["run", "solution", score, "loss", "RMS error", "gate energy", "weights", "stored bits", "verdict"]]
     for row in rows:
         scores = [f"{row[score]:.2f}", f"{row['loss']:.4f}", _shown(row, "rms", ".4g"), _shown(row, "energy_pj", ".3g")]
-        costs = [_shown(row, "weights_pj", ".4g"), _shown(row, "stored_bits", ","), row.get("verdict", "")]
-        table.append([str(row["run"]), row["title"], row["solution"], *scores, *costs])
+        costs = [_shown(row, "weights_pj", ".4g"), _shown(row, "stored_bits", ","), _short(row.get("verdict", ""))]
+        table.append([f"{row['run']} {row['title']}".strip(), row["solution"], *scores, *costs])
     answer(
         rows, f"{render(table)}\nenergies in pJ; on {known}; written to {folder}/metrics-{known}.csv", as_json=as_json
     )
@@ -156,6 +156,11 @@ def metrics(
 
 def _shown(row: dict[str, Any], key: str, form: str) -> str:
     return format(row[key], form) if key in row else "-"
+
+
+def _short(verdict: str) -> str:
+    """What each of its warnings begins with."""
+    return ", ".join(dict.fromkeys(part.partition(":")[0] for part in verdict.split("; ")))
 
 
 @cgp.command()
