@@ -4,20 +4,23 @@ An evolution is a value: `advanced` gives a later one, the same in one stretch o
 processes. Islands meet at the end of every round, as in `ops.cartesian_islands`; what is kept on the way is taken then.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lilliput.core.errors import UsageError
 from lilliput.measure.energy import circuit_cost
+from lilliput.methods.weight_generation.archive import Point, unbeaten
 from lilliput.methods.weight_generation.codebook import exact
-from lilliput.methods.weight_generation.evolution_bytes import Content, head, pack, unpack
+from lilliput.methods.weight_generation.evolution_bytes import Content, Limits, head, pack, unpack
 from lilliput.methods.weight_generation.evolution_settings import EvolutionSettings
 from lilliput.methods.weight_generation.grid import grid_of, laid_out, solution_of
 from lilliput.methods.weight_generation.problem import Problem
 from lilliput.methods.weight_generation.solution import Solution
+from lilliput.methods.weight_generation.tidy import tidied
 from lilliput.ops.cartesian import Circuit
 from lilliput.ops.cartesian_goal import Goal
 from lilliput.ops.cartesian_islands import migrated, spawned
@@ -26,6 +29,8 @@ from lilliput.ops.cartesian_state import State
 from lilliput.ops.cartesian_text import written
 
 __all__ = ["Evolution", "EvolutionSettings", "begin", "unpacked"]
+
+MOST_ARCHIVED = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +49,10 @@ class Found:
             circuit=state.circuit, error=state.error, energy=state.energy, delay=state.delay, gates=state.gates
         )
 
+    @property
+    def measures(self) -> tuple[int, int, int, int]:
+        return self.error, self.energy, self.delay, self.gates
+
     def rank(self, threshold: int) -> tuple[int, ...]:
         """The published order: up to the threshold by energy, error, delay and gates; beyond it by error."""
         if self.error > threshold:
@@ -53,7 +62,10 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evolution:
-    """Where an evolution stands. `states`: islands; `generation`: of those that still go on; `kept`: see `top`."""
+    """Where an evolution stands. `states`: islands; `generation`: of those that still go on; `kept`: see `top`.
+
+    `archive`: what nothing beats in error, energy, stored bits and delay, of the start and the ends of all rounds.
+    """
 
     problem: Problem
     settings: EvolutionSettings
@@ -61,6 +73,7 @@ class Evolution:
     states: tuple[State, ...]
     generation: int = 0
     kept: tuple[Found, ...] = ()
+    archive: tuple[Point, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -83,6 +96,9 @@ class Evolution:
 
         With more than one process a script needs the usual `if __name__ == "__main__":`.
         """
+        if min(generations, processes - 1) < 0:
+            found = f"{generations} generations by {processes} processes"
+            raise UsageError("an evolution", found, "use at least 0 generations and 1 process")
         last, now = self.generation + generations, self
         with ExitStack() as stack:
             several = min(processes, len(self.states))
@@ -108,23 +124,28 @@ class Evolution:
 
     def _met(self) -> "Evolution":
         """The end of a round."""
-        return replace(self, states=tuple(migrated(self.states)), kept=self._best())
+        archive = _archived(self.problem, self.states, self.archive, f"generation {self.generation}")
+        return replace(self, states=tuple(migrated(self.states)), kept=self._best(), archive=archive)
 
     def _best(self) -> tuple[Found, ...]:
-        found = [*(Found.of(state) for state in self.states), *self.kept]
-        return _ranked(found, self.threshold, self.goal)[: self.settings.keep]
+        """Found at the ends of rounds or now, the best first. Of equal measures the first."""
+        distinct = {found.measures: found for found in (*map(Found.of, reversed(self.states)), *reversed(self.kept))}
+        return tuple(sorted(distinct.values(), key=lambda found: found.rank(self.threshold))[: self.settings.keep])
 
     @property
     def best(self) -> Solution:
-        return solution_of(self.problem, self._best()[0].circuit)
+        return self.top[0]
 
     @property
     def top(self) -> tuple[Solution, ...]:
-        """At most `keep` solutions that differ in their values or measures, the best first."""
-        return tuple(solution_of(self.problem, found.circuit) for found in self._best())
+        """At most `keep` solutions that differ in error, energy, delay or gates, the best first; each is tidied."""
+        return tuple(tidied(solution_of(self.problem, found.circuit)) for found in self._best())
 
     def statistics(self) -> dict[str, float | int | str]:
-        """Of the best one, in the published columns: energies in pJ, delays in ns; `quantized`: in the goal's units."""
+        """Of the best one as it is in the grid, before it is tidied; in the published columns.
+
+        Energies are in pJ, delays in ns, those that are quantized in the goal's units.
+        """
         found = self._best()[0]
         solution = solution_of(self.problem, found.circuit)
         cost = circuit_cost(solution.netlist, self.problem.gates)
@@ -143,13 +164,17 @@ class Evolution:
 
     def packed(self) -> bytes:
         """All of it but problem and settings. See `unpacked`."""
-        kept = tuple(found.circuit for found in self.kept)
-        content = Content(generation=self.generation, states=self.states, kept=kept)
+        content = Content(
+            generation=self.generation,
+            states=self.states,
+            kept=tuple(found.circuit for found in self.kept),
+            archive=tuple((point.name, point.solution) for point in self.archive),
+        )
         return pack(head(self.problem, self.settings), content)
 
 
 def begin(problem: Problem, settings: EvolutionSettings) -> Evolution:
-    """Generation 0. Raises `UsageError` where the grid has no room for the wanted values or the constructive circuit."""
+    """Generation 0. Raises `UsageError` where the grid has no room for wanted values or the constructive circuit."""
     constructive = exact(problem) if settings.starts == "constructive" else None
     states: list[State] = []
     for island in range(settings.islands):
@@ -158,21 +183,20 @@ def begin(problem: Problem, settings: EvolutionSettings) -> Evolution:
         circuit = grid.circuit if constructive is None else laid_out(grid, constructive)
         search = settings.search(int(grid.goal.output_weights.sum()))
         states.append(start(grid.goal, circuit, search, int(drawn[1]), grid.locked))
-    return Evolution(problem=problem, settings=settings, goal=grid.goal, states=tuple(states))
+    archive = _archived(problem, states, (), "start")
+    return Evolution(problem=problem, settings=settings, goal=grid.goal, states=tuple(states), archive=archive)
 
 
 def unpacked(problem: Problem, settings: EvolutionSettings, data: bytes) -> Evolution:
     """What was packed. Raises `DataError` for bytes of another problem or of other settings."""
     fresh = begin(problem, settings)
-    content = unpack(head(problem, settings), data, fresh.states, fresh.goal, settings.keep)
+    limits = Limits(kept=settings.keep, archived=MOST_ARCHIVED)
+    content = unpack(head(problem, settings), data, problem, fresh.goal, fresh.states, limits)
     kept = tuple(Found(circuit=circuit, **measured(fresh.goal, circuit)) for circuit in content.kept)
-    return replace(fresh, states=content.states, generation=content.generation, kept=kept)
+    archive = tuple(Point.of(name, solution) for name, solution in content.archive)
+    return replace(fresh, states=content.states, generation=content.generation, kept=kept, archive=archive)
 
 
-def _ranked(found: Iterable[Found], threshold: int, goal: Goal) -> tuple[Found, ...]:
-    """Without those that make the same values at the same costs, the best first, of equals the first."""
-    distinct: dict[tuple[object, ...], Found] = {}
-    for each in found:
-        values = each.circuit.run(goal.inputs).tobytes()
-        distinct.setdefault((each.error, each.energy, each.delay, each.gates, values), each)
-    return tuple(sorted(distinct.values(), key=lambda each: each.rank(threshold)))
+def _archived(problem: Problem, states: Sequence[State], known: tuple[Point, ...], name: str) -> tuple[Point, ...]:
+    fresh = [Point.of(name, tidied(solution_of(problem, state.circuit))) for state in states]
+    return unbeaten((*known, *fresh), MOST_ARCHIVED)
