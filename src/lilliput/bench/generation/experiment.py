@@ -184,7 +184,8 @@ def load(path: str | Path) -> Experiment:
         into=None if found.into is None else beside(ModelSource(source=found.into), folder).source,
         gates=None if found.gates is None else str(folder / found.gates),
     )
-    found.grid()
+    if not found.grid():
+        raise RecipeError("experiment problems", "none", "give at least one")
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.bench.generation.experiment import Run
-from lilliput.bench.generation.record import text_of, write_solutions
+from lilliput.bench.generation.record import solution_from, text_of, write_solutions
 from lilliput.bench.generation.solvers import Direct
 from lilliput.bench.generation.statistics import NAME, Statistics
 from lilliput.bench.generation.subject import Subject
@@ -134,9 +134,12 @@ def _evolve(
 
 
 def _note(statistics: Statistics, evolution: Evolution) -> None:
-    """The chromosome is that of the gates that are used: a whole grid takes 0.2 MB."""
+    """With the chromosome of the gates that are used: that of a whole grid takes 0.2 MB."""
     found = evolution.statistics()
-    statistics.note({**found, "chromosome": text_of(evolution.best)})
+    if statistics.is_news(found):
+        problem = evolution.problem
+        solution = solution_from(str(found["chromosome"]), problem, "circuit of an evolution")
+        statistics.note({**found, "chromosome": text_of(solution)})
 
 
 def _state(path: Path, problem: Problem, settings: EvolutionSettings) -> Evolution | None:

@@ -62,19 +62,20 @@ class Statistics:
             os.fsync(file.fileno())
         return Statistics(path=path, run=run, last=last)
 
-    def note(self, found: Mapping[str, Any]) -> bool:
-        """Append a line, if it says something new; whether it does."""
-        shown = {key: str(found[key]) for key in MEASURES}
-        if self.last is not None and all(self.last[key] == shown[key] for key in COMPARED):
-            return False
+    def is_news(self, found: Mapping[str, Any]) -> bool:
+        """Whether something is other than in the last line."""
+        return self.last is None or any(self.last[key] != str(found[key]) for key in COMPARED)
+
+    def note(self, found: Mapping[str, Any]) -> None:
+        """Append a line."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        row = {"run": str(self.run), "generation": str(found["generation"]), "timestamp": stamp, **shown}
+        shown = {key: str(found[key]) for key in ("generation", *MEASURES)}
+        row = {"run": str(self.run), "timestamp": stamp, **shown}
         with explained(f"write {self.path}"), self.path.open("ab") as file:
             file.write(_line([row[key] for key in COLUMNS]))
             file.flush()
             os.fsync(file.fileno())
         self.last = row
-        return True
 
 
 def last_line(path: Path) -> dict[str, str] | None:
