@@ -117,8 +117,9 @@ def _evolve(
     solutions: list[Solution] = []
     saved, kept = time.monotonic(), ()
     while True:
-        _note(statistics, evolution)
         ended = evolution.ready or evolution.generation >= generations or stop(evolution)
+        if ended or evolution.generation % size == 0:  # not where one that goes on was stopped within a round
+            _note(statistics, evolution)
         if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
             folder.write(STATE, evolution.packed())
             solutions = list(evolution.top)
