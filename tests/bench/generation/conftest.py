@@ -20,7 +20,14 @@ EXPERIMENT = {
     "model": "tiny_cgp.py:make",
     "bits": 5,
     "problems": {"bypass": {"given": ["first"], "wanted": ["second"]}},
-    "solver": {"kind": "evolution", "rows": 32, "columns": 6, "start": "random", "round_generations": 50, "threshold": 1},
+    "solver": {
+        "kind": "evolution",
+        "rows": 32,
+        "columns": 6,
+        "start": "random",
+        "round_generations": 50,
+        "threshold": 1,
+    },
     "generations": 400,
     "keep": 3,
 }
