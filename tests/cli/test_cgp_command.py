@@ -1,7 +1,6 @@
 """`lilliput cgp`, as it is called: results, exit codes, errors, and a run that is interrupted."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -122,7 +121,7 @@ def test_an_interrupted_run_goes_on_to_the_same_solutions(call, write, tmp_path)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130, error
     assert error.splitlines()[-1] == f"error: interrupted; what was found is kept: lilliput cgp continue {folder}"
-    assert os.listdir(folder / "claims") == []
+    assert list((folder / "claims").iterdir()) == []
     (run,) = folder.glob("runs/*")
     answer = call("cgp", "continue", run, "--generations", "400", "-q", "--json")
     (record,) = json.loads(answer.out).values()

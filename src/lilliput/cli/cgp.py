@@ -149,6 +149,7 @@ def metrics(
         scores = [f"{row[score]:.2f}", f"{row['loss']:.4f}", _shown(row, "rms", ".4g"), _shown(row, "energy_pj", ".3g")]
         costs = [_shown(row, "weights_pj", ".4g"), _shown(row, "stored_bits", ","), _short(row.get("verdict", ""))]
         table.append([f"{row['run']} {row['title']}".strip(), row["solution"], *scores, *costs])
+    where = f"on {known}, energies in pJ; written to {folder / f'metrics-{known}.csv'}"
     answer(rows, f"{render(table)}\n{where}", as_json=as_json)
 
 

@@ -13,6 +13,9 @@ from lilliput.methods.weight_generation.evolution import EvolutionSettings
 from lilliput.methods.weight_generation.selection import choose
 
 
+SETTINGS = ("threshold", "seed", "n_values")
+
+
 def test_lists_make_every_combination_once_and_seeds_go_first(write):
     problems = {
         "a": {"given": ["first"], "wanted": ["second"], "importance": ["none", "fisher"]},
@@ -21,9 +24,7 @@ def test_lists_make_every_combination_once_and_seeds_go_first(write):
     solver = [{"kind": "evolution", "threshold": [0, 2.5], "rows": 64}, {"kind": "clustered", "n_values": [2, 4, 8]}]
     runs = load(write(problems=problems, solver=solver, bits=[4, 6], runs=3)).grid()
     found = [
-        (r.problem, r.importance, r.bits, r.kind, getattr(r.solver, "threshold", None), getattr(r.solver, "seed", None))
-        + (getattr(r.solver, "n_values", None),)
-        for r in runs
+        (r.problem, r.importance, r.bits, r.kind, *(getattr(r.solver, key, None) for key in SETTINGS)) for r in runs
     ]
     posed = [("a", "none"), ("a", "fisher"), ("b", "none")]
     solvers = [("evolution", t, s, None) for t, s in itertools.product((0, 2.5), range(3))]

@@ -68,7 +68,7 @@ def test_the_text_is_a_circuit_with_an_output_for_each_wanted_value(problem):
 )
 def test_text_that_is_no_solution_is_refused(text, found):
     problem = Problem.of_values(*PROBLEMS["some"])
-    with pytest.raises(ArtifactError, match="^text: ") as error:
+    with pytest.raises(ArtifactError, match=r"^text: ") as error:
         solution_from(text, problem, "text")
     assert error.value.found.startswith(found)
 

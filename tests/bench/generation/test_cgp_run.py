@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from lilliput.bench.crew import Crew
-from lilliput.bench.generation import one, run as running
+from lilliput.bench.generation import one
+from lilliput.bench.generation import run as running
 from lilliput.bench.generation.experiment import load
-from lilliput.bench.generation.folder import begin, opened as reopened
+from lilliput.bench.generation.folder import begin
+from lilliput.bench.generation.folder import opened as reopened
 from lilliput.bench.generation.one import work
 from lilliput.bench.generation.run import go, plan
 from lilliput.bench.generation.worker import Worker
