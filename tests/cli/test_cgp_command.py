@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from in_process import InThisProcess
+from lilliput.bench.generation import run as running
 from lilliput.bench.generation.experiment import load
 from lilliput.bench.generation.one import work
 from lilliput.bench.generation.subject import open_subject
+from lilliput.bench.generation.worker import Worker
 
 NET = """
 from lilliput.testing import tiny_model, tiny_task
@@ -43,7 +46,12 @@ def write(tmp_path):
     sys.modules.pop("cgp_net", None)
 
 
-def test_an_experiment_from_train_to_metrics(call, write, tmp_path):
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(running, "_started", lambda: InThisProcess(Worker()))
+
+
+def test_an_experiment_from_train_to_metrics(call, write, tmp_path, here):
     folder = tmp_path / "out"
     answer = call("cgp", "train", write(), "-o", folder)
     assert answer.code == 0, answer.err
@@ -98,7 +106,7 @@ def test_errors_are_one_line_that_says_what_to_do(call, write, tmp_path):
     assert not out.exists()
 
 
-def test_a_run_that_fails_is_exit_code_2(call, write, tmp_path):
+def test_a_run_that_fails_is_exit_code_2(call, write, tmp_path, here):
     folder = tmp_path / "out"
     path = write(solver=EVOLUTION, generations=200)
     assert call("cgp", "train", path, "-o", folder, "-q").code == 0
@@ -110,7 +118,7 @@ def test_a_run_that_fails_is_exit_code_2(call, write, tmp_path):
     assert answer.err.startswith(f"error: 1 of 1 runs have failed; the first: continue from {state}: broken bytes;")
 
 
-def test_an_interrupted_run_goes_on_to_the_same_solutions(call, write, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_solutions(call, write, tmp_path, here):
     path, folder = write(solver=EVOLUTION, generations=10**12), tmp_path / "out"
     command = [sys.executable, "-m", "lilliput", "cgp", "train", path, "-o", folder]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

@@ -12,7 +12,6 @@ from lilliput.core.errors import LilliputError, RecipeError
 from lilliput.methods.weight_generation.evolution import EvolutionSettings
 from lilliput.methods.weight_generation.selection import choose
 
-
 SETTINGS = ("threshold", "seed", "n_values")
 
 

@@ -1,12 +1,12 @@
 """Runs: stopped and continued ones end as uninterrupted ones, whatever a folder holds."""
 
-import json
 import os
 import shutil
 
 import pytest
 import yaml
 
+from in_process import InThisProcess
 from lilliput.bench.crew import Crew
 from lilliput.bench.generation import one
 from lilliput.bench.generation import run as running
@@ -30,32 +30,9 @@ class Said(Progress):
         self.lines.append(text)
 
 
-class InThisProcess:
-    """What `Process` is to a crew, without the seconds that a process takes to start."""
-
-    def __init__(self):
-        self.read, self.written = os.pipe()
-        self.worker = Worker()
-
-    def fileno(self):
-        return self.read
-
-    def give(self, job):
-        self.said = self.worker.answer(json.loads(json.dumps(job)))
-        os.write(self.written, b"!")
-
-    def answer(self):
-        os.read(self.read, 1)
-        return json.loads(json.dumps(self.said))
-
-    def end(self):
-        os.close(self.read)
-        os.close(self.written)
-
-
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(running, "_started", InThisProcess)
+    monkeypatch.setattr(running, "_started", lambda: InThisProcess(Worker()))
 
 
 def contents(folder):
