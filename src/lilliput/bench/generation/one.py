@@ -114,7 +114,6 @@ def _evolve(
     size = settings.round_generations
     known = None if before is None else before.generation
     statistics = Statistics.at(folder.path / NAME, index, known, size)
-    solutions: list[Solution] = []
     saved, kept = time.monotonic(), ()
     while True:
         ended = evolution.ready or evolution.generation >= generations or stop(evolution)
@@ -122,8 +121,10 @@ def _evolve(
             _note(statistics, evolution)
         if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
             folder.write(STATE, evolution.packed())
-            solutions = list(evolution.top)
-            texts = tuple(text_of(solution) for solution in solutions)
+            found: dict[str, Solution] = {}
+            for solution in evolution.top:
+                found.setdefault(text_of(solution), solution)  # tidied, two may be the same
+            solutions, texts = list(found.values()), tuple(found)
             if ended:
                 best = write_solutions(folder.path, solutions, net)
                 return _record(best, generation=evolution.generation, ready=evolution.ready)
