@@ -118,13 +118,13 @@ def test_scores_are_those_of_a_network_whose_weights_are_changed_by_hand(finishe
     made = dict(zip(problem.wanted.tolist(), solution.made.tolist(), strict=True))
     changed = subject.net.copy()
     integers = net.encoding("second.weight").integers()
-    scale = net.encoding("second.weight").grid.scale
+    scale = subject.net.parameter("second.weight").detach().abs().max() / 15
     with torch.no_grad():
         values = torch.tensor([made[int(q)] for q in integers.reshape(-1)]).reshape(integers.shape)
-        changed.module.second.weight.copy_(values * scale)
+        changed.parameter("second.weight").copy_(values * scale)
         first = subject.net.parameter("first.weight")
         step = first.abs().max() / 15  # what is given is stored as integers, too
-        changed.module.first.weight.copy_((first / step).round() * step)
+        changed.parameter("first.weight").copy_((first / step).round() * step)
     outputs = runnable(changed)(x).detach()
     assert rows[2]["accuracy"] == pytest.approx(100 * float((outputs.argmax(1) == y).float().mean()))
     assert rows[2]["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), rel=1e-5)

@@ -20,7 +20,7 @@ def job(write):
     def made(system="pbs", **settings):
         path = write(solver={"kind": "clustered", "n_values": [2, 3, 4]})
         usual = {"experiment": path, "folder": Path("out"), "directory": path.parent}
-        return Job(system=system, **{**usual, **settings})
+        return Job(**{"system": system, **usual, **settings})
 
     return made
 

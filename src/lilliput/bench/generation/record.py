@@ -139,7 +139,7 @@ def weights_of(net: Artifact, solution: Solution) -> bytes:
     changed = net.copy()
     names = substitute_(changed, solution)
     kind = np.int8 if solution.problem.bits <= 8 else np.int16
-    arrays = {name: changed.encoding(name).integers().cpu().numpy().astype(kind) for name in names}
+    arrays: dict[str, Any] = {name: changed.encoding(name).integers().cpu().numpy().astype(kind) for name in names}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()

@@ -85,13 +85,18 @@ def go(planned: Planned, *, jobs: int = 1, progress: Progress = SILENT) -> dict[
     waiting = [name for name in planned.runs if name not in done]
     processes = max(1, min(jobs, len(waiting)))
     each = max(1, jobs // processes)
+
+    def watch(names: list[str]) -> None:
+        for line in _standing(planned, names):
+            progress.say(line)
+
     crew = Crew(
         store=store,
         jobs={name: {**planned.jobs[name], "processes": each} for name in waiting},
         waiting=list(waiting),
         progress=progress,
         start=_started,
-        watch=lambda names: [progress.say(line) for line in _standing(planned, names)],
+        watch=watch,
     )
 
     def finished(name: str, record: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def last_line(path: Path) -> dict[str, str] | None:
     except OSError:
         return None
     cells = _cells(lines[-2]) if len(lines) > 2 else None
-    return None if cells is None or not cells[0].isdigit() else dict(zip(COLUMNS, cells, strict=True))
+    return None if cells is None or not cells[0].isdigit() else _row(cells)
 
 
 def _kept(
@@ -110,7 +110,7 @@ def _kept(
             at = int(cells[1])
             if generation is None or at > generation or at % round_generations:
                 break
-            last = dict(zip(COLUMNS, cells, strict=True))
+            last = _row(cells)
         elif generation is None:
             continue
         keep += len(line)
@@ -127,6 +127,11 @@ def _cells(line: bytes) -> list[str] | None:
     finally:
         csv.field_size_limit(limit)
     return rows[0] if len(rows) == 1 and len(rows[0]) == len(COLUMNS) else None
+
+
+def _row(cells: list[str]) -> dict[str, str]:
+    names: tuple[str, ...] = COLUMNS
+    return dict(zip(names, cells, strict=True))
 
 
 def _line(cells: Any) -> bytes:
