@@ -255,9 +255,14 @@ def test_a_folder_belongs_to_one_experiment(write, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match=r"other files \(thesis.tex\); choose an empty folder"):
         begin(experiment, tmp_path / "mine")
-    for place, found in (("mine", "there is no experiment in it"), ("none", "no such folder")):
+    faults = {"mine": "there is no experiment in it", "none": "no such folder", "exp.yaml": "it is a file"}
+    for place, found in faults.items():
         with pytest.raises(UsageError, match=found):
             reopened(tmp_path / place)
+    (folder / "experiment.yaml").write_text("cut")
+    for use in (lambda: reopened(folder), lambda: begin(experiment, folder)):
+        with pytest.raises(ArtifactError, match=r"its experiment.yaml is damaged \(experiment: 'cut'\)"):
+            use()
 
 
 def test_the_experiment_of_one_run_makes_that_run(write, tmp_path, here):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lilliput.bench.generation.experiment import Experiment, load
 from lilliput.bench.generation.one import ABOUT, EXPERIMENT
-from lilliput.core.errors import UsageError
+from lilliput.core.errors import ArtifactError, RecipeError, UsageError
 from lilliput.core.files import explained, is_temporary, write_atomically
 
 RUNS, WHAT = "runs", "experiment folder"
@@ -17,7 +17,7 @@ def begin(experiment: Experiment, path: Path) -> None:
     with explained(asked):
         there = sorted(p.name for p in path.iterdir() if not is_temporary(p.name)) if path.exists() else []
     if EXPERIMENT in there:
-        old, new = asdict(load(path / EXPERIMENT)), asdict(experiment)
+        old, new = asdict(_kept(path)), asdict(experiment)
         changed = [f"{key}: {old[key]!r:.60}, now {new[key]!r:.60}" for key in new if new[key] != old[key]]
         if changed:
             only = len(changed) == 1 and changed[0].startswith("generations")
@@ -35,8 +35,18 @@ def opened(path: Path) -> tuple[Experiment, Path, int | None]:
     if (path / ABOUT).is_file() and path.parent.name == RUNS:
         number = path.name.partition("-")[0]
         if number.isdigit():
-            return load(path.parent.parent / EXPERIMENT), path.parent.parent, int(number)
+            return _kept(path.parent.parent), path.parent.parent, int(number)
+    if path.is_file():
+        raise UsageError(f"{WHAT} {path}", "it is a file", "give the folder that lilliput cgp train has made")
     if not (path / EXPERIMENT).is_file():
         found = "no such folder" if not path.exists() else "there is no experiment in it"
         raise UsageError(f"{WHAT} {path}", found, f"begin one: lilliput cgp train EXPERIMENT.yaml -o {path}")
-    return load(path / EXPERIMENT), path, None
+    return _kept(path), path, None
+
+
+def _kept(path: Path) -> Experiment:
+    try:
+        return load(path / EXPERIMENT)
+    except RecipeError as error:
+        found = f"its {EXPERIMENT} is damaged ({error.asked}: {error.found})"
+        raise ArtifactError(f"{WHAT} {path}", found, "put back what lilliput cgp train wrote") from error
