@@ -184,7 +184,7 @@ def test_one_run_alone_can_be_chosen(write, tmp_path, here):
         go(plan(experiment, tmp_path / "out", only=1))
     progress = Said()
     assert len(go(plan(experiment, tmp_path / "out"), progress=progress)) == 2
-    assert progress.lines[-1] == "1 runs are left to other processes that have claimed them"
+    assert progress.lines[-1] == "1 of 3 runs are left to other processes, which have claimed them"
 
 
 def test_a_failed_run_is_a_record_and_is_tried_again(write, tmp_path, here):

@@ -111,28 +111,38 @@ def _evolve(
 ) -> dict[str, Any]:
     before = _state(folder.path / STATE, problem, settings)
     evolution = begin(problem, settings) if before is None else before
-    size = settings.round_generations
     known = None if before is None else before.generation
-    statistics = Statistics.at(folder.path / NAME, index, known, size)
+    statistics = Statistics.at(folder.path / NAME, index, known, settings.round_generations)
     saved, kept = time.monotonic(), ()
-    while True:
-        ended = evolution.ready or evolution.generation >= generations or stop(evolution)
-        if ended or evolution.generation % size == 0:  # not where one that goes on was stopped within a round
-            _note(statistics, evolution)
-        if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            folder.write(STATE, evolution.packed())
-            found: dict[str, Solution] = {}
-            for solution in evolution.top:
-                found.setdefault(text_of(solution), solution)  # tidied, two may be the same
-            solutions, texts = list(found.values()), tuple(found)
-            if ended:
-                best = write_solutions(folder.path, solutions, net)
-                return _record(best, generation=evolution.generation, ready=evolution.ready)
-            if texts != kept:
-                write_solutions(folder.path, solutions, net)
-            saved, kept = time.monotonic(), texts
-        end = min(generations, (evolution.generation // size + 1) * size)
-        evolution = evolution.advanced(end - evolution.generation, processes=processes)
+
+    def at_round(now: Evolution) -> bool:
+        nonlocal saved, kept
+        _note(statistics, now)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            folder.write(STATE, now.packed())
+            found = _distinct(now)
+            if tuple(found) != kept:
+                write_solutions(folder.path, list(found.values()), net)
+            saved, kept = time.monotonic(), tuple(found)
+        return stop(now)
+
+    if before is None:
+        _note(statistics, evolution)
+    if evolution.generation < generations and not evolution.ready:
+        left = generations - evolution.generation
+        evolution = evolution.advanced(left, processes=processes, watch=at_round)
+        _note(statistics, evolution)
+    folder.write(STATE, evolution.packed())
+    best = write_solutions(folder.path, list(_distinct(evolution).values()), net)
+    return _record(best, generation=evolution.generation, ready=evolution.ready)
+
+
+def _distinct(evolution: Evolution) -> dict[str, Solution]:
+    """The best solutions by their texts: tidied, two may be the same."""
+    found: dict[str, Solution] = {}
+    for solution in evolution.top:
+        found.setdefault(text_of(solution), solution)
+    return found
 
 
 def _note(statistics: Statistics, evolution: Evolution) -> None:

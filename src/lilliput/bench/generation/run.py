@@ -24,12 +24,13 @@ MODULE = "lilliput.bench.generation.worker"
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """The whole grid; runs to do and the jobs of workers, by the names of runs."""
+    """The whole grid; runs to do and the jobs of workers, by the names of runs. `alone`: one run was asked for."""
 
     folder: Path
     grid: list[Run]
     runs: dict[str, Run]
     jobs: dict[str, dict[str, Any]]
+    alone: bool
 
     def to_data(self) -> dict[str, Any]:
         titles = {run.name: {"title": run.title} for run in self.grid}
@@ -64,7 +65,7 @@ def plan(
                 "data_root": root,
                 "fingerprint": fingerprint(problem, run),
             }
-    return Planned(folder=folder, grid=grid, runs=runs, jobs=jobs)
+    return Planned(folder=folder, grid=grid, runs=runs, jobs=jobs, alone=only is not None)
 
 
 def go(planned: Planned, *, jobs: int = 1, progress: Progress = SILENT) -> dict[str, dict[str, Any]]:
@@ -105,11 +106,11 @@ def go(planned: Planned, *, jobs: int = 1, progress: Progress = SILENT) -> dict[
 
     crew.run(processes, finished)
     left = len(planned.runs) - len(done)
-    if left and len(planned.runs) == 1 < len(planned.grid):
+    if left and planned.alone:
         (run,) = planned.runs.values()
         raise UsageError(f"run {run.index} of {planned.folder}", "another process is at it", "wait until it has ended")
     if left:
-        progress.say(f"{left} runs are left to other processes that have claimed them")
+        progress.say(f"{left} of {len(planned.runs)} runs are left to other processes, which have claimed them")
     return store.records(planned.runs)
 
 
