@@ -150,6 +150,7 @@ def test_what_a_file_may_not_say():
 
 def test_other_slots_around_it():
     e = on_grid([1.0, -4.0, 90.0, -7.0]).with_bank(bank())
+    assert e.grid is not None
     assert e.values.tolist() == [3, -5, 3, -5]
     assert e.with_mask(torch.tensor([1, 0, 1, 0])).bank is e.bank
     assert e.with_grid(e.grid, torch.tensor([-2, -2, 3, 3])).bank is e.bank

@@ -61,8 +61,8 @@ class WeightGeneration(Pass):
     values: int = 16
     solver: str = "clusters"
     share: str = "network"
-    given: tuple[str, ...] = ()
-    wanted: tuple[str, ...] = ()
+    given: str | tuple[str, ...] = ()
+    wanted: str | tuple[str, ...] = ()
     weight_bits: int = 8
     weight_per: str = "channel"
     importance: str = "fisher"
