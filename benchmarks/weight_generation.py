@@ -1,11 +1,13 @@
 """Weights that circuits make: the published instances, and LeNet-5 whose convolutions store no weight.
 
-    LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | lenet]
+    LILLIPUT_TEST_DATA=folder python benchmarks/weight_generation.py [instances | evolution | multiplexers | lenet]
 
-The published instance is `cgp/published_instances.json` of the folder; "from nothing" makes its wanted values without a
-given one. LeNet-5 (ReLU, max pooling) is trained on MNIST without its last 5,000 training images for 4 epochs, its
-weights are rounded to 8 bits for each channel, and the test images are read once for each row. One thread, CPU seconds.
-Writes results/weight_generation.json and .txt.
+The published instance is `cgp/published_instances.json` of the folder; "from nothing" makes its wanted values without
+a given one. Evolutions take 60 CPU seconds each, on the published grid of 256 x 31. Multiplexers and fronts are those
+of the integers in results/cartesian_lenet.json: the outer 16 of each 5 x 5 kernel of both convolutions from its middle
+9, a million generations; conv2 from conv1. LeNet-5 (ReLU, max pooling) is trained on MNIST without its last 5,000
+training images for 4 epochs, its weights are rounded to 8 bits for each channel, and the test images are read once for
+each row. One thread, CPU seconds. Writes results/weight_generation.json and .txt.
 """
 
 import json
@@ -30,8 +32,11 @@ from lilliput.core.grid import Grid
 from lilliput.data.mnist import read_mnist
 from lilliput.measure.energy import EYERISS, HOROWITZ_45NM, NO_WIRES, Wires
 from lilliput.methods.weight_generation.codebook import clustered, exact, free
+from lilliput.methods.weight_generation.evolution import EvolutionSettings, begin
+from lilliput.methods.weight_generation.front import front
 from lilliput.methods.weight_generation.importance import fisher
 from lilliput.methods.weight_generation.problem import Problem, problem_of
+from lilliput.methods.weight_generation.rows import evolved, rows_of_values
 from lilliput.methods.weight_generation.solution import substitute_
 from lilliput.ops.netlist import width_of
 from lilliput.report.result import environment
@@ -39,6 +44,12 @@ from lilliput.report.result import environment
 RESULTS = Path(__file__).parent / "results"
 CONVOLUTIONS = ["conv1", "conv2"]
 EVERY = list(range(-128, 128))
+SECONDS = 60
+EVOLUTIONS = {
+    "improved, from the constructive circuit": {},
+    "improved, at random": {"start": "random"},
+    "published": {"mode": "published"},
+}
 
 
 def instances(folder):
@@ -69,6 +80,99 @@ def solve(given, wanted):
         "circuit_bytes": len(solution.netlist.pack()),
         "cpu_s": round(seconds, 3),
     }
+
+
+def evolve(problem, settings):
+    """After so many CPU seconds, without the compilation of the search."""
+    begin(problem, settings).advanced(2)
+    started = time.process_time()
+    before = begin(problem, settings)
+    after = before.advanced(1 << 40, watch=lambda now: time.process_time() - started >= SECONDS)
+    rows = {}
+    for name, evolution in (("before", before), ("after", after)):
+        statistics = evolution.statistics()
+        tidy = evolution.best.cost(wires=Wires())
+        rows[name] = {
+            "error": statistics["error"],
+            "energy_pj": statistics["energy"],
+            "gates": statistics["gate_count"],
+            "depth": statistics["depth"],
+            "delay_ns": round(float(statistics["delay"]), 4),
+            "each_value_once": {
+                "energy_pj": tidy.circuit.energy_pj,
+                "gates": tidy.circuit.gates,
+                "depth": tidy.circuit.depth,
+                "wire_pj": round(tidy.circuit.wire_pj, 3),
+                "stored_bits": tidy.stored.total,
+            },
+        }
+    return rows | {
+        "generations": after.generation,
+        "offspring": after.states[0].tried,
+        "cpu_s": round(time.process_time() - started, 1),
+    }
+
+
+def fronts(problem):
+    """How many points, and how they came about; bursts of 3,000 generations."""
+    settings, rows = EvolutionSettings(columns=20, round_generations=3000), {}
+    for bursts in (0, 300):
+        started = time.process_time()
+        points = front(problem, settings, bursts=bursts)
+        rows[f"{bursts} bursts"] = {
+            "points": len(points),
+            "by_bursts": sum(point.name.startswith("burst") for point in points),
+            "cpu_s": round(time.process_time() - started, 1),
+            "costs": [[point.name, *point.costs] for point in points],
+        }
+    return rows
+
+
+def evolutions(folder):
+    known = instances(folder)
+    found = {}
+    for name in ("layer_bypass", "from nothing"):
+        for how, chosen in EVOLUTIONS.items():
+            found[f"{name}, {how}"] = evolve(Problem.of_values(*known[name]), EvolutionSettings(**chosen))
+    return found
+
+
+def multiplexers():
+    """Both layers by one circuit, and what nothing beats of conv2 from conv1."""
+    integers = json.loads((RESULTS / "cartesian_lenet.json").read_text())
+    kernels = {name: np.reshape(integers[name], (-1, 5, 5)) for name in CONVOLUTIONS}
+    middle = np.zeros((5, 5), dtype=bool)
+    middle[1:4, 1:4] = True
+    given, wanted = ([k[:, part].reshape(-1).tolist() for k in kernels.values()] for part in (middle, ~middle))
+    pair, rows = rows_of_values(given, wanted), {}
+    for name, settings, generations in (
+        ("one circuit for each layer", EvolutionSettings(), 0),
+        ("the same, evolved", EvolutionSettings(), 1_000_000),
+        ("at random, evolved", EvolutionSettings(start="random"), 1_000_000),
+    ):
+        started = time.process_time()
+        solution = evolved(pair, settings, generations)
+        cost, wired = solution.cost(), solution.cost(wires=Wires())
+        rows[name] = {
+            "error": solution.error,
+            "gates": cost.circuit.gates,
+            "multiplexers": solution.multiplexers,
+            "gates_pj": len(pair.layers) * cost.circuit.energy_pj,
+            "wire_pj": round(len(pair.layers) * wired.circuit.wire_pj, 3),
+            "stored_bits": cost.stored.total,
+            "cpu_s": round(time.process_time() - started, 1),
+        }
+    cost = exact(pair.shared).cost(wires=Wires())
+    rows["one shared bank"] = {
+        "error": 0.0,
+        "gates": cost.circuit.gates,
+        "multiplexers": 0,
+        "gates_pj": cost.circuit.energy_pj,
+        "wire_pj": round(cost.circuit.wire_pj, 3),
+        "stored_bits": cost.stored.total,
+        "plain_bits": cost.plain_bits,
+    }
+    return rows, fronts(Problem.of_values(*(integers[name] for name in CONVOLUTIONS)))
 
 
 def lenet():
@@ -208,6 +312,20 @@ def text(found):
             f"{name:26}{row['missing']:7}{row['gates']:7}{row['depth']:7}  {row['energy_pj']:.2e}  {row['cpu_s']:5.2f}"
             f"{row['error']:7.0f}  {row['wire_pj']:9.2f} pJ"
         )
+    lines += ["", f"{'evolution, 60 CPU s':64}generations   error    energy  gates  depth   wires, assumed"]
+    for name, row in found.get("evolution", {}).items():
+        for when, generations in (("before", 0), ("after", row["generations"])):
+            r, once = row[when], row[when]["each_value_once"]
+            start = f"{name + ', ' + when:64}{generations:11}{r['error']:8.0f}"
+            lines.append(f"{start}  {r['energy_pj']:.2e}{r['gates']:7}{r['depth']:7}")
+            start = f"{'    each value once':83}  {once['energy_pj']:.2e}{once['gates']:7}{once['depth']:7}"
+            lines.append(f"{start}{once['wire_pj']:14.2f} pJ")
+    lines += ["", f"{'outer from core, both convolutions':40}error  gates  multiplexers  gates' pJ   wires    bits"]
+    for name, row in found.get("multiplexers", {}).items():
+        start = f"{name:37}{row['error']:8.0f}{row['gates']:7}{row['multiplexers']:14}"
+        lines.append(f"{start}   {row['gates_pj']:.2e}{row['wire_pj']:8.2f}{row['stored_bits']:8}")
+    for name, row in found.get("front", {}).items():
+        lines.append(f"front, conv2 from conv1, {name}: {row['points']} points, {row['by_bursts']} by bursts")
     lines += ["", f"{'LeNet-5, both convolutions':40}test   values  gates  gates' pJ   bytes  circuit  coded"]
     for name, row in found.get("lenet", {}).items():
         if "values" in row:
@@ -230,6 +348,10 @@ def main():
     if part in ("", "instances"):
         solve([1], [2])  # numpy wakes up
         found["instances"] = {name: solve(*lists) for name, lists in instances(folder).items()}
+    if part in ("", "evolution"):
+        found["evolution"] = evolutions(folder)
+    if part in ("", "multiplexers"):
+        found["multiplexers"], found["front"] = multiplexers()
     if part in ("", "lenet"):
         found["lenet"], found["training_cpu_s"] = lenet_rows(folder)
     found["environment"] = environment()

@@ -1,6 +1,5 @@
 """Running cells: what is kept of each, failures, resuming after a kill, several runs in one folder."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from in_process import InThisProcess
 from lilliput.auto.compress import compress
 from lilliput.bench import run as running
 from lilliput.bench.cell import Limits, measure, open_subject
@@ -29,32 +29,9 @@ class Said(Progress):
         self.lines.append(text)
 
 
-class InThisProcess:
-    """What `Process` is to a run, without the seconds that a process takes to start."""
-
-    def __init__(self):
-        self.read, self.written = os.pipe()
-        self.worker = Worker()
-
-    def fileno(self):
-        return self.read
-
-    def give(self, job):
-        self.said = self.worker.answer(json.loads(json.dumps(job)))
-        os.write(self.written, b"!")
-
-    def answer(self):
-        os.read(self.read, 1)
-        return json.loads(json.dumps(self.said))
-
-    def end(self):
-        os.close(self.read)
-        os.close(self.written)
-
-
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(running, "Process", InThisProcess)
+    monkeypatch.setattr(running, "Process", lambda: InThisProcess(Worker()))
 
 
 @pytest.fixture

@@ -147,6 +147,15 @@ def test_what_is_no_pair_of_layers_is_refused():
         evolved(SMALL, replace(SETTINGS, rows=4), 1)
 
 
+def test_values_of_both_layers_share_places():
+    rows = rows_of_values([[1, 5, 2], [2, 7]], [[3, 4, 9, 9], [9, 2, 2, 2]])
+    assert rows.given.tolist() == [[2, 1, 5], [2, 7, 7]]
+    assert rows.wanted.tolist() == [[9, 3, 4], [9, 2, 2]]
+    assert rows.counts.tolist() == [[2, 1, 1], [1, 3, 0]]
+    solution = evolved(rows, SETTINGS, 0)
+    assert solution.made.tolist() == rows.wanted.tolist() == plain(solution)
+
+
 def test_equal_values_in_both_layers_need_no_multiplexer():
     rows = rows_of_values([[1, 2], [1, 2]], [[3, 9], [3, 9]])
     solution = evolved(rows, SETTINGS, 0)

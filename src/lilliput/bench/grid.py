@@ -196,7 +196,7 @@ def load(path: str | Path) -> Grid:
     if len(set(grid.seeds)) < len(grid.seeds) or min(grid.seeds) < 0:
         raise RecipeError("grid seeds", f"{grid.seeds}", "give different whole numbers from 0 up")
     methods = {name: _method(value, name, path.parent) for name, value in grid.methods.items()}
-    models = [asdict(_beside(model, path.parent)) for model in grid.sources().values()]
+    models = [asdict(beside(model, path.parent)) for model in grid.sources().values()]
     grid = replace(grid, methods=methods, models=models)
     if grid.baseline not in {FLOAT, *methods}:
         raise RecipeError("grid baseline", f"{grid.baseline!r}", nearest(grid.baseline, {FLOAT, *methods}))
@@ -234,7 +234,8 @@ def _method(data: Any, name: str, folder: Path) -> Any:
     return cast(Any, data)
 
 
-def _beside(model: ModelSource, folder: Path) -> ModelSource:
+def beside(model: ModelSource, folder: Path) -> ModelSource:
+    """With the paths of files counted from this folder. A name that is not in the zoo is an error."""
     weights = None if model.weights is None else str(folder / model.weights)
     if ":" not in model.source:
         entry(model.source)

@@ -1,4 +1,4 @@
-"""Worker processes: one cell each at a time, replaced when they die."""
+"""Worker processes: one job each at a time, replaced when they die."""
 
 import json
 import os
@@ -17,12 +17,13 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 class Process:
-    """A worker. `fileno` is readable when it has said something, or has died."""
+    """A worker: `module` serves jobs. `fileno` is readable when it has said something, or has died."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "lilliput.bench.worker", what: str = "cell") -> None:
+        self.what = what
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "lilliput.bench.worker"],
+        self.process = subprocess.Popen(  # noqa: S603 - a module of ours
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -50,8 +51,9 @@ class Process:
         return json.loads(line) if line.endswith(b"\n") else {"error": self._last_words(), "died": True}
 
     def end(self) -> None:
+        """Kill it, and the processes that it has started."""
         if self.process.poll() is None:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for file in (self.process.stdin, self.process.stdout, self.log):
             with suppress(BrokenPipeError):
@@ -60,8 +62,8 @@ class Process:
     def _last_words(self) -> str:
         code = self.process.wait()
         if code == -signal.SIGPROF:
-            return "cell: out of CPU time; do less, or raise limits: {seconds: ...}"
+            return f"{self.what}: out of CPU time; do less, or raise limits: {{seconds: ...}}"
         self.log.seek(0)
         lines = self.log.read()[-2000:].decode(errors="replace").strip().splitlines()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return one_line(f"cell: its process has died ({how}); {lines[-1][:200] if lines else 'it said nothing'}")
+        return one_line(f"{self.what}: its process has died ({how}); {lines[-1][:200] if lines else 'it said nothing'}")

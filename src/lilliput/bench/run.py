@@ -2,15 +2,14 @@
 
 import hashlib
 import re
-import selectors
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lilliput.auto.search.journal import check_installed
 from lilliput.bench.cell import open_subject
+from lilliput.bench.crew import Crew
 from lilliput.bench.grid import Cell, Grid, is_search
 from lilliput.bench.processes import Process
 from lilliput.bench.store import Store
@@ -19,7 +18,6 @@ from lilliput.core.progress import SILENT, Progress
 from lilliput.pipeline.folder import json_text
 from lilliput.pipeline.recipe import from_data
 
-RENEW_SECONDS = 30.0
 FORMAT = 1
 """Of a record; part of a cell's name."""
 
@@ -91,90 +89,28 @@ def run_cells(
     if done:
         progress.say(f"{len(done)} of {len(planned.cells)} cells are done already")
     waiting = [name for name in planned.cells if name not in done]
-    crew = _Crew(planned=planned, store=store, waiting=waiting, done=done, progress=progress)
-    with progress.task("cells", len(waiting)) as advance:
-        crew.run(max(1, min(jobs, len(waiting))), advance)
+    crew = Crew(store=store, jobs=planned.jobs, waiting=waiting, progress=progress, start=Process)
+
+    def finished(name: str, record: dict[str, Any]) -> None:
+        done[name] = record
+        left = [*crew.waiting, *crew.busy]
+        seconds = predicted(left, planned.cells, done) / processes
+        more = f"; about {_duration(seconds)} left" if left else ""
+        progress.say(f"[{len(done)}/{len(planned.cells)}] {_line(planned.cells[name], record)}{more}")
+
+    processes = max(1, min(jobs, len(waiting)))
+    crew.run(processes, finished)
     done = store.records(planned.cells)
     if len(done) < len(planned.cells):
         progress.say(f"{len(planned.cells) - len(done)} cells are left to other processes that have claimed them")
     return done
 
 
-@dataclass(kw_only=True)
-class _Crew:
-    planned: Planned
-    store: Store
-    waiting: list[str]
-    done: dict[str, dict[str, Any]]
-    progress: Progress
-    busy: dict[str, Process] = field(default_factory=dict[str, Process])
-    idle: list[Process] = field(default_factory=list[Process])
-
-    def run(self, jobs: int, advance: Any) -> None:
-        renewed = time.monotonic()
-        try:
-            while True:
-                while len(self.busy) < jobs and self._start():
-                    pass
-                if not self.busy:
-                    return
-                for name in self._ready():
-                    if self._finish(name, jobs):
-                        advance(1)
-                if time.monotonic() - renewed > RENEW_SECONDS:
-                    renewed = time.monotonic()
-                    for name in self.busy:
-                        self.store.renew(name)
-        finally:
-            for process in [*self.busy.values(), *self.idle]:
-                process.end()
-            for name in self.busy:
-                self.store.release(name)
-
-    def _start(self) -> bool:
-        """Begin the next cell that nobody has; False if there is none."""
-        while self.waiting:
-            name = self.waiting.pop(0)
-            if self.store.claim(name):
-                process = self.idle.pop() if self.idle else Process()
-                self.busy[name] = process
-                process.give(self.planned.jobs[name])
-                return True
-        return False
-
-    def _ready(self) -> list[str]:
-        with selectors.DefaultSelector() as selector:
-            for name, process in self.busy.items():
-                selector.register(process, selectors.EVENT_READ, name)
-            return [key.data for key, _ in selector.select(timeout=1.0)]
-
-    def _finish(self, name: str, jobs: int) -> bool:
-        process = self.busy[name]
-        record = process.answer()
-        if record is None:
-            return False
-        self.store.write(name, record)
-        del self.busy[name]
-        self.store.release(name)
-        if record.pop("died", False):
-            process.end()
-        else:
-            self.idle.append(process)
-        self.done[name] = record
-        self.progress.say(f"[{len(self.done)}/{len(self.planned.cells)}] {self._line(name)}{self._left(jobs)}")
-        return True
-
-    def _line(self, name: str) -> str:
-        record, title = self.done[name], self.planned.cells[name].title
-        if "error" in record:
-            return f"{title}: FAILED: {record['error']}"
-        scored = record["scored"]
-        return f"{title}: {record['score']:.4g}{scored['unit']}, {record['bytes']:,} bytes, {record['seconds']:.1f} s"
-
-    def _left(self, jobs: int) -> str:
-        left = [*self.waiting, *self.busy]
-        seconds = predicted(left, self.planned.cells, self.done) / jobs
-        return f"; about {_duration(seconds)} left" if left else ""
+def _line(cell: Cell, record: Mapping[str, Any]) -> str:
+    if "error" in record:
+        return f"{cell.title}: FAILED: {record['error']}"
+    scored = record["scored"]
+    return f"{cell.title}: {record['score']:.4g}{scored['unit']}, {record['bytes']:,} bytes, {record['seconds']:.1f} s"
 
 
 def predicted(left: list[str], cells: Mapping[str, Cell], done: Mapping[str, Mapping[str, Any]]) -> float:

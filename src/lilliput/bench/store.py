@@ -23,19 +23,19 @@ STALE_SECONDS = 600
 
 
 class Store:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, what: str = "benchmark folder") -> None:
+        self.path, self.what = path, what
         self.owner = f"{socket.gethostname()} {os.getpid()}"
 
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Note what is planned; cells of an earlier plan stay, and count where the new one has them too."""
-        with explained(f"benchmark folder {self.path}"):
+        with explained(f"{self.what} {self.path}"):
             for name in (CELLS, CLAIMS):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / PLAN, json_text(plan, indent=1).encode())
 
     def plan(self) -> dict[str, Any]:
-        return _read(self.path / PLAN, f"benchmark folder {self.path}", "cells", "order")
+        return _read(self.path / PLAN, f"{self.what} {self.path}", "cells", "order")
 
     def records(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The finished cells of these names."""
@@ -53,7 +53,7 @@ class Store:
         write_atomically(self._cell(name), json_text(record).encode())
 
     def drop(self, name: str) -> None:
-        with explained(f"benchmark folder {self.path}"):
+        with explained(f"{self.what} {self.path}"):
             self._cell(name).unlink(missing_ok=True)
 
     def claim(self, name: str) -> bool:

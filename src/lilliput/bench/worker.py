@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,13 +21,8 @@ class Worker:
         self.subjects: dict[str, Subject] = {}
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """A record, or {"error": one line}: whatever happens in a cell, the others go on."""
-        try:
-            return self._measured(job)
-        except LilliputError as error:
-            return {"error": str(error)}
-        except Exception as error:  # noqa: BLE001 - a method's bug is a row of the table
-            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        """A record, or {"error": one line}."""
+        return attempted(self._measured, job)
 
     def _measured(self, job: dict[str, Any]) -> dict[str, Any]:
         role: Role = job["role"]
@@ -46,15 +42,25 @@ class Worker:
         return self.subjects[key]
 
 
-def main() -> None:
+def attempted(work: Callable[[dict[str, Any]], dict[str, Any]], job: dict[str, Any]) -> dict[str, Any]:
+    """The record, or {"error": one line}: whatever happens in a job, the others go on."""
+    try:
+        return work(job)
+    except LilliputError as error:
+        return {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 - a method's bug is a row of the table
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer the jobs on standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what methods or the user's code print is no answer
     torch.set_num_threads(1)
-    worker = Worker()
     for line in sys.stdin:
-        answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker().answer)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lilliput.cli import benching, changing, comparing, exporting, guarding, looking
+from lilliput.cli import benching, cgp, changing, comparing, exporting, guarding, looking
 from lilliput.cli.console import complain, out
 from lilliput.cli.interrupts import STOPS, catch_signals, ignore_signals, received, stopped
 from lilliput.core.errors import BUG, LilliputError
@@ -65,6 +65,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(benching.bench, name="bench")
+app.add_typer(cgp.cgp, name="cgp")
 
 
 def main() -> None:

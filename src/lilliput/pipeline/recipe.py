@@ -84,9 +84,7 @@ class Recipe:
         return data
 
     def to_yaml(self) -> str:
-        import yaml
-
-        return yaml.safe_dump(self.to_data(), sort_keys=False, default_flow_style=None, width=110)
+        return yaml_text(self.to_data())
 
 
 def methods() -> dict[str, type[Pass]]:
@@ -221,6 +219,13 @@ def read_yaml(path: str | Path, what: str) -> Any:
         raise RecipeError(
             f"{what} {path}", f"not YAML ({' '.join(str(error).split())[:160]})", "mend the file"
         ) from error
+
+
+def yaml_text(data: object) -> str:
+    """Plain data as YAML; `read_yaml` inverts it."""
+    import yaml
+
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
 
 
 def checked(cls: type[T], data: object, where: str) -> T:

@@ -7,13 +7,14 @@ grid. Beside it stands the same by one bank of values that all layers share, wit
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 
 from lilliput.core.artifact import Artifact
 from lilliput.core.errors import UsageError
-from lilliput.measure.energy import EYERISS, NO_WIRES, PUBLISHED, GateTable, Memory, Wires
+from lilliput.measure.energy import EYERISS, NO_WIRES, PUBLISHED, GateTable, Memory, Wires, circuit_cost
 from lilliput.measure.generation_cost import GenerationCost, Selection, generation_cost
 from lilliput.methods.weight_generation.codebook import exact
 from lilliput.methods.weight_generation.evolution_settings import EvolutionSettings
@@ -21,7 +22,7 @@ from lilliput.methods.weight_generation.grid import MOST_COST, MOST_SUM, netlist
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.tidy import once
 from lilliput.ops.cartesian import Circuit, Shape, random_circuit
-from lilliput.ops.cartesian_functions import MULTIPLEXER
+from lilliput.ops.cartesian_functions import IDENTITY, MULTIPLEXER
 from lilliput.ops.cartesian_goal import Goal, whole
 from lilliput.ops.cartesian_islands import best, islands
 from lilliput.ops.cartesian_search import start
@@ -37,7 +38,8 @@ LAYERS = 2
 class Rows:
     """`layers`: the problem of each row of data. `shared`: all of it as one, whose given values all layers may use.
 
-    Output i makes the i-th wanted value of each layer; a layer with fewer of them, or of given ones, repeats its last.
+    Values that both layers have come first and share their inputs and outputs, then each layer's own in ascending
+    order; a layer with fewer of them repeats its last.
     """
 
     layers: tuple[Problem, ...]
@@ -46,19 +48,21 @@ class Rows:
     @property
     def given(self) -> Ints:
         """[rows of data, inputs]"""
-        return _filled([layer.given for layer in self.layers])
+        return _aligned([layer.given for layer in self.layers])
 
     @property
     def wanted(self) -> Ints:
         """[rows of data, outputs]"""
-        return _filled([layer.wanted for layer in self.layers])
+        return _aligned([layer.wanted for layer in self.layers])
 
     @property
     def counts(self) -> Ints:
         """[rows of data, outputs]: how many weights want it; 0 for those that are repeated."""
-        found = np.zeros(self.wanted.shape, dtype=np.int64)
-        for row, layer in zip(found, self.layers, strict=True):
-            row[: len(layer.counts)] = layer.counts
+        wanted = self.wanted
+        found = np.zeros(wanted.shape, dtype=np.int64)
+        for row, values, layer in zip(found, wanted, self.layers, strict=True):
+            count = len(layer.counts)
+            row[:count] = layer.counts[np.searchsorted(layer.wanted, values[:count])]
         return found
 
 
@@ -142,14 +146,21 @@ def rows_of_values(
 
 
 def evolved(problem: Rows, settings: EvolutionSettings, generations: int, *, processes: int = 1) -> RowsSolution:
-    """So many generations, in whole rounds, from a random circuit or from one exact circuit for each layer."""
+    """So many generations from a random circuit or from one exact circuit for each layer; not dearer than its start.
+
+    A grid prices multiplexers also where both sides are one pin, and a solution does not: so both ends are compared.
+    """
     goal, states = begun(problem, settings)
-    search = settings.search(int(goal.row_weights.sum()))
+    search, first = settings.search(int(goal.row_weights.sum())), best(states)
     rounds, rest = divmod(generations, settings.round_generations)
     for count, length in ((rounds, settings.round_generations), (1, rest)):
         if count and length:
             states = islands(goal, search, states, rounds=count, generations=length, processes=processes)
-    return solution_of_rows(problem, best(states).circuit)
+    last = best(states)
+    found = [solution_of_rows(problem, state.circuit) for state in (last, first)]
+    if max(first.error, last.error) > last.threshold:
+        return found[0]
+    return min(found, key=lambda solution: circuit_cost(solution.netlist, problem.shared.gates).energy_pj)
 
 
 def begun(problem: Rows, settings: EvolutionSettings) -> tuple[Goal, list[State]]:
@@ -184,7 +195,7 @@ def solution_of_rows(problem: Rows, circuit: Circuit) -> RowsSolution:
 
 
 def _circuit(problem: Rows, settings: EvolutionSettings, seed: int) -> tuple[Circuit, tuple[Bools, Bools]]:
-    """The last column are multiplexers, one for each output, of which only the sources may change."""
+    """The last column are multiplexers, one for each output; from the constructive circuits they may become wires."""
     inputs, outputs, bits = problem.given.shape[1], problem.wanted.shape[1], problem.shared.bits
     shape = Shape(
         inputs=inputs,
@@ -204,6 +215,8 @@ def _circuit(problem: Rows, settings: EvolutionSettings, seed: int) -> tuple[Cir
         net, pins = _side_by_side(problem)
         place = place_(nodes, shape, net)
         nodes[ports, :2] = np.asarray(place)[pins].T
+        nodes[ports[pins[0] == pins[1]], 2] = IDENTITY
+        free[ports, 2] = True
     kept = Circuit(shape=shape, nodes=nodes, outputs=(inputs + ports).astype(np.int32))
     return kept, (~free, np.ones(outputs, dtype=bool))
 
@@ -212,14 +225,13 @@ def _side_by_side(problem: Rows) -> tuple[Netlist, Ints]:
     """An exact circuit for each layer on the same inputs, and [rows of data, outputs] its pins."""
     inputs, gates = problem.given.shape[1], list[Gate]()
     pins = np.zeros(problem.wanted.shape, dtype=np.int64)
-    for row, layer in zip(pins, problem.layers, strict=True):
+    for row, given, wanted, layer in zip(pins, problem.given, problem.wanted, problem.layers, strict=True):
         solution = exact(layer)
-        net, shift = solution.netlist, inputs + len(gates) - solution.netlist.inputs
-        for gate in net.gates:
-            gates.append(Gate(gate.function, *(pin if pin < net.inputs else pin + shift for pin in sources(gate))))
-        made = np.asarray(net.outputs)[solution.outputs]
-        row[: len(made)] = np.where(made < net.inputs, made, made + shift)
-        row[len(made) :] = row[len(made) - 1]
+        net = solution.netlist
+        place = [*np.argsort(given[: net.inputs]).tolist(), *range(inputs + len(gates), inputs + len(gates) + net.pins)]
+        gates += [Gate(gate.function, *(place[pin] for pin in sources(gate))) for gate in net.gates]
+        made = [place[net.outputs[output]] for output in solution.outputs.tolist()]
+        row[:] = np.asarray(made)[np.searchsorted(layer.wanted, wanted)]
     found = Netlist(
         bits=problem.shared.bits, inputs=inputs, gates=tuple(gates), outputs=tuple(np.unique(pins).tolist())
     )
@@ -238,9 +250,12 @@ def _checked(rows: Rows) -> Rows:
     return rows
 
 
-def _filled(values: Sequence[Ints]) -> Ints:
-    longest = max(len(row) for row in values)
-    return np.stack([np.concatenate([row, np.repeat(row[-1:], longest - len(row))]) for row in values])
+def _aligned(values: Sequence[Ints]) -> Ints:
+    """[rows of data, values], of ascending distinct values of each."""
+    common = reduce(np.intersect1d, values)
+    rows = [np.concatenate([common, np.setdiff1d(row, common)]) for row in values]
+    longest = max(len(row) for row in rows)
+    return np.stack([np.concatenate([row, np.repeat(row[-1:], longest - len(row))]) for row in rows])
 
 
 def _flat(selections: Sequence[str | Sequence[str]]) -> list[str]:
