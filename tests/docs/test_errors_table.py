@@ -24,7 +24,7 @@ from lilliput.core.method import Context, apply_checked_
 from lilliput.core.program import Program
 from lilliput.core.score import parse_drop
 from lilliput.core.target import parse_bytes
-from lilliput.export import onnx, onnx_check
+from lilliput.export import circuit_folder, onnx, onnx_check
 from lilliput.export.c import board_log, golden, project
 from lilliput.export.c.interface import Interface
 from lilliput.graph import answers
@@ -315,6 +315,7 @@ PROVOKE: dict[str, Callable[[], Any]] = {
     "a network whose way depends on data": lambda: applied(ll.Quantization(), Branching()),
     "an operation without a form in ONNX": lambda: onnx.export(of(Sorting()), "net.onnx", target="onnx-x86"),
     "a threshold for a network that is not for anomalies": lambda: firmware(interface=Interface(threshold=1.0)),
+    "circuits of a network that has none": lambda: circuit_folder.write(of(tiny_model("linear")), made("circuits")),
     "an ONNX file that computes something else": verified,
     "a board that computes something else": lambda: sent(lambda rows: rows, change=1),
 }

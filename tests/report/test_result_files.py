@@ -56,7 +56,7 @@ def test_what_a_page_needs_is_small_and_plain(result):
     path = result.folder / "report.json"
     data = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert path.stat().st_size < 100_000
-    expected = {"task", "layers", "memory", "functions", "samples", "answers", "data", "budgets", "points"}
+    expected = {"task", "layers", "memory", "functions", "circuits", "samples", "answers", "data", "budgets", "points"}
     assert expected == set(data)
 
 
