@@ -370,7 +370,7 @@ def test_export_to_c_writes_a_folder_that_builds(call, net, tmp_path):
 
 def test_export_to_what_is_no_format_is_refused(call, net):
     answer = call("export", net, "--into", "digits-cnn", "--to", "tflite")
-    assert (answer.code, answer.err) == (2, "error: export --to 'tflite': not a format; use onnx, c or hls\n")
+    assert (answer.code, answer.err) == (2, "error: export --to 'tflite': not a format; use onnx, c, hls or circuit\n")
 
 
 @pytest.mark.parametrize(

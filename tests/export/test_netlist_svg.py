@@ -2,6 +2,7 @@
 
 import re
 from itertools import combinations
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -31,7 +32,7 @@ def circuits(draw):
 
 
 def drawn(net, inputs, **options):
-    root = ET.fromstring(svg(net, inputs, **options))
+    root: Any = ET.fromstring(svg(net, inputs, **options))
     nodes = [g for g in root.iter(f"{SPACE}g") if "node" in (g.get("class") or "")]
     boxes = [{k: float(g.find(f"{SPACE}rect").get(k)) for k in ("x", "y", "width", "height")} for g in nodes]
     kinds = [g.get("class").split()[1] for g in nodes]

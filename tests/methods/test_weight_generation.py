@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def model():
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).eval()
 
 
-def applied(*passes, module=None, seed=0):
+def applied(*passes, module=None, seed=0) -> tuple[Artifact, Any]:
     """(network, the last result)"""
     net = Artifact.of(model() if module is None else module, TASK.spec)
     results = [
@@ -43,7 +44,7 @@ def applied(*passes, module=None, seed=0):
     return net, results[-1]
 
 
-def made(net):
+def made(net) -> dict[str, Any]:
     return {name: e for name, e in net.encodings.items() if e.bank is not None}
 
 
@@ -52,6 +53,10 @@ def integers(encoding):
     live = torch.ones(encoding.shape, dtype=torch.bool) if encoding.mask is None else encoding.mask
     grid = encoding.grid
     return encoding.integers()[live & (grid.spread(grid.bit_width, len(encoding.shape)) > 0)]
+
+
+def at(net, name) -> Any:
+    return net.encoding(name)
 
 
 def in_bits(net, name, bits):
@@ -74,7 +79,7 @@ def test_there_are_at_most_so_many_values_and_each_weight_has_the_nearest(values
     for name, encoding in made(net).items():
         known = encoding.bank.values
         assert len(known) <= values
-        real = before.encoding(name).integers().reshape(-1, 1)
+        real = at(before, name).integers().reshape(-1, 1)
         least = (real - known).abs().amin(1)
         assert torch.equal((integers(encoding).reshape(-1) - real.reshape(-1)).abs(), least)
 
@@ -90,7 +95,7 @@ def test_exact_keeps_every_integer():
 def test_what_is_read_again_computes_the_same(share):
     net, _ = applied(ll.MagnitudePruning(sparsity=0.3), ll.WeightGeneration(share=share), ll.Quantization())
     again = container.loads(container.dumps(net)).replay(model())
-    assert all(again.encoding(name).same(e) for name, e in net.encodings.items())
+    assert all(at(again, name).same(e) for name, e in net.encodings.items())
     x = TASK.data("validation").batch(torch.arange(32))[0]
     with torch.no_grad():
         assert torch.equal(runnable(again)(x), runnable(net)(x))
@@ -116,20 +121,20 @@ def test_a_circuit_of_several_layers_is_in_the_file_once():
 
 def test_given_layers_keep_every_weight_and_are_inputs():
     net, result = applied(ll.WeightGeneration(given="0", values=30))
-    kept = net.encoding("0.weight")
+    kept = at(net, "0.weight")
     assert kept.bank is None
     assert result.skipped["0"] == "its weights are given"
     off = (kept.decode() - model().get_parameter("0.weight").detach()).abs()
     assert bool((off <= kept.grid.spread(kept.grid.scale, 4) * 0.5001).all())
-    bank = net.encoding("2.weight").bank
+    bank = at(net, "2.weight").bank
     assert bank.netlist.inputs > 0
     assert set(bank.inputs) <= set(kept.integers().reshape(-1).tolist())
-    assert net.encoding("5.weight").bank is bank
+    assert at(net, "5.weight").bank is bank
 
 
 def test_given_constants_are_inputs_too():
     net, _ = applied(ll.WeightGeneration(given="= -77, 53", solver="free", values=12))
-    inputs = net.encoding("0.weight").bank.inputs
+    inputs = at(net, "0.weight").bank.inputs
     assert inputs
     assert set(inputs) <= {-77, 53}
 
@@ -139,7 +144,7 @@ def test_core_from_outer_and_the_other_way(given, wanted):
     pass_ = ll.WeightGeneration(given=f"2 {given} 1", wanted=f"2 {wanted} 1", values=6)
     net, result = applied(pass_)
     before, _ = applied(ll.WeightGeneration(include=("2",), solver="exact"))
-    old, new = before.encoding("2.weight").integers(), net.encoding("2.weight").integers()
+    old, new = at(before, "2.weight").integers(), at(net, "2.weight").integers()
     stays = torch.zeros(old.shape, dtype=torch.bool)
     stays[:, :, 1, 1] = True
     stays = stays if given == "core" else ~stays
@@ -181,8 +186,8 @@ def test_overrides_are_of_their_layers():
     sizes = {name: len(e.bank.values) for name, e in made(net).items()}
     assert sizes["2.weight"] == 9
     assert max(sizes["0.weight"], sizes["5.weight"]) <= 4
-    assert net.encoding("2.weight").grid.axis is None
-    assert net.encoding("0.weight").grid.axis == 0
+    assert at(net, "2.weight").grid.axis is None
+    assert at(net, "0.weight").grid.axis == 0
 
 
 def stored_bits(result):
@@ -226,7 +231,7 @@ class Uneven(nn.Module):
 def test_the_layer_whose_errors_cost_more_gets_more_values():
     method = ll.WeightGeneration(share="layer", values=48, max_loss=0.01, samples=96)
     net, _ = applied(method, module=Uneven().eval())
-    loud, quiet = (len(net.encoding(f"{name}.weight").bank.values) for name in ("loud", "quiet"))
+    loud, quiet = (len(at(net, f"{name}.weight").bank.values) for name in ("loud", "quiet"))
     assert loud >= 3 * quiet
 
 
@@ -235,10 +240,10 @@ def test_training_moves_weights_among_the_values_and_lowers_the_loss():
     tuned, _ = applied(ll.WeightGeneration(values=6), ll.FineTune(epochs=6, batch_size=16, learning_rate=0.02))
     moved = 0
     for name, encoding in made(tuned).items():
-        bank = start.encoding(name).bank
+        bank = at(start, name).bank
         assert encoding.bank.same(bank)
         assert set(integers(encoding).tolist()) <= set(bank.values.tolist())
-        moved += int((integers(encoding) != integers(start.encoding(name))).sum())
+        moved += int((integers(encoding) != integers(at(start, name))).sum())
     assert moved > 0
     assert loss_of(tuned) < 0.9 * loss_of(start)
 
@@ -251,25 +256,25 @@ def test_activations_get_integers_and_the_circuit_stays(after):
     net, _ = applied(ll.WeightGeneration(values=9), ll.Quantization(), *after)
     assert net.activations
     for name, encoding in made(start).items():
-        bank = net.encoding(name).bank
+        bank = at(net, name).bank
         assert bank is not None, name
         assert bank.same(encoding.bank)
-        assert set(integers(net.encoding(name)).tolist()) <= set(encoding.bank.values.tolist())
+        assert set(integers(at(net, name)).tolist()) <= set(encoding.bank.values.tolist())
 
 
 def test_weights_that_are_gone_take_no_part():
     net = Artifact.of(model(), TASK.spec)
     in_bits(net, "2.weight", [8, 0, 8, 8, 6, 0])
     mask = torch.rand((3, 96), generator=torch.Generator().manual_seed(0)) < 0.5
-    net.encode_("5.weight", net.encoding("5.weight").with_mask(mask))
+    net.encode_("5.weight", at(net, "5.weight").with_mask(mask))
     result = apply_checked_(ll.WeightGeneration(values=7, share="layer"), net, Context.of(TASK, net.module))
     weights = {row["layers"][0]: row["weights"] for row in result.statistics["circuits"]}
     assert weights == {"0": 54, "2": 4 * 54, "5": int(mask.sum())}
-    second = net.encoding("2.weight")
+    second = at(net, "2.weight")
     assert bool((second.decode()[[1, 5]] == 0).all())
     assert len(integers(second).unique()) <= 7
     assert int(second.integers()[4].abs().max()) <= 32  # of 6 bits
-    assert bool((net.encoding("5.weight").decode()[~mask] == 0).all())
+    assert bool((at(net, "5.weight").decode()[~mask] == 0).all())
     gone = Artifact.of(model(), TASK.spec)
     in_bits(gone, "2.weight", [0] * 6)
     result = apply_checked_(ll.WeightGeneration(), gone, Context.of(TASK, gone.module))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ from lilliput.testing import tiny_task
 from page_parser import Page
 
 TASK = tiny_task(96)
+
+
+def shown(source) -> Any:
+    return panel.circuits(source)
 
 
 def model():
@@ -83,15 +88,15 @@ def test_without_its_account_or_of_an_older_run_there_is_a_page_too(run, tmp_pat
     del details["circuits"]
     (tmp_path / "report.json").write_text(json.dumps(details))
     assert Page(folder_page(tmp_path)).section("circuits") is None
-    assert panel.circuits(of_folder(tmp_path)) is None
+    assert shown(of_folder(tmp_path)) is None
 
 
 def test_an_account_of_a_step_that_was_refused_is_not_shown(run):
     source = run._source()
     trail = [{**entry, "verdict": {"accepted": False, "reason": ""}} for entry in source.trail]
     refused = Source(title="", result={"trail": trail}, details=source.details, statistics=source.statistics)
-    assert panel.circuits(refused)["cost_rows"] == []
-    assert panel.circuits(source)["cost_rows"] != []
+    assert shown(refused)["cost_rows"] == []
+    assert shown(source)["cost_rows"] != []
 
 
 def test_a_large_circuit_is_counted():
@@ -100,12 +105,12 @@ def test_a_large_circuit_is_counted():
     details = json.loads(json.dumps({"circuits": circuits(net)}))
     (noted,) = details["circuits"]
     assert noted["gates"] is None
-    shown = panel.circuits(Source(title="", result={}, details=details))["circuits"][0]
-    assert shown["picture"] is None
-    counts = [int(count.replace(",", "")) for _, count in shown["functions"]]
+    found = shown(Source(title="", result={}, details=details))["circuits"][0]
+    assert found["picture"] is None
+    counts = [int(count.replace(",", "")) for _, count in found["functions"]]
     assert counts == sorted(counts, reverse=True)
     assert sum(counts) == noted["made"] > 150
-    assert shown["depths"].count("<rect") == len([n for n in noted["depths"] if n])
+    assert found["depths"].count("<rect") == len([n for n in noted["depths"] if n])
 
 
 @pytest.mark.parametrize("width", [360, 1280])
