@@ -47,10 +47,13 @@ class Crew:
                             self.store.renew(name)
                         self.watch(list(self.busy))
             finally:
-                for process in [*self.busy.values(), *self.idle]:
-                    process.end()
-                for name in self.busy:
+                everyone = [*self.busy.values(), *self.idle]
+                for process in everyone:
+                    process.kill()
+                for name in self.busy:  # before anything that waits: an interrupt comes again until it is answered
                     self.store.release(name)
+                for process in everyone:
+                    process.end()
 
     def _start(self) -> bool:
         """Begin the next job that nobody has; False if there is none."""

@@ -50,10 +50,13 @@ class Process:
         line, self.heard = self.heard, b""
         return json.loads(line) if line.endswith(b"\n") else {"error": self._last_words(), "died": True}
 
-    def end(self) -> None:
-        """Kill it, and the processes that it has started."""
+    def kill(self) -> None:
+        """With the processes that it has started; does not wait."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        self.kill()
         self.process.wait()
         for file in (self.process.stdin, self.process.stdout, self.log):
             with suppress(BrokenPipeError):

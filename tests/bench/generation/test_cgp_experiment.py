@@ -8,7 +8,9 @@ import torch
 
 from lilliput.bench.generation.experiment import Experiment, load
 from lilliput.bench.generation.published import FORMS, REFUSED, Published
-from lilliput.core.errors import LilliputError, RecipeError
+from lilliput.core.encoding import Encoding
+from lilliput.core.errors import LilliputError, RecipeError, UsageError
+from lilliput.graph import stored
 from lilliput.methods.weight_generation.evolution import EvolutionSettings
 from lilliput.methods.weight_generation.selection import choose
 
@@ -97,9 +99,12 @@ def test_an_experiment_is_read_as_it_is_written(write):
         ({"bits": [8, 1]}, "experiment bits: 1; give 2 to 12"),
         ({"bits": [8, 8]}, "experiment: run 1 is there already"),
         ({"runs": 0}, "experiment runs: 0; give a whole number from 1 up"),
-        ({"model": "net.lil"}, "experiment: no data for a .lil; write data: digits, or into: digits-cnn"),
+        ({"model": "net.lil"}, "experiment: a .lil without into; name the model that it was made from"),
         ({"into": "digits-cnn"}, "experiment into: 'digits-cnn', and the model is no .lil; leave into out"),
-        ({"model": "a.lil", "data": "digits", "weights": "b.pt"}, "experiment weights: b.pt, and the model is a .lil"),
+        (
+            {"model": "a.lil", "into": "digits-cnn", "weights": "b.pt"},
+            "experiment weights: b.pt, and the model is a .lil",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(write, changed, message):
@@ -174,6 +179,20 @@ def test_weights_are_rounded_to_one_grid_or_to_one_for_each_channel(opened):
         assert torch.equal(integers, torch.floor(before / step + 0.5).long().clamp(-7, 7))
         assert net.encoding("head.weight").grid is None
         assert subject.net.encoding("second.weight").grid is None  # the network itself stays as it came
+
+
+def test_a_file_keeps_its_own_grids(opened, place):
+    subject, _ = opened()
+    net = subject.net.copy()
+    net.encode_("second.weight", Encoding.on_one_grid(net.parameter("second.weight"), 4))
+    stored.save(net, place / "net.lil")
+    subject, (run,) = opened(model="net.lil", into="tiny_cgp.py:make", bits=None)
+    found = subject.quantized(run)
+    assert found.encoding("second.weight").integers().tolist() == net.encoding("second.weight").integers().tolist()
+    assert found.encoding("first.weight").integers().abs().max() == 127
+    other, (run,) = opened(model="net.lil", into="tiny_cgp.py:make", bits=8)
+    with pytest.raises(UsageError, match="it has a grid of 4 bits; leave bits out of the experiment"):
+        other.quantized(run)
 
 
 def test_importance_is_asked_for_by_name(opened):

@@ -225,6 +225,23 @@ def test_an_interrupt_leaves_no_claim_and_the_folder_goes_on(write, tmp_path, he
     assert len(go(plan(experiment, folder))) == 2
 
 
+def test_claims_are_released_though_the_interrupt_comes_again_while_processes_end(write, tmp_path, monkeypatch):
+    class Slow(InThisProcess):
+        def answer(self):
+            raise KeyboardInterrupt
+
+        def end(self):
+            super().end()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_started", lambda: Slow(Worker()))
+    experiment = load(write(solver={"kind": "clustered"}))
+    begin(experiment, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        go(plan(experiment, tmp_path / "out"))
+    assert list((tmp_path / "out" / "claims").iterdir()) == []
+
+
 def test_what_cannot_work_is_found_before_a_folder_is_made(write, tmp_path):
     faults = {
         "a grid of 4 rows": {"solver": {"kind": "evolution", "rows": 4}},

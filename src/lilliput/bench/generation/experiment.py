@@ -173,8 +173,8 @@ def load(path: str | Path) -> Experiment:
     source = source if is_file else beside(source, folder)
     if is_file and found.weights is not None:
         raise RecipeError("experiment weights", f"{found.weights}, and the model is a .lil", "leave weights out")
-    if is_file and found.data is None and found.into is None:
-        raise RecipeError("experiment", "no data for a .lil", "write data: digits, or into: digits-cnn")
+    if is_file and found.into is None:  # layers are those of a module: a graph has none
+        raise RecipeError("experiment", "a .lil without into", "name the model that it was made from: into: digits-cnn")
     if not is_file and found.into is not None:
         raise RecipeError("experiment into", f"{found.into!r}, and the model is no .lil", "leave into out")
     found = replace(

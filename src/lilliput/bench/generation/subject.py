@@ -18,7 +18,7 @@ from lilliput.measure.energy import PUBLISHED, GateTable, read_gates
 from lilliput.methods.weight_generation.importance import fisher
 from lilliput.methods.weight_generation.problem import Problem, problem_of
 from lilliput.methods.weight_generation.selection import choose
-from lilliput.zoo.registry import DATA, open_model
+from lilliput.zoo.registry import open_model
 
 USUAL_BITS = 8
 
@@ -93,16 +93,5 @@ def open_subject(experiment: Experiment, data_root: str | Path | None = None) ->
         source, weights, data = experiment.model, experiment.weights, experiment.data
         model, task = open_model(source, weights=weights, data=data, data_root=data_root)
         return Subject(experiment=experiment, net=Artifact.of(model, task.spec), task=task, gates=gates)
-    into = None
-    if experiment.into is not None:
-        into, task = open_model(experiment.into, data=experiment.data, data_root=data_root, trained=False)
-    else:
-        task = _task(str(experiment.data), data_root)
+    into, task = open_model(str(experiment.into), data=experiment.data, data_root=data_root, trained=False)
     return Subject(experiment=experiment, net=load_artifact(experiment.model, into), task=task, gates=gates)
-
-
-def _task(data: str, data_root: str | Path | None) -> Task:
-    if data not in DATA:
-        do = f"use one of {', '.join(DATA)}, or into: a model"
-        raise UsageError(f"experiment data {data!r}", "not a data set", do)
-    return DATA[data](data_root)
