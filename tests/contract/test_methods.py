@@ -88,7 +88,7 @@ SETTINGS: dict[type[Pass], list[Pass]] = {
         WeightGeneration(values=5, share="layer", importance="none", weight_per="tensor", generations=50),
         WeightGeneration(solver="free", values=9, weight_bits=6),
         WeightGeneration(solver="exact", share="layer", importance="none"),
-        WeightGeneration(share="layer", max_loss=0.5, values=64, samples=16),
+        WeightGeneration(share="layer", max_loss=0.5, values=6, samples=16),
     ],
     FineTune: [FineTune(epochs=2, batch_size=16)],
     Distill: [Distill(epochs=2, batch_size=16)],

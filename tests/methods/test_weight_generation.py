@@ -267,7 +267,7 @@ def test_weights_that_are_gone_take_no_part():
     in_bits(net, "2.weight", [8, 0, 8, 8, 6, 0])
     mask = torch.rand((3, 96), generator=torch.Generator().manual_seed(0)) < 0.5
     net.encode_("5.weight", at(net, "5.weight").with_mask(mask))
-    result = apply_checked_(ll.WeightGeneration(values=7, share="layer"), net, Context.of(TASK, net.module))
+    result: Any = apply_checked_(ll.WeightGeneration(values=7, share="layer"), net, Context.of(TASK, net.module))
     weights = {row["layers"][0]: row["weights"] for row in result.statistics["circuits"]}
     assert weights == {"0": 54, "2": 4 * 54, "5": int(mask.sum())}
     second = at(net, "2.weight")
