@@ -102,6 +102,15 @@ def test_without_grids_it_makes_those_that_it_is_asked_for():
     assert "trained for 1 epochs" in result.changed["0"]
 
 
+def test_activations_that_stay_in_float_are_said():
+    weights_only = Quantization(weight_bits=5, activation_bits=0)
+    net, result = applied(tiny_model("conv"), weights_only, SHORT)
+    assert not net.activations
+    assert "activations stay in float, as weights were on grids already; put quantization before" in result.notes
+    _, silent = applied(tiny_model("conv"), weights_only, replace(SHORT, activation_bits=0))
+    assert silent.notes == ()
+
+
 def test_without_steps_every_scale_stays():
     before, _ = applied(tiny_model("residual"), FoldBatchNorm(), Quantization())
     after, result = applied(tiny_model("residual"), FoldBatchNorm(), Quantization(), replace(SHORT, scale_rate=0.0))

@@ -91,6 +91,8 @@ class QuantizationAwareTraining(TrainingPass):
             norms = [n.layer for n in graph_of(net).nodes if n.op == "batch_norm"]
             if norms:
                 notes.append(f"{norms[0]} is not folded: its statistics did not train; put fold_batchnorm before")
+        elif self.activation_bits:
+            notes.append("activations stay in float, as weights were on grids already; put quantization before")
         return PassResult(changed=changed, skipped=skipped, notes=tuple(notes))
 
     def rounding(self) -> Quantization:
