@@ -85,6 +85,17 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
     assert len(Journal(tmp_path, BUDGET, 0).records()) == 1
 
 
+def test_the_lock_of_a_process_that_was_killed_while_it_wrote_is_taken_in_silence(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("lilliput.auto.search.journal.ABANDONED_S", 3)
+    journal = Journal(tmp_path, BUDGET, 0)
+    trial, _ = journal.ask(TEMPLATES, {}, EFFORTS)
+    journal.tell(trial, record(0, 90, 0.5))
+    (tmp_path / "journal.log.lock").symlink_to(tmp_path / "journal.log")
+    assert [r.number for r in Journal(tmp_path, BUDGET, 0).records()] == [0]
+    assert not (tmp_path / "journal.log.lock").is_symlink()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_best_keeps_the_limits_then_the_score_then_is_small():
     rows = [
         record(0, 90, 2.0),

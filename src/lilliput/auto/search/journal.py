@@ -25,6 +25,8 @@ WINDOW = 0.08
 RANDOM_TRIALS = 6
 WORST = 1e9
 """Told of a candidate that could not be measured."""
+ABANDONED_S = 5
+"""A lock is held while a line is written. One that stays so long, with nothing written, is that of a killed process."""
 STALE_SECONDS = 6 * 3600
 """Of a trial of another machine, whose processes cannot be seen from here."""
 
@@ -49,13 +51,13 @@ class Journal:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         path = folder / "journal.log"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = JournalFileSymlinkLock(str(path))
-        lock.acquire()
-        try:
-            _mend(path)
-        finally:
-            lock.release()
+        lock = JournalFileSymlinkLock(str(path), grace_period=ABANDONED_S)
         with self._quiet():
+            lock.acquire()
+            try:
+                _mend(path)
+            finally:
+                lock.release()
             storage = JournalStorage(JournalFileBackend(str(path), lock))
             self.study = optuna.create_study(
                 storage=storage, study_name="search", load_if_exists=True, sampler=optuna.samplers.RandomSampler(seed=0)
