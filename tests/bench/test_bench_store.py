@@ -54,6 +54,19 @@ def test_a_claim_of_a_process_that_has_ended_is_taken_over(store):
     assert store.claim("a")
 
 
+def test_a_claim_that_a_killed_owner_left_on_a_finished_cell_goes(store):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    other = Store(store.path)
+    other.owner = f"{store.owner.split()[0]} {ended.pid}"
+    assert other.claim("a")
+    assert store.claim("b")
+    for name in ("a", "b"):
+        other.write(name, {"score": 1.0})
+    Store(store.path).begin({"cells": {}, "order": []})
+    assert [path.name for path in (store.path / "claims").iterdir()] == ["b"]  # its owner lives
+
+
 def test_a_claim_of_another_machine_is_taken_over_only_when_it_shows_no_life(store):
     other = Store(store.path)
     other.owner = "elsewhere 1"

@@ -32,6 +32,9 @@ class Store:
         with explained(f"{self.what} {self.path}"):
             for name in (CELLS, CLAIMS):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
+            for claim in list((self.path / CLAIMS).iterdir()):
+                if self.is_done(claim.name):  # its owner may have been killed between its record and its release
+                    self._take_away(claim)
         write_atomically(self.path / PLAN, json_text(plan, indent=1).encode())
 
     def plan(self) -> dict[str, Any]:
