@@ -36,7 +36,7 @@ def test_the_folder_is_written_and_verified(call, file, tmp_path):
     assert f"lilliput verify {tmp_path}" in json.loads(answer.out)["text"]
     answer = call("verify", tmp_path)
     assert answer.code == 0
-    assert answer.out == "bank_0: equal on 1 rows, all combinations of inputs\n"
+    assert answer.out == "bank_0: equal on 1 row, all combinations of inputs\n"
     answer = call("verify", tmp_path, "--json")
     assert json.loads(answer.out)["circuits"] == [{"name": "bank_0", "rows": 1, "all_of_them": True}]
     path = tmp_path / "bank_0.c"

@@ -192,6 +192,8 @@ def test_the_top_is_distinct_and_in_the_published_order():
     cheap = begin(SOME, replace(mode, threshold=40.0)).advanced(1500)
     assert max(solution.error for solution in cheap.top) <= 1600 * SOME.wanted_count
     assert order(cheap.best)[0] < order(evolution.best)[0]
+    ranks = [order(solution) for solution in cheap.top]  # of what is tidied, not of the grid's circuits
+    assert ranks == sorted(ranks)
 
 
 def test_the_archive_is_unbeaten_and_bounded():

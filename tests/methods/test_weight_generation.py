@@ -302,3 +302,25 @@ def test_the_program_and_its_c_are_exact(module, tmp_path):
     project.write(program, tmp_path)
     done = subprocess.run(["make", "-s", "test"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_given_weights_that_several_circuits_read_count_once():
+    _, result = applied(ll.WeightGeneration(share="layer", given="0", solver="exact"))
+    first, second = result.statistics["circuits"]
+    assert first["given_bits"] == second["given_bits"] == 8 * 54
+    plain = -(-(first["plain_bits"] + second["plain_bits"] - 8 * 54) // 8)
+    assert plain == sum(p.numel() for p in model().parameters() if p.dim() > 1)
+    assert f"({plain:,} plain" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"wanted": "given", "given": "0"}, "'given': a file cannot keep weights and make them"),
+        ({"max_loss": 0.1, "solver": "exact"}, "max_loss: solver 'exact'; use clusters or free"),
+        ({"max_loss": 0.1, "importance": "none"}, "max_loss: importance 'none'; use importance: fisher"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, found):
+    with pytest.raises(RecipeError, match=found):
+        ll.WeightGeneration(**settings)

@@ -42,10 +42,8 @@ class Checked:
     all_of_them: bool
 
     def text(self) -> str:
-        how = (
-            "all combinations of inputs" if self.all_of_them else "the stored inputs and random ones, not all there are"
-        )
-        return f"{self.name}: equal on {self.rows:,} rows, {how}"
+        how = "all combinations of inputs" if self.all_of_them else "the stored inputs and random ones, a part of all"
+        return f"{self.name}: equal on {self.rows:,} row{'s' * (self.rows != 1)}, {how}"
 
 
 def circuits_of(artifact: Artifact) -> list[tuple[Bank, dict[str, Encoding]]]:

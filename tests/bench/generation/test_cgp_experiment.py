@@ -42,6 +42,7 @@ def test_seeds_may_be_a_list_or_start_anywhere(write):
     assert [getattr(r.solver, "seed", None) for r in load(write(solver=solver)).grid()] == [4, 9]
     assert [getattr(r.solver, "seed", None) for r in load(write(solver={**solver, "seed": 7}, runs=2)).grid()] == [7, 8]
     assert len(load(write(solver={"kind": "exact"}, runs=5)).grid()) == 1
+    assert [r.kind for r in load(write(solver=["exact", {"kind": "free"}])).grid()] == ["exact", "free"]
 
 
 def test_one_run_alone_is_an_experiment_of_that_run(write):
@@ -74,7 +75,9 @@ def test_an_experiment_is_read_as_it_is_written(write):
         ({"problems": {"a": {"importance": "fischer"}}}, "problem 'a' importance: 'fischer'; use none or fisher"),
         ({"solver": {"threshold": 1}}, "experiment solver: no kind; name one: evolution, exact, clustered, free"),
         ({"solver": {"kind": "exakt"}}, "experiment solver: the kind 'exakt'; did you mean 'exact'?"),
-        ({"solver": "exact"}, "experiment solver: 'exact'; write {kind: evolution, threshold: 5}"),
+        ({"solver": "exakt"}, "experiment solver: the kind 'exakt'; did you mean 'exact'?"),
+        ({"solver": 3}, "experiment solver: 3; write {kind: evolution, threshold: 5}, or exact"),
+        ({"solver": []}, "experiment solver: an empty list; give at least one of evolution, exact, clustered, free"),
         ({"solver": {"kind": "exact", "k": 1}}, "solver exact: unknown setting 'k'; it has no settings"),
         (
             {"solver": {"kind": "evolution", "treshold": 1}},

@@ -143,9 +143,12 @@ class Experiment:
 
     def _solvers(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each with one value for each setting; an evolution with all its seeds."""
-        for data in self.solver if isinstance(self.solver, list) else [self.solver]:
+        given = self.solver if isinstance(self.solver, list) else [self.solver]
+        if not given:
+            raise RecipeError("experiment solver", "an empty list", f"give at least one of {', '.join(KINDS)}")
+        for data in ({"kind": one} if isinstance(one, str) else one for one in given):
             if not isinstance(data, Mapping):
-                raise RecipeError("experiment solver", f"{data!r}", "write {kind: evolution, threshold: 5}")
+                raise RecipeError("experiment solver", f"{data!r}", "write {kind: evolution, threshold: 5}, or exact")
             kind, settings = kind_of(cast(Mapping[str, Any], data))
             if kind == EVOLUTION and self.runs > 1:
                 first = settings.pop("seed", 0)

@@ -21,7 +21,7 @@ from lilliput.methods.weight_generation.solution import Solution
 from lilliput.pipeline.folder import RunFolder, json_text
 
 ABOUT, STATE, EXPERIMENT = "run.json", "state.bin", "experiment.yaml"
-CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_SECONDS = 1.0
 MOST_STATE_BYTES = 1 << 30
 
 
@@ -128,6 +128,8 @@ def _evolve(
 
     if before is None:
         _note(statistics, evolution)
+        folder.write(STATE, evolution.packed())
+        write_solutions(folder.path, list(_distinct(evolution).values()), net)
     if evolution.generation < generations and not evolution.ready:
         left = generations - evolution.generation
         evolution = evolution.advanced(left, processes=processes, watch=at_round)

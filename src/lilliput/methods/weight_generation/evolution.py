@@ -138,8 +138,15 @@ class Evolution:
 
     @property
     def top(self) -> tuple[Solution, ...]:
-        """At most `keep` solutions that differ in error, energy, delay or gates, the best first; each is tidied."""
-        return tuple(tidied(solution_of(self.problem, found.circuit)) for found in self._best())
+        """At most `keep` solutions that differ in error, energy, delay or gates: tidied, and then the best first."""
+        kept: list[tuple[bool, tuple[float, ...], Solution]] = []
+        for found in self._best():
+            solution = tidied(solution_of(self.problem, found.circuit))
+            cost = circuit_cost(solution.netlist, self.problem.gates)
+            beyond = found.error > self.threshold
+            rank = (cost.energy_pj, solution.error, cost.delay_ns, float(cost.gates))
+            kept.append((beyond, (solution.error, *rank) if beyond else rank, solution))
+        return tuple(solution for *_, solution in sorted(kept, key=lambda entry: entry[:2]))
 
     def statistics(self) -> dict[str, float | int | str]:
         """Of the best one as it is in the grid, before it is tidied; in the published columns.

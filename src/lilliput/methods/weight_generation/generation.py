@@ -20,7 +20,7 @@ from lilliput.core.errors import RecipeError, UsageError
 from lilliput.core.grid import Grid
 from lilliput.core.method import Context, Pass, PassResult, check_choice, check_range
 from lilliput.graph.layers import output_axis
-from lilliput.measure.energy import PUBLISHED, GateTable, read_gates
+from lilliput.measure.energy import EYERISS, PUBLISHED, GateTable, read_gates
 from lilliput.methods.weight_generation.codebook import clustered, exact, free
 from lilliput.methods.weight_generation.evolved import evolved
 from lilliput.methods.weight_generation.importance import fisher, mean_loss
@@ -84,11 +84,15 @@ class WeightGeneration(Pass):
         for field in ("given", "wanted"):
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        if "given" in self.wanted:
+            do = "leave both out, and use solver: exact: a circuit then makes the values that the layers have"
+            raise RecipeError(f"{name} wanted", "'given': a file cannot keep weights and make them", do)
         if self.max_loss is not None:
             check_range(f"{name} max_loss", self.max_loss, 0.0, 1e9)
-            if self.importance == "none" or self.solver == "exact":
-                found = f"importance {self.importance!r}, solver {self.solver!r}"
-                raise RecipeError(f"{name} max_loss", found, "use importance: fisher, and solver: clusters or free")
+            if self.importance == "none":
+                raise RecipeError(f"{name} max_loss", "importance 'none'", "use importance: fisher")
+            if self.solver == "exact":
+                raise RecipeError(f"{name} max_loss", "solver 'exact'", "use clusters or free")
         free_keys = {"weight_bits", "weight_per"} | ({"values", "solver"} if self.share == "layer" else set[str]())
         for settings in self.overrides.values():
             if set(settings) - free_keys:
@@ -263,6 +267,7 @@ def account(solution: Solution, layers: Sequence[str]) -> dict[str, Any]:
         "gate_energy_pj": cost.circuit.energy_pj,
         "delay_ns": cost.circuit.delay_ns,
         "area": cost.circuit.area,
+        "given_bits": cost.stored.given,
         "stored_bits": cost.stored.total,
         "index_bits": cost.stored.indices,
         "plain_bits": cost.plain_bits,
@@ -277,11 +282,14 @@ def account(solution: Solution, layers: Sequence[str]) -> dict[str, Any]:
 
 def note(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line: what is stored and read, before and after, and the first warning."""
-    bits, plain, table = (sum(row[name] for row in rows) for name in ("stored_bits", "plain_bits", "table_bits"))
-    energy, before = (sum(row[name] for row in rows) for name in ("energy_pj", "plain_energy_pj"))
+    again = sum(row["given_bits"] for row in rows[1:])  # every circuit reads the same ones
+    read = EYERISS.read_pj(again, rows[0]["memory"])
+    sums = (sum(row[name] for row in rows) - again for name in ("stored_bits", "plain_bits", "table_bits"))
+    size, plain, table = (f"{-(-bits // 8):,}" for bits in sums)
+    energy, before = (sum(row[name] for row in rows) - read for name in ("energy_pj", "plain_energy_pj"))
     gates = sum(row["gates"] for row in rows)
-    text = f"{gates} gates; {bits // 8:,} bytes of indices and circuits before coding ({plain // 8:,} plain, "
-    text += f"{table // 8:,} with tables); modelled reads {energy / 1e6:.3g} uJ ({before / 1e6:.3g} plain)"
+    text = f"{gates} gates; {size} bytes of indices and circuits before coding ({plain} plain, {table} with tables)"
+    text += f"; modelled reads {energy / 1e6:.3g} uJ ({before / 1e6:.3g} plain)"
     warnings = [warning for row in rows for warning in row["warnings"]]
     more = f", and {len(warnings) - 1} more" if len(warnings) > 1 else ""
     return f"{text}; {warnings[0]}{more}" if warnings else text
