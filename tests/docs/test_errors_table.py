@@ -228,6 +228,7 @@ X, Y = torch.zeros(40, 1, 4, 4), torch.arange(40) % 3
 PROVOKE: dict[str, Callable[[], Any]] = {
     # UsageError
     "a target that is not known": lambda: ll.check(tiny_model("linear"), (1, 4, 4), target="cortex-m7"),
+    "another data set for a network of your own": lambda: open_model("mine.py:make", data="digits"),
     "a network that is not in the zoo": lambda: open_model("digit-cnn"),
     "a network without weights": lambda: open_model("lenet5", data="digits"),
     "a file of a model that is not there": lambda: open_model("mine.py:make"),

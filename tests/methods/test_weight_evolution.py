@@ -11,7 +11,7 @@ from cartesian_oracle import interpreted, judged
 from lilliput.core.errors import DataError, UsageError
 from lilliput.methods.weight_generation.archive import Point
 from lilliput.methods.weight_generation.codebook import clustered, exact, for_values
-from lilliput.methods.weight_generation.evolution import EvolutionSettings, begin, unpacked
+from lilliput.methods.weight_generation.evolution import Evolution, EvolutionSettings, begin, unpacked
 from lilliput.methods.weight_generation.grid import grid_of, laid_out, solution_of
 from lilliput.methods.weight_generation.problem import Problem
 from lilliput.methods.weight_generation.solution import Solution
@@ -194,6 +194,13 @@ def test_the_top_is_distinct_and_in_the_published_order():
     assert order(cheap.best)[0] < order(evolution.best)[0]
     ranks = [order(solution) for solution in cheap.top]  # of what is tidied, not of the grid's circuits
     assert ranks == sorted(ranks)
+
+
+def test_the_top_is_sorted_by_what_is_tidied(monkeypatch):
+    evolution = begin(SOME, replace(RANDOM, islands=2, round_generations=20, keep=6, threshold=40.0)).advanced(1500)
+    before, found = evolution.top, evolution._best()
+    monkeypatch.setattr(Evolution, "_best", lambda self: found[::-1])  # whatever the order of the grid's circuits is
+    assert [order(s) for s in evolution.top] == [order(s) for s in before]
 
 
 def test_the_archive_is_unbeaten_and_bounded():

@@ -338,6 +338,11 @@ def test_a_file_that_does_not_give_them_says_what_is_wrong(own, change, text):
     assert text in str(error.value)
 
 
+def test_another_data_set_than_that_of_a_users_function_is_refused(own):
+    with pytest.raises(UsageError, match="that function gives the task, with its data; leave it out"):
+        open_model(own(), data="digits")
+
+
 def test_what_a_users_file_cannot_import_is_named(own):
     with pytest.raises(UsageError, match=r"it cannot be imported \(No module named 'not_there'\)"):
         open_model(own(top="import not_there"))

@@ -321,6 +321,9 @@ def open_model(
     is an error that says how to get some; with `fresh`, the weights that come with the package are left out.
     """
     if ":" in source:
+        if data is not None:
+            do = "leave it out, or choose a network of the zoo"
+            raise UsageError(f"data {data!r} for {source!r}", "that function gives the task, with its data", do)
         model, task = _own(source)
     else:
         found = entry(source)
