@@ -97,6 +97,13 @@ def test_json_is_all_that_is_on_standard_output(call, own, quick, tmp_path):
     assert {k: v for k, v in data.items() if k != "folder"} == stored
 
 
+def test_apply_with_its_arguments_swapped_says_so(call, tmp_path):
+    (tmp_path / "r.yaml").write_text("passes: [quantization]")
+    answer = call("apply", "digits-cnn", str(tmp_path / "r.yaml"))
+    assert answer.code == 2
+    assert "the recipe stands second; write: lilliput apply" in answer.err
+
+
 def test_apply_gives_the_same_bytes(call, own, quick, tmp_path):
     assert call("compress", own(), "--recipe", quick, "--out", tmp_path / "runs", "--seed", 4).code == 0
     first = tmp_path / "runs" / "0001-own_net-make"

@@ -116,10 +116,14 @@ def evaluate(
     rows = measure(path, of=of, data_root=data_root)
     table = [["run", "solution", "error", "gates", "gate energy", "delay", "area", "stored bits", "recorded"]]
     for row in rows:
+        about = [f"{row['run']} {row['title']}", row["solution"]]
+        if "error" not in row:
+            table.append([*about, *["-"] * 6, "DAMAGED"])
+            continue
         same = "equal" if not row["differences"] else "DIFFERS"
         measures = [f"{row['error']:.6g}", str(row["gates"]), f"{row['energy_pj']:.4g} pJ", f"{row['delay_ns']:.4g} ns"]
         bits = [f"{row['area']:.5g}", f"{row['stored_bits']:,}", same if row["recorded"] else "no"]
-        table.append([f"{row['run']} {row['title']}", row["solution"], *measures, *bits])
+        table.append([*about, *measures, *bits])
     wrong = [f"{row['file']}: {'; '.join(row['differences'])}" for row in rows if row["differences"]]
     answer(rows, "\n".join([render(table), *wrong]), as_json=as_json)
     if wrong:

@@ -208,6 +208,9 @@ def apply(
     quiet: Quiet = False,
 ) -> None:
     """Run exactly this recipe: the same bytes each time."""
+    if Path(model).suffix in (".yaml", ".yml") and not recipe.is_file():
+        asked = f"apply {recipe} {model}"
+        raise UsageError(asked, "the recipe stands second", f"write: lilliput apply {model} {recipe}")
     compress(
         model=model,
         recipe=recipe,

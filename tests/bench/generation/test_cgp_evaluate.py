@@ -57,6 +57,23 @@ def test_a_changed_record_is_seen(finished):
     assert changed["differences"] == [f"energy_pj is {changed['energy_pj']!r}, recorded {data['energy_pj']!r}"]
 
 
+def test_a_damaged_file_is_named_and_the_rest_is_measured(finished):
+    before = evaluate(finished)
+    first, second = (run / "solutions" / "01.txt" for run in runs_of(finished))
+    whole = first.read_text()
+    first.write_text(whole[: len(whole) // 2])
+    broken, fine = evaluate(finished)
+    assert (broken["run"], broken["solution"]) == (0, "01")
+    assert "error" not in broken
+    assert str(first) in broken["differences"][0]
+    assert fine == before[1]
+    with pytest.raises(ArtifactError):  # by itself it is an error
+        evaluate(first)
+    first.write_text(whole)
+    second.with_suffix(".json").write_text("{")
+    assert [bool(row["differences"]) for row in evaluate(finished)] == [False, True]
+
+
 def test_changed_weights_are_seen(finished):
     path = runs_of(finished)[0] / "weights.npz"
     with np.load(path) as found:
@@ -90,9 +107,10 @@ def test_what_cannot_be_evaluated_is_refused(finished, write, tmp_path):
         evaluate(loose)
     with pytest.raises(ArtifactError, match=r"1 inputs and 1 outputs; give a circuit for this problem: \d+ inputs"):
         evaluate(loose, of=runs_of(finished)[0])
-    (runs_of(finished)[0] / "solutions" / "01.txt").write_text("nothing")
+    damaged = runs_of(finished)[0] / "solutions" / "01.txt"
+    damaged.write_text("nothing")
     with pytest.raises(ArtifactError, match="this is not the text of a circuit"):
-        evaluate(finished)
+        evaluate(damaged)
     empty = tmp_path / "empty"
     begin(load(write()), empty)
     with pytest.raises(UsageError, match=f"there are none yet; go on: lilliput cgp continue {empty}"):
