@@ -156,12 +156,12 @@ def test_other_slots_around_it():
     assert e.with_grid(e.grid, torch.tensor([-2, -2, 3, 3])).bank is e.bank
     assert e.with_grid(e.grid, torch.tensor([-2, -1, 3, 3])).bank is None
     assert e.describe() == "8 bits, 3 values from 1 gates"
+    narrow = on_grid([1.0, -4.0]).with_bank(bank((3, 60))).with_grid(Grid.per_tensor(1.0, 0, 2, signed=True))
+    assert (narrow.values.tolist(), narrow.bank) == ([1, 1], None)  # no value of the bank has 2 bits
     with pytest.raises(UsageError, match="without a grid"):
         Encoding.of(torch.zeros(3)).with_bank(bank())
     with pytest.raises(UsageError, match="none is in the range"):
         on_grid([1.0, 0.0], bits=2).with_bank(bank((7, 9)))
-    with pytest.raises(UsageError, match="other integers"):
-        on_grid([1.0, 0.0]).with_bank(bank(), torch.tensor([3, 4]))
 
 
 def test_a_bank_says_what_is_wrong_with_it():

@@ -21,7 +21,10 @@ from lilliput.export.c import project
 from lilliput.graph.integer import runnable
 from lilliput.graph.interpreter import decode, quantize_input, run
 from lilliput.graph.lower import lower
+from lilliput.methods.weight_generation.codebook import clustered
+from lilliput.methods.weight_generation.problem import Problem
 from lilliput.methods.weight_generation.selection import of_layer
+from lilliput.methods.weight_generation.sizing import Sizes
 from lilliput.testing import tiny_model, tiny_task
 
 TASK = tiny_task(96)
@@ -324,3 +327,9 @@ def test_given_weights_that_several_circuits_read_count_once():
 def test_settings_that_contradict_each_other_are_refused(settings, found):
     with pytest.raises(RecipeError, match=found):
         ll.WeightGeneration(**settings)
+
+
+def test_a_loss_that_is_no_number_keeps_nothing():
+    sizes = Sizes.of([Problem.of_values([], [1, 2, 9])], [clustered], most=[3])
+    assert sizes.keeping(lambda solutions: float("nan"), 1.0) is None
+    assert sizes.keeping(lambda solutions: 0.0, 1.0) is not None

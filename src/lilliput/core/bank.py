@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import UsageError
+from lilliput.core.grid import Grid
 from lilliput.ops.cartesian_functions import MULTIPLEXER, limits
 from lilliput.ops.netlist import MOST_GATES, MOST_INPUTS, MOST_OUTPUTS, Netlist, sources
 
@@ -56,6 +57,11 @@ class Bank:
         """The first and the last place of `values` in each range; the last is before the first where none is."""
         values = self.values.to(low.device)
         return torch.searchsorted(values, low), torch.searchsorted(values, high, right=True) - 1
+
+    def reaches(self, grid: Grid) -> bool:
+        """Is there a value in the range of each slice that has bits?"""
+        first, last = self.within(*grid.range())
+        return not bool(((last < first) & (grid.bit_width > 0)).any())
 
     def nearest(self, real: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """int64: of the values in `low` to `high`, which broadcast, the nearest; of two the upper one."""

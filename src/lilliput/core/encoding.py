@@ -177,7 +177,8 @@ class Encoding:
         rows = grid if self.sharing is None else self._table_grid(grid)
         if values is None:
             source = self.decode() if self.sharing is None else self._float_table()
-            values = rows.quantize(source) if self.bank is None else self._rounded(grid, source)
+            reached = self.bank is not None and self.bank.reaches(grid)
+            values = self._rounded(grid, source) if reached else rows.quantize(source)
         elif (
             values.shape != self.values.shape
             or values.is_floating_point()
@@ -189,24 +190,14 @@ class Encoding:
             new = replace(new, bank=None)
         return new if self.sharing is None else new._compact()
 
-    def with_bank(self, bank: Bank, values: Tensor | None = None) -> "Encoding":
-        """Integers become values of the bank: the nearest, or the given ones. Shared tables are resolved."""
+    def with_bank(self, bank: Bank) -> "Encoding":
+        """Integers become the nearest values of the bank. Shared tables are resolved."""
         if self.grid is None:
             raise UsageError("values of a circuit", "a tensor without a grid", "quantize it first")
-        low, high = self.grid.range()
-        first, last = bank.within(low, high)
-        if bool(((last < first) & (self.grid.bit_width > 0)).any()):
+        if not bank.reaches(self.grid):
             raise UsageError("values of a circuit", "none is in the range of some channel", "make smaller values too")
         new = replace(self, sharing=None, bank=bank)
-        if values is None:
-            new = replace(new, values=_blank(new._rounded(self.grid, self.decode()), self.mask))
-        else:
-            if tuple(values.shape) != self.shape or values.is_floating_point():
-                raise UsageError("values of a circuit", f"{tuple(values.shape)}", f"give integers of {self.shape}")
-            new = replace(new, values=_blank(values.long().clone(), self.mask))
-        if not (new._fits(bank) and self.grid.holds(new.values, self.mask)):
-            raise UsageError("values of a circuit", "other integers", "give integers that it makes")
-        return new
+        return replace(new, values=_blank(new._rounded(self.grid, self.decode()), self.mask))
 
     def select(self, dim: int, index: Tensor) -> "Encoding":
         """The encoding of the chosen slices of dimension `dim`."""

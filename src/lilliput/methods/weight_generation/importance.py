@@ -10,6 +10,8 @@ from lilliput.core.artifact import Artifact
 from lilliput.core.errors import DataError
 from lilliput.core.task import Role, Task
 
+BATCH = 256
+
 
 def fisher(
     net: Artifact, task: Task, names: Sequence[str], *, role: Role = "calibration", samples: int = 128
@@ -40,9 +42,13 @@ def fisher(
 
 
 def mean_loss(net: Artifact, task: Task, *, role: Role = "calibration", samples: int = 128) -> float:
-    """The task's loss, over the first `samples` of the role together."""
-    data = task.data(role)
-    x, y = data.batch(torch.arange(min(samples, len(data))))
-    batch = (x.to(net.device), y.to(net.device) if isinstance(y, Tensor) else y)
-    with torch.no_grad():
-        return float(task.loss(task.forward(net.module.eval(), batch), task.target(batch)).mean())
+    """The mean of the task's loss over the first `samples` of the role."""
+    data, total = task.data(role), 0.0
+    count = min(samples, len(data))
+    for picks in torch.arange(count).split(BATCH):
+        x, y = data.batch(picks)
+        batch = (x.to(net.device), y.to(net.device) if isinstance(y, Tensor) else y)
+        with torch.no_grad():
+            loss = task.loss(task.forward(net.module.eval(), batch), task.target(batch)).mean()
+        total += float(loss) * len(picks) / count
+    return total

@@ -62,7 +62,7 @@ class Sizes:
         None if even the most values lose more.
         """
         best = [solved[-1] for solved in self.solutions]
-        if grows(best) > max_loss:
+        if not grows(best) <= max_loss:  # NaN keeps nothing
             return None
         low = math.log(max(1e-12, sum(row[-1] for row in self.losses)))
         high = math.log(max(1e-12, sum(row[0] for row in self.losses)))
@@ -70,7 +70,7 @@ class Sizes:
         for _ in range(TRIALS):
             middle = (low + high) / 2
             found = self.within(math.exp(middle))
-            if found is not None and grows(found) > max_loss:
+            if found is not None and not grows(found) <= max_loss:
                 high = middle
                 continue
             low = middle
