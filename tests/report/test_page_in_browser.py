@@ -9,6 +9,7 @@ from browser import Browser, chromium
 from lilliput.report.html.page import folder_page
 
 PHONE, DESK = 360, 1280
+ROUNDS = 50
 LONG = ".".join(["a_very_long_name_of_a_module_without_an_end"] * 5)
 
 
@@ -94,23 +95,35 @@ def test_rows_without_a_number_come_last(browser, results, tmp_path):
         assert column(browser, 9) == wanted
 
 
+def forget(browser, path, dark):
+    """Open a page that remembers nothing. Chromium stores late, and loses some of it if a page opens at once."""
+    for _ in range(ROUNDS):
+        browser.open(path, dark=dark)
+        if not browser.run("localStorage.length"):
+            return
+        browser.run("localStorage.clear()")
+    raise AssertionError("the browser does not forget")
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_switch_changes_the_colours_and_is_remembered(browser, results, tmp_path, dark):
     path = tmp_path / "page.html"
     results("classification").html(path)
-    browser.open(path, dark=dark)
-    browser.run("localStorage.clear()")
-    browser.open(path, dark=dark)
+    forget(browser, path, dark)
     colour = "getComputedStyle(document.body).backgroundColor"
-    before = browser.run(colour)
     assert browser.run("document.getElementById('theme').textContent") == ("Light" if dark else "Dark")
-    browser.run("document.getElementById('theme').focus()")
-    browser.press("Enter")
-    after = browser.run(colour)
-    assert after != before
-    browser.open(path, dark=dark)
-    assert browser.run(colour) == after
-    browser.run("localStorage.clear()")
+    for _ in range(ROUNDS):
+        before = browser.run(colour)
+        browser.run("document.getElementById('theme').focus()")
+        browser.press("Enter")
+        after = browser.run(colour)
+        assert after != before
+        browser.open(path, dark=dark)
+        if browser.run(colour) == after:
+            break
+    else:
+        raise AssertionError("no new page shows the colours that were chosen")
+    forget(browser, path, dark)
 
 
 def brightness(text):
