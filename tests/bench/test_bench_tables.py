@@ -176,6 +176,8 @@ def test_latex_escapes_what_it_would_obey(sections, finished):
     assert r"C\_D \textbar{} 2021" in table
     assert re.search(r"\d\.\d\d $\pm$ \d".replace("$", r"\$").replace(r"\pm", r"\\pm"), table)
     assert not re.search(r"(?<!\\)[%#_]", table)
+    assert re.search(r"& \$-\$\d", table), "a minus sign is not a hyphen"
+    assert not re.search(r"(?<!\S)\[?-[\d.]", table)
     body = [line for line in table.splitlines() if line.endswith(r"\\")]
     assert {len(re.split(r"(?<!\\)&", line)) for line in body} == {13}
 

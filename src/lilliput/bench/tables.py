@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,20 @@ def markdown(sections: Sequence[Section], plan: Mapping[str, Any]) -> str:
 
 def latex(sections: Sequence[Section], plan: Mapping[str, Any]) -> str:
     r"""A plain tabular for each model, for \input in a document; what the numbers mean is in comments above it."""
-    lines: list[str] = []
+    lines = [r"% wider than a page of text: \resizebox{\textwidth}{!}{\input{table.tex}}, with the package graphicx"]
     for section in sections:
-        header, *body = [
-            ["".join(TEX.get(c, c) for c in cell) for cell in row] for row in cells(section, plan["baseline"])
-        ]
+        header, *body = [[_escaped(cell) for cell in row] for row in cells(section, plan["baseline"])]
         columns = "".join("l" if name in WORDS else "r" for name in header)
         lines += [f"% {section.model}", *(f"% {note}" for note in notes(section, plan))]
         lines += [f"\\begin{{tabular}}{{{columns}}}", "\\hline", " & ".join(header) + r" \\", "\\hline"]
         lines += [" & ".join(row) + r" \\" for row in body]
         lines += ["\\hline", "\\end{tabular}", ""]
     return "\n".join(lines)
+
+
+def _escaped(cell: str) -> str:
+    text = "".join(TEX.get(c, c) for c in cell)
+    return "--" if text == "-" else re.sub(r"(?<!\S)(\[?)-(?=[\d.])", r"\1$-$", text)
 
 
 def comma_separated(sections: Sequence[Section]) -> str:
