@@ -54,6 +54,14 @@ def test_what_is_noted_is_what_the_network_holds(run):
     assert len(noted["depths"]) == noted["depth"]
 
 
+def test_the_table_of_layers_says_how_many_values_there_are(run):
+    values = run.artifact.encoding("0.weight").bank.values
+    assert [row["clusters"] for row in run.details["layers"]] == [[len(values)] * 2, [len(values)] * 2, None]
+    table = Page(page(run._source()))
+    rows = table.rows(table.all("table", "layers")[0])
+    assert [row[5] for row in rows[-3:]] == [str(len(values)), str(len(values)), ""]
+
+
 def test_weights_of_channels_without_bits_do_not_count(run):
     e = run.artifact.encoding("2.weight")
     grid = e.grid

@@ -111,6 +111,7 @@ def _stored(encoding: Encoding) -> dict[str, Any]:
     values = encoding.decode()
     bits = [32] if encoding.grid is None else torch.unique(encoding.grid.bit_width).tolist()
     sizes = [] if encoding.sharing is None else torch.unique(encoding.sharing.sizes).tolist()
+    sizes = [len(encoding.bank.values)] if encoding.bank is not None else sizes
     return {
         "shape": list(encoding.shape),
         "stored": encoding.describe(),
