@@ -3,7 +3,8 @@
     LILLIPUT_TEST_DATA=folder python benchmarks/mnist_record.py [part of a row's name]
 
 Every row trains a fresh network (BatchNorm, then folded), puts it on coarse grids, and trains the integers at a size
-(`fine_tune` with `max_bytes`). The last 5,000 training images choose, the 10,000 test images are read once, by the
+(`fine_tune` with `max_bytes`). Rows with a teacher train that wider network first; its time counts as theirs. The last
+5,000 training images choose, the 10,000 test images are read once, by the
 network that `lilliput.load` makes of the written file. Bytes are those of that whole file, which holds the graph and no
 names. One thread. Writes results/mnist_record.json, and the smallest file of at least 99% beside it.
 """
@@ -14,8 +15,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,11 @@ class Plain(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`epochs` in float, then `tuning` in integers at `max_bytes` (of the file with names, without its graph)."""
+    """`epochs` in float, then `tuning` in integers at `max_bytes` (of the file with names, without its graph).
+
+    `steps` are those of single layers, in place of `step`. The float network teaches, or one of `teacher` channels that
+    trains for `teaching` epochs. Images of the tuning are moved by the share `moved` of what they are in float.
+    """
 
     widths: tuple[int, ...]
     pooled: tuple[int, ...]
@@ -74,7 +80,13 @@ class Row:
     epochs: int
     tuning: int
     step: float = 1.0
+    steps: Mapping[str, float] = field(default_factory=dict[str, float])
     step_rate: float = 0.012
+    teacher: tuple[int, ...] = ()
+    teaching: int = 12
+    distillation: float = 0.5
+    temperature: float = 2.0
+    moved: float = 0.0
 
 
 def rows() -> dict[str, Row]:
@@ -84,9 +96,9 @@ def rows() -> dict[str, Row]:
     }
 
 
-def moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Turned by up to 6 degrees, moved by up to 1.4 pixels, zoomed by up to 7%."""
-    return affine(x, 6.0, 1.4, (0.93, 1.07), generator)
+def moved(x: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+    """Turned by up to 6 degrees, moved by up to 1.4 pixels, zoomed by up to 7%; or by a share of all that."""
+    return affine(x, 6.0 * share, 1.4 * share, (1 - 0.07 * share, 1 + 0.07 * share), generator)
 
 
 class Spoken(Progress):
@@ -96,41 +108,46 @@ class Spoken(Progress):
         print(f"    {text}", flush=True)
 
 
-def made(row: Row, task: Task, seed: int, precision: str = "bfloat16") -> tuple[Artifact, float]:
-    """The network of a row, and the validation accuracy of the float one."""
+def in_float(widths: tuple[int, ...], row: Row, task: Task, seed: int, **more: Any) -> tuple[Artifact, Context, float]:
+    """A fresh network trained in float, what it was trained with, and its validation accuracy."""
     torch.manual_seed(seed)
-    net = Artifact.of(Plain(row.widths, row.pooled), task.spec)
+    net = Artifact.of(Plain(widths, row.pooled), task.spec)
     for weight in net.module.parameters():  # channels last: twice as fast on few channels
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    first = FitSettings(
-        epochs=row.epochs,
-        learning_rate=1e-2,
-        weight_decay=1e-2,
-        schedule="one_cycle",
-        distillation=0.0,
-        keep="last",
-        precision=precision,
-    )
+    usual = {"learning_rate": 1e-2, "weight_decay": 1e-2, "schedule": "one_cycle", "keep": "last", "distillation": 0.0}
     context = Context.of(task, net.module, seed=seed, progress=Spoken())
-    fitted = fit(net, task, first, generator=context.generator, progress=context.progress)
+    found = fit(net, task, FitSettings(**{**usual, **more}), generator=context.generator, progress=context.progress)
+    return net, context, found.history[-1]["validation_score"]
+
+
+def made(row: Row, task: Task, seed: int, precision: str = "bfloat16") -> tuple[Artifact, float]:
+    """The network of a row, and the validation accuracy of the float one."""
+    teacher: nn.Module | None = None
+    if row.teacher:
+        more = {"epochs": row.teaching, "learning_rate": 5e-3, "precision": precision}
+        teacher = in_float(row.teacher, row, task, 1000 + seed, **more)[0].module
+    net, context, score = in_float(row.widths, row, task, seed, epochs=row.epochs, precision=precision)
     apply_checked_(ll.FoldBatchNorm(), net, context)
-    task = replace(task, augment=None)  # so few bits learn the images that there are, and none by heart
-    teacher = copy.deepcopy(net.module)  # the float network; `net` will be rounded
+    # so few bits learn the images that there are; only a long training learns them by heart
+    task = replace(task, augment=partial(moved, share=row.moved) if row.moved else None)
+    if teacher is None:
+        teacher = copy.deepcopy(net.module)  # the float network; `net` will be rounded
     context = Context.of(task, teacher, seed=seed, progress=Spoken())
     tune = ll.FineTune(
         epochs=row.tuning,
         max_bytes=row.max_bytes,
         step_rate=row.step_rate,
         learning_rate=1e-3,
-        distillation=0.5,
-        temperature=2.0,
+        distillation=row.distillation,
+        temperature=row.temperature,
         keep="last",
         precision=precision,
     )
-    for method in (ll.CoarseGrids(step=row.step), tune):
+    grids = ll.CoarseGrids(step=row.step, overrides={layer: {"step": step} for layer, step in row.steps.items()})
+    for method in (grids, tune):
         apply_checked_(method, net, context)
-    return net, fitted.history[-1]["validation_score"]
+    return net, score
 
 
 def right(module: Callable[[Any], Tensor], task: Task, role: Role) -> float:

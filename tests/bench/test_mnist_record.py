@@ -39,10 +39,14 @@ def mnist(published_data) -> Task:
     return tasks.image_classification("mnist")(data_root=published_data)
 
 
-def test_the_recipe_runs_on_a_few_batches_and_its_file_gives_what_was_trained(record, mnist):
+TAUGHT = {"teacher": (6, 6, 8), "teaching": 1, "moved": 0.5, "steps": {"convs.0": 3.0}, "distillation": 0.9}
+
+
+@pytest.mark.parametrize("more", [{}, TAUGHT], ids=["alone", "taught"])
+def test_the_recipe_runs_on_a_few_batches_and_its_file_gives_what_was_trained(record, mnist, more):
     few = {role: mnist.data(role).subset(torch.arange(512)) for role in ("train", "validation", "test")}
     task = replace(mnist, augment=record.moved, **few)
-    row = record.Row(widths=(4, 4, 6), pooled=(1,), max_bytes=700, epochs=2, tuning=2)
+    row = record.Row(widths=(4, 4, 6), pooled=(1,), max_bytes=700, epochs=2, tuning=2, **more)
     net, _ = record.made(row, task, 0, "float32")
     data = stored.dumps(net, names=False)
     assert len(data) <= 700
