@@ -39,7 +39,7 @@ def mnist(published_data) -> Task:
     return tasks.image_classification("mnist")(data_root=published_data)
 
 
-TAUGHT = {"teacher": (6, 6, 8), "teaching": 1, "moved": 0.5, "steps": {"convs.0": 3.0}, "distillation": 0.9}
+TAUGHT = {"teacher": (6, 6, 8), "teaching": 1, "moved": 0.5, "steps": {"convs.0": 3.0}, "distillation": 0.9, "tries": 2}
 
 
 @pytest.mark.parametrize("more", [{}, TAUGHT], ids=["alone", "taught"])
