@@ -73,6 +73,8 @@ GENTLE = partial(
     precision="bfloat16",
     keep="last",
 )
+TAUGHT = partial(GENTLE, distillation=0.95, temperature=4.0)
+"""Nearly all of the loss by the float network, softly, in place of half of it."""
 
 
 def retrained(epochs):
@@ -133,6 +135,31 @@ def rows():
             *retrained(13),
             ll.RateDistortion(max_bytes=51_500),
             GENTLE(max_bytes=50_000),
+        ],
+        "self-compression, at most 60 kB, 13 epochs of SGD blended, taught": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=61_000),
+            TAUGHT(max_bytes=60_000),
+        ],
+        "self-compression, at most 50 kB, 13 epochs of SGD blended, taught": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=51_500),
+            TAUGHT(max_bytes=50_000),
+        ],
+        "self-compression, at most 48 kB, 13 epochs of SGD blended, taught": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=49_500),
+            TAUGHT(max_bytes=48_000),
+        ],
+        "self-compression, at most 40 kB, 13 epochs of SGD blended, taught": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=42_500),
+            TAUGHT(max_bytes=40_000),
+        ],
+        "self-compression, at most 50 kB, 13 epochs of SGD blended, taught for 20 epochs": [
+            *retrained(13),
+            ll.RateDistortion(max_bytes=51_500),
+            TAUGHT(max_bytes=50_000, epochs=20),
         ],
         "self-compression, at most 40 kB, 13 epochs of SGD blended": [
             *retrained(13),
